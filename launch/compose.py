@@ -1,0 +1,189 @@
+"""From the words of a command line to a checked `Experiment`.
+
+Hydra composes the files of `conf/`; the types are then checked here against the dataclasses, so that one message says
+everything that is wrong. Values are given to Hydra as `++key=value`: its own check of keys stops at the first
+unknown one and would accept it after a `+`, so keys are checked against the schema instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from launch.schema import closest, known_keys, nearest_key, typed
+from tandem.config import Experiment
+from tandem.errors import ConfigurationError
+from tandem.validate import validate
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+CONFIG_NAME = "config"
+# What a run is called, where it is kept and who watches it do not change what it computes.
+NOT_MEANING = ("name", "runs_dir", "dry_run", "tracking", "platform")
+
+
+def groups() -> dict[str, list[str]]:
+    """The options of each group in `conf/`; files that start with `_` are shared parts, not options."""
+    found = {}
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
+        files = sorted(folder.rglob("*.yaml"))
+        options = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+        found[folder.name] = [option for option in options if not option.rpartition("/")[2].startswith("_")]
+    return found
+
+
+def compose(overrides: Sequence[str]) -> Experiment:
+    """The experiment that `key=value` words describe. Raises `ConfigurationError` with all that is wrong."""
+    problems: list[str] = []
+    choices, values = _sort(overrides, problems)
+    known = known_keys(_composed(choices, problems))
+    accepted = []
+    for key, word in values:
+        if key in known or key.startswith("hydra"):
+            accepted.append(word)
+        else:
+            problems.append(f"unknown key {key}{nearest_key(key, [*known, *groups()])}")
+    return _experiment(_composed(choices + accepted, problems), problems)
+
+
+def compose_all(jobs: Sequence[Sequence[str]]) -> list[Experiment]:
+    """The experiments of several jobs. Raises `ConfigurationError` with what is wrong with any of them."""
+    experiments, problems = [], []
+    for job in jobs:
+        try:
+            experiments.append(compose(job))
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(list(dict.fromkeys(problems)))
+    return experiments
+
+
+def from_container(data: Mapping[str, Any]) -> Experiment:
+    """The experiment in a composed and resolved configuration. Raises `ConfigurationError` with all that is wrong."""
+    return _experiment(data, [])
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The jobs of a multirun, as the overrides of each, in the order in which Hydra runs them."""
+    axes = []
+    for word in overrides:
+        parsed = _parse(word)
+        if isinstance(parsed, str):
+            raise ConfigurationError([parsed])
+        if parsed.is_discrete_sweep():
+            axes.append([f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()])
+        else:
+            axes.append([word])
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def for_hydra(overrides: Sequence[str]) -> list[str]:
+    """The same overrides, all in the form that Hydra accepts without checking keys itself."""
+    problems: list[str] = []
+    choices, values = _sort(overrides, problems, sweeps=True)
+    if problems:
+        raise ConfigurationError(problems)
+    return choices + [word for _, word in values]
+
+
+def configuration_hash(experiment: Experiment) -> str:
+    """16 hexadecimal digits that differ when two experiments do not compute the same."""
+    meaning = {key: value for key, value in asdict(experiment).items() if key not in NOT_MEANING}
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """The whole configuration, resolved."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(experiment))
+
+
+def _parse(word: str) -> Any:
+    """Hydra's reading of one override, or the problem with it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return f"cannot read {word!r}: write key=value, and quote a value with special characters: 'key=\"a, b\"'"
+
+
+def _sort(
+    overrides: Sequence[str], problems: list[str], sweeps: bool = False
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Choices of group options, and values as (key, word for Hydra); what is neither goes to the problems."""
+    options = groups()
+    choices: list[str] = []
+    values: list[tuple[str, str]] = []
+    for word in overrides:
+        parsed = _parse(word)
+        if isinstance(parsed, str):
+            problems.append(parsed)
+            continue
+        key, plain = parsed.key_or_group, word.lstrip("+")
+        if parsed.is_delete():
+            problems.append(f"{word}: a key cannot be deleted; set it to another value, or null where that is allowed")
+        elif parsed.package is not None:
+            problems.append(f"{word}: a group has one place, so write {key}=… without @")
+        elif parsed.is_sweep_override() and not sweeps:
+            problems.append(f"{word} asks for several runs: add -m, or write one list as {key}=[…]")
+        elif key.startswith("hydra/"):
+            choices.append(plain)
+        elif key not in options:
+            values.append((key, f"++{plain}"))
+        elif parsed.is_sweep_override() or parsed.value() in options[key] or plain == "experiment=null":
+            choices.append(plain)
+        else:
+            value = parsed.get_value_element_as_str()
+            listed = ", ".join(options[key])
+            problems.append(f"{key}={value} is not an option of {key} ({listed}){closest(value, options[key])}")
+    return choices, values
+
+
+def _composed(words: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    """What Hydra makes of the words, resolved; a refusal goes to the problems, and the defaults stand in for it."""
+    data, problem = _composed_once(tuple(words))
+    if problem is None:
+        return data
+    problems.append(problem)
+    return _composed([], problems)
+
+
+@lru_cache(maxsize=64)  # the jobs of a multirun share their choices of options
+def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra_compose(CONFIG_NAME, overrides=list(words))
+            return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), None
+    except (HydraException, OmegaConfBaseException) as error:
+        if not words:
+            raise
+        return {}, _first_lines(error)
+
+
+def _first_lines(error: Exception) -> str:
+    """The gist of Hydra's or OmegaConf's message: the key, and the first lines of the error and of its cause."""
+    said = [str(problem).strip().partition("\n")[0] for problem in (error, error.__cause__) if problem]
+    return ": ".join(dict.fromkeys([*filter(None, [getattr(error, "full_key", None), *said])]))
+
+
+def _experiment(data: Mapping[str, Any], problems: list[str]) -> Experiment:
+    experiment = typed(data, problems)
+    problems += validate(experiment)
+    if problems:
+        raise ConfigurationError(list(dict.fromkeys(problems)))
+    return experiment

@@ -1,0 +1,211 @@
+"""The step graph: what a run consists of, in which order it is done, and what of it is done already.
+
+A step is a pure function of its configuration and its inputs. Its fingerprint says what it means, so that whatever has
+the same meaning is computed once and found afterwards, by any run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launch.progress import Display, duration
+from launch.store import Interrupted, Store, append_line
+
+__all__ = ["Context", "Interrupted", "Step", "describe", "execute", "topological"]
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One computation of a run.
+
+    `config` is JSON-able and holds only what gives the step its meaning: no paths, no launcher, no tracking.
+    `version` is raised by the author of `run` when the same configuration comes to mean something else.
+    `name`, `size` and `estimate_s` are for people and are not part of the fingerprint.
+    """
+
+    kind: str
+    name: str
+    version: int
+    config: Mapping[str, Any]
+    run: Callable[[Context], None]
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+    size: str = ""
+    estimate_s: float | None = None
+
+    @cached_property
+    def meaning(self) -> Record:
+        """What is hashed. Raises `TypeError` if the configuration is not plain JSON."""
+        inputs = {role: step.fingerprint for role, step in self.inputs.items()}
+        return {"kind": self.kind, "version": self.version, "config": dict(self.config), "inputs": inputs}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of `meaning` as canonical JSON."""
+        text = json.dumps(self.meaning, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Context:
+    """What a running step sees of the world.
+
+    `out` is the step's working directory, the same again when an unfinished step is resumed: a checkpoint left there is
+    found there. `inputs` are the directories of its finished inputs, to be read only.
+    """
+
+    inputs: Mapping[str, Path]
+    out: Path
+    name: str
+    display: Display
+    sink: Callable[[Record], None] = lambda record: None
+    should_stop: Callable[[], bool] = lambda: False
+
+    def log(self, **metrics: Any) -> None:
+        """Append one record to the step's own `metrics.jsonl`, and hand it to the run's.
+
+        A step resumed from a checkpoint logs again what it repeats: a reader keeps the last record of a training step.
+        """
+        record = {"step_name": self.name, "time": round(time.time(), 3), **metrics}
+        append_line(self.out / "metrics.jsonl", record)
+        self.sink(record)
+
+    def progress(self, done: float, total: float, **shown: Any) -> None:
+        """Show how far the step is: `done` of `total`, and whatever else is worth a glance (loss, rate)."""
+        self.display.update(self.name, done, total, **shown)
+
+
+def topological(targets: Iterable[Step]) -> list[Step]:
+    """Every step that the targets rest on, inputs first; of steps that mean the same, the first.
+
+    Raises `ValueError` if two steps that mean different things have one name.
+    """
+    steps: dict[str, Step] = {}
+    names: dict[str, str] = {}
+
+    def visit(step: Step) -> None:
+        if names.setdefault(step.name, step.fingerprint) != step.fingerprint:
+            raise ValueError(f"two different steps are named {step.name!r}")
+        if step.fingerprint not in steps:
+            for needed in step.inputs.values():
+                visit(needed)
+            steps[step.fingerprint] = step
+
+    for target in targets:
+        visit(target)
+    return list(steps.values())
+
+
+def _needed(targets: list[Step], store: Store) -> set[str]:
+    """Fingerprints of the targets, and of the inputs of whatever among them is not finished."""
+    needed: set[str] = set()
+    waiting = list(targets)
+    while waiting:
+        step = waiting.pop()
+        if step.fingerprint not in needed:
+            needed.add(step.fingerprint)
+            if store.find(step) is None:
+                waiting.extend(step.inputs.values())
+    return needed
+
+
+def execute(
+    targets: Iterable[Step],
+    store: Store,
+    sink: Callable[[Record], None] = lambda record: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    display: Display | None = None,
+) -> dict[str, Path]:
+    """Bring every target about and return the directories of all finished steps met, by step name.
+
+    Finished steps are found and not run; inputs that nothing unfinished needs are not made again. `sink` receives every
+    record that a step logs. Raises `Interrupted` once `should_stop()` is true, with all unfinished work kept.
+    """
+    display = display or Display()
+    targets = list(targets)
+    needed = _needed(targets, store)
+    found: dict[str, Path] = {}
+    for step in topological(targets):
+        directory = store.find(step)
+        if directory is None and step.fingerprint in needed:
+            if should_stop():
+                raise Interrupted(step.name)
+            directory = _perform(step, store, found, sink, should_stop, display)
+        elif directory is None:
+            display.line(f"skipped  {step.name}: not needed any more")
+        else:
+            store.record("found", step)
+            display.line(f"found    {step.name} ({step.fingerprint})")
+        if directory is not None:
+            found[step.fingerprint] = directory
+    return {step.name: found[step.fingerprint] for step in _all(targets) if step.fingerprint in found}
+
+
+def _all(targets: Iterable[Step]) -> Iterable[Step]:
+    """Every step, also those that mean the same under another name."""
+    for step in targets:
+        yield from _all(step.inputs.values())
+        yield step
+
+
+def _perform(
+    step: Step,
+    store: Store,
+    found: Mapping[str, Path],
+    sink: Callable[[Record], None],
+    should_stop: Callable[[], bool],
+    display: Display,
+) -> Path:
+    with store.claim(step, should_stop, display.line) as claim:
+        if claim.finished is not None:
+            store.record("found", step)
+            display.line(f"found    {step.name} ({step.fingerprint}), made by another process")
+            return claim.finished
+        verb = "resuming" if claim.resumed else "running "
+        about = f", {step.size}" if step.size else ""
+        display.line(f"{verb} {step.name} ({step.fingerprint}{about})")
+        inputs = {role: found[needed.fingerprint] for role, needed in step.inputs.items()}
+        began = time.monotonic()
+        try:
+            step.run(Context(inputs, claim.work, step.name, display, sink, should_stop))
+        except Interrupted:
+            raise Interrupted(step.name) from None
+        finally:
+            display.clear()
+        seconds = time.monotonic() - began
+        directory = claim.finish(seconds)
+    display.line(f"done     {step.name} in {duration(seconds)}")
+    return directory
+
+
+def describe(targets: Iterable[Step], store: Store) -> str:
+    """The dry run: a table of all steps with their state, size and estimated time. Writes nothing."""
+    targets = list(targets)
+    needed = _needed(targets, store)
+    rows = [("step", "fingerprint", "state", "size", "estimate")]
+    total = 0.0
+    unknown = 0
+    for step in topological(targets):
+        state = store.state(step)
+        if state != "done" and step.fingerprint not in needed:
+            state = "not needed"
+        estimate = ""
+        if state in ("to run", "partial"):
+            estimate = "?" if step.estimate_s is None else duration(step.estimate_s)
+            total += step.estimate_s or 0.0
+            unknown += step.estimate_s is None
+        rows.append((step.name, step.fingerprint, state, step.size, estimate))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    to_run = sum(row[2] in ("to run", "partial") for row in rows)
+    more = f", and {unknown} without an estimate" if unknown else ""
+    lines.append(f"{to_run} of {len(rows) - 1} steps to run, estimated {duration(total)}{more}")
+    return "\n".join(lines)

@@ -1,0 +1,182 @@
+"""The entry point: `uv run launch/run.py model=tandem_bison_gecko train=distil`; `--help` says the rest.
+
+Exit codes: 0 done, 1 the world failed, 2 the configuration is refused, 130 and 143 interrupted (the same command
+goes on), 141 whoever read the output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tandem.config import Experiment
+from tandem.errors import ConfigurationError, UserError
+
+PROGRAM = "uv run launch/run.py"
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into a request to stop after a checkpoint, and the second into an exit."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        # print() is not safe inside a signal handler.
+        os.write(2, b"\nstopping after a checkpoint; once more stops at once\n")
+
+
+def run_directory(experiment: Experiment) -> Path:
+    """Where a run's files go: the same for the same configuration, so that a rerun finds them."""
+    from launch.compose import configuration_hash
+
+    identity = f"{experiment.model.name}-{experiment.train.name}-{configuration_hash(experiment)[:8]}"
+    return Path(experiment.runs_dir).expanduser() / (experiment.name or identity)
+
+
+def run(experiment: Experiment, stop: Callable[[], bool]) -> None:
+    """Do what the experiment says, or with `dry_run` print it."""
+    from launch.compose import configuration_hash, to_yaml
+    from launch.experiment import build  # type: ignore[import-not-found]
+    from launch.graph import describe, execute
+    from launch.store import Store, append_line, make_directory, write_text_atomic
+
+    runs_dir = Path(experiment.runs_dir).expanduser()
+    store = Store(runs_dir / "store")
+    directory = run_directory(experiment)
+    first_line = f"# configuration {configuration_hash(experiment)}\n"
+    _refuse_another_run(directory, first_line)
+    targets = build(experiment)
+    if experiment.dry_run:
+        print(describe(targets, store))
+        return
+    make_directory(directory)
+    write_text_atomic(directory / "config.yaml", first_line + to_yaml(experiment))
+    execute(targets, store, lambda record: append_line(directory / "metrics.jsonl", record), stop)
+
+
+def _refuse_another_run(directory: Path, first_line: str) -> None:
+    """One directory holds one configuration; only a `name` given twice can break that."""
+    from launch.store import world_errors
+
+    try:
+        with world_errors(directory), open(directory / "config.yaml", encoding="utf-8") as file:
+            same = file.readline() == first_line
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not same:
+        problem = f"name={directory.name}: {directory} holds a run of another configuration; choose another name"
+        raise ConfigurationError([problem])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if {"-h", "--help"} & set(arguments):
+        from launch.usage import usage
+
+        print(usage(PROGRAM))
+        return 0
+    options = _parse(arguments)
+    from launch.compose import compose_all, expand, to_yaml
+
+    # Every job of a multirun is checked before the first one starts.
+    experiments = compose_all(expand(options.overrides) if options.multirun else [options.overrides])
+    if options.cfg:
+        print("---\n".join(to_yaml(experiment) for experiment in experiments), end="")
+        return 0
+    with Stop() as stop:
+        if options.multirun:
+            return _multirun(options.overrides, stop)
+        return _guarded(experiments[0], stop)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ConfigurationError([f"{message}; --help shows what there is"])
+
+    parser = Parser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    return parser.parse_intermixed_args(arguments)
+
+
+def _guarded(experiment: Experiment, stop: Stop) -> int:
+    """Run one experiment; the exit code, with one line on standard error unless it is 0."""
+    from launch.graph import Interrupted
+
+    try:
+        run(experiment, stop)
+    except Interrupted as interruption:
+        print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
+        return 128 + stop.signal
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _multirun(overrides: Sequence[str], stop: Stop) -> int:
+    """Hand the jobs to Hydra's launcher; the worst of their exit codes."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    from launch.compose import CONF, CONFIG_NAME, for_hydra, from_container
+
+    codes: list[int] = []
+
+    @hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base="1.3")
+    def job(config: object) -> None:
+        if not stop():
+            data = OmegaConf.to_container(config, resolve=True)  # type: ignore[arg-type]
+            codes.append(_guarded(from_container(data), stop))  # type: ignore[arg-type]
+
+    sys.argv[1:] = ["--multirun", *for_hydra(overrides)]
+    job()  # type: ignore[call-arg]
+    return max(codes, default=0)
+
+
+def command_line() -> int:
+    """`main` with every way out turned into an exit code and at most one line."""
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit; that must not fail as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())

@@ -1,0 +1,116 @@
+"""A composed configuration against the dataclasses: which keys there are, and values of the right types."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any, cast
+
+from tandem.config import Experiment
+from tandem.validate import nearest
+
+
+def typed(data: Mapping[str, Any], problems: list[str]) -> Experiment:
+    """The experiment in a resolved configuration; what does not fit goes to the problems and keeps its default."""
+    from omegaconf import OmegaConf
+
+    return cast(Experiment, OmegaConf.to_object(_fill(Experiment, data, "", problems, known_keys(data))))
+
+
+def known_keys(data: Mapping[str, Any], cls: type = Experiment, where: str = "") -> list[str]:
+    """Every dotted key of the schema; of its dictionaries, the entries that `data` has."""
+    keys = []
+    for name, hint in typing.get_type_hints(cls).items():
+        key, value = f"{where}{name}", data.get(name)
+        inner = value if isinstance(value, Mapping) else {}
+        if is_dataclass(hint):
+            keys += known_keys(inner, cast(type, hint), f"{key}.")
+        else:
+            keys.append(key)
+            if typing.get_origin(hint) is dict:
+                for entry, fields in inner.items():
+                    fields = fields if isinstance(fields, Mapping) else {}
+                    keys += [f"{key}.{entry}", *known_keys(fields, typing.get_args(hint)[1], f"{key}.{entry}.")]
+    return keys
+
+
+def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], known: Sequence[str]) -> Any:
+    """`data` as a typed configuration of dataclass `cls`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    node = OmegaConf.structured(cls)
+    hints = typing.get_type_hints(cls)
+    for name, value in data.items():
+        key, hint = f"{where}{name}", hints.get(name)
+        if hint is None:
+            problems.append(f"unknown key {key}{nearest_key(key, known)}")
+        elif is_dataclass(hint) or typing.get_origin(hint) is dict:
+            if not isinstance(value, Mapping):
+                problems.append(f"{key}={value} must be a group of keys")
+            elif is_dataclass(hint):
+                node[name] = _fill(cast(type, hint), value, f"{key}.", problems, known)
+            else:
+                element = typing.get_args(hint)[1]
+                for entry, entry_value in value.items():
+                    wrong = not isinstance(entry_value, Mapping)
+                    if wrong:
+                        problems.append(f"{key}.{entry}={entry_value} must be a group of keys")
+                    fields = {} if wrong else entry_value
+                    node[name][entry] = _fill(element, fields, f"{key}.{entry}.", problems, known)
+        else:
+            # `train.gamma=2` for a list of one.
+            single = _is_list(hint) and value is not None and not isinstance(value, list)
+            try:
+                node[name] = [value] if single else value
+            except OmegaConfBaseException:
+                shown = "null" if value is None else value
+                problems.append(f"{key}={shown} must be {_allowed(hint, str(value))}")
+    return node
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """The nearest key; one that ends in the same word, in the same group if there is one, comes first."""
+    known = list(dict.fromkeys(known))
+    group, _, last = key.rpartition(".")
+    same = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
+    same_group = [candidate for candidate in same if group and candidate.split(".")[0] == key.split(".")[0]]
+    if same:
+        ranked = difflib.get_close_matches(key, same_group or same, n=1, cutoff=0.0)
+        return f"; did you mean {ranked[0]}?"
+    return nearest(key, known)
+
+
+def closest(value: str, options: Sequence[str]) -> str:
+    """`; did you mean …?`, for a message that has named the options already."""
+    close = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """The alternatives of an optional type."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    yield from typing.get_args(hint) if union else (hint,)
+
+
+def _is_list(hint: Any) -> bool:
+    return any(typing.get_origin(part) is list for part in _parts(hint))
+
+
+def _allowed(hint: Any, value: str) -> str:
+    """What a type allows, in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    allowed, hint_at = [], ""
+    for part in _parts(hint):
+        element = typing.get_args(part)[0] if typing.get_origin(part) is list else part
+        if isinstance(element, type) and issubclass(element, Enum):
+            options = [member.value for member in element]
+            text, hint_at = f"one of {', '.join(options)}", closest(value, options)
+        else:
+            text = words[element]
+        allowed.append(f"{text} or a list of such" if element is not part else text)
+    return " or ".join(allowed) + hint_at

@@ -1,0 +1,237 @@
+"""The store of finished steps: a directory a step, found by fingerprint.
+
+    <root>/<kind>-<fingerprint>/            a finished step: its files, and step.json saying what it is
+    <root>/<kind>-<fingerprint>.partial/    work in progress, or what an interrupted process left to resume from
+    <root>/locks/<kind>-<fingerprint>.lock  held (flock) by the process that works on the step
+    <root>/log.jsonl                        which step was run, resumed, found, interrupted or failed, in order
+
+The kernel drops a flock when its holder dies, so a dead process never blocks a step.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tandem.errors import EnvironmentFailure
+
+if TYPE_CHECKING:
+    from launch.graph import Step
+
+POLL_S = 0.2
+
+
+class Interrupted(Exception):
+    """A step was asked to stop, saved what it had, and can be resumed."""
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text under a temporary name, then rename it. Raises `EnvironmentFailure` if the disk is full."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with world_errors(path):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append one line of JSON, whole or not at all, visible to readers at once."""
+    line = (json.dumps(value) + "\n").encode()
+    with world_errors(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            written = os.write(descriptor, line)
+            if written < len(line):  # the disk filled up within the line
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        finally:
+            os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents. Raises `EnvironmentFailure` if that cannot be."""
+    with world_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise EnvironmentFailure(f"cannot make the directory {path}: a file is in the way") from error
+
+
+@contextmanager
+def world_errors(path: Path) -> Iterator[None]:
+    """Turn a full or forbidden disk into an `EnvironmentFailure` that names the path; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        where = getattr(error, "filename", None) or path
+        number = error.errno if isinstance(error, OSError) else None
+        # Libraries that write from native code report a full disk only in words.
+        if number == errno.ENOSPC or (number is None and "No space left on device" in str(error)):
+            message = f"the disk is full: cannot write {where}; {_free(path)}"
+        elif number == errno.EDQUOT:
+            message = f"the disk quota is used up: cannot write {where}"
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS) and getattr(error, "filename", None):
+            message = f"no permission for {where}"
+        else:
+            raise
+        raise EnvironmentFailure(message) from error
+
+
+def _free(path: Path) -> str:
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB are free there. Make room, and the same command goes on"
+
+
+@dataclass
+class Claim:
+    """The right to work on one step, held until its `with` block ends."""
+
+    store: Store
+    step: Step
+    work: Path
+    # Set when another process finished the step while this one waited; then there is nothing to do.
+    finished: Path | None = None
+    resumed: bool = False
+    started: float = field(default_factory=time.time)
+
+    def finish(self, seconds: float) -> Path:
+        """Declare the step done: write step.json and move the work to its final name, in one rename."""
+        about = {
+            **self.step.meaning,
+            "fingerprint": self.step.fingerprint,
+            "name": self.step.name,
+            "seconds": round(seconds, 3),
+            "started": round(self.started, 3),
+            "host": socket.gethostname(),
+        }
+        write_json_atomic(self.work / "step.json", about)
+        final = self.store.directory(self.step)
+        with world_errors(final):
+            os.rename(self.work, final)
+        return final
+
+
+class Store:
+    """Finished and unfinished steps under `root`, which is made when the first step is run."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def directory(self, step: Step) -> Path:
+        return self.root / f"{step.kind}-{step.fingerprint}"
+
+    def partial(self, step: Step) -> Path:
+        return self.root / f"{step.kind}-{step.fingerprint}.partial"
+
+    def lock(self, step: Step) -> Path:
+        return self.root / "locks" / f"{step.kind}-{step.fingerprint}.lock"
+
+    def find(self, step: Step) -> Path | None:
+        """The directory of the finished step, or None if it is not finished or its step.json does not say so."""
+        directory = self.directory(step)
+        try:
+            about = json.loads((directory / "step.json").read_text(encoding="utf-8"))
+            intact = about["fingerprint"] == step.fingerprint
+        except (OSError, ValueError, KeyError, TypeError):
+            intact = False
+        return directory if intact else None
+
+    def state(self, step: Step) -> str:
+        """One of `done`, `partial` (something to resume from), `to run`."""
+        if self.find(step) is not None:
+            return "done"
+        return "partial" if self.partial(step).is_dir() else "to run"
+
+    def record(self, event: str, step: Step) -> None:
+        """Append to log.jsonl what happened to a step."""
+        entry = {"time": round(time.time(), 3), "event": event, "step": step.name, "kind": step.kind}
+        entry |= {"fingerprint": step.fingerprint, "pid": os.getpid(), "host": socket.gethostname()}
+        append_line(self.root / "log.jsonl", entry)
+
+    @contextmanager
+    def claim(self, step: Step, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[Claim]:
+        """Hold the step's lock, waiting for whoever holds it now, and hand out its working directory.
+
+        Raises `Interrupted` if `should_stop()` becomes true while waiting, `EnvironmentFailure` on a full disk. The
+        working directory stays behind after any error, to be resumed from.
+        """
+        make_directory(self.lock(step).parent)
+        with world_errors(self.root):
+            descriptor = os.open(self.lock(step), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._acquire(descriptor, step, should_stop, say)
+            finished = self.find(step)
+            if finished is not None:
+                yield Claim(self, step, finished, finished)
+                return
+            self._set_aside_damaged(step, say)
+            work = self.partial(step)
+            resumed = work.is_dir()
+            self.record("resume" if resumed else "run", step)
+            make_directory(work)
+            with world_errors(work):
+                try:
+                    yield Claim(self, step, work, resumed=resumed)
+                except BaseException as error:
+                    self._record_failure("interrupted" if isinstance(error, Interrupted) else "failed", step)
+                    raise
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)  # which also releases the lock
+
+    def _record_failure(self, event: str, step: Step) -> None:
+        with suppress(EnvironmentFailure):  # a full disk is what is being reported already
+            self.record(event, step)
+
+    def _acquire(
+        self, descriptor: int, step: Step, should_stop: Callable[[], bool], say: Callable[[str], None]
+    ) -> None:
+        said = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not said:
+                    holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
+                    say(f"waiting  {step.name}: {holder} is working on it")
+                    said = True
+            except OSError as error:
+                message = f"cannot lock {self.lock(step)}: {error.strerror}; the file system of runs_dir needs flock"
+                raise EnvironmentFailure(message) from error
+            if should_stop():
+                raise Interrupted(step.name)
+            time.sleep(POLL_S)
+        with world_errors(self.lock(step)):
+            os.ftruncate(descriptor, 0)
+            holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
+            os.pwrite(descriptor, holder.encode(), 0)
+
+    def _set_aside_damaged(self, step: Step, say: Callable[[str], None]) -> None:
+        directory = self.directory(step)
+        if directory.exists():
+            aside = directory.with_name(f"{directory.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(directory, aside)
+            say(f"damaged  {step.name}: {directory} has no readable step.json; moved to {aside.name}, doing it again")

@@ -1,0 +1,260 @@
+"""What the report draws and says first: the choice of series and headline numbers from a run's results."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from sweeps import plots
+from sweeps.plots import finite
+from sweeps.tables import Results, Row, percent, printable, ratio, rows_of, whole_percent
+
+# One colour a model on every chart; a name that is not here takes the last.
+_COLOURS = {
+    "tandem_distil": 0,
+    "gecko_distil": 1,
+    "tandem_ce": 2,
+    "gecko_ce": 3,
+    "otter": 4,
+    "bison": 5,
+    "gecko": 6,
+}
+_REFERENCE_MODELS = ("gecko", "gecko_ce", "gecko_distil")
+_KINDS = {"_ce": "stage 1, cross entropy", "_distil": "stage 2, distillation"}
+_POINTS = 120
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number, what it is, and what to compare it with."""
+
+    what: str
+    value: str
+    than: str
+
+
+def headlines(results: Results) -> list[Headline]:
+    """The numbers that answer the paper's questions; those that the run does not have are left out."""
+    found: list[Headline] = []
+    agreement, speed = rows_of(results, "agreement"), {r.get("name"): r for r in rows_of(results, "speed")}
+    single = {r.get("name"): r for r in agreement if r.get("gamma") is None}
+    best = next((n for n in ("tandem_distil", "tandem_ce") if any(r.get("name") == n for r in agreement)), None)
+    tandem = min(
+        (r for r in agreement if r.get("name") == best), key=lambda r: abs((r.get("gamma") or 2) - 2), default={}
+    )
+    at = f"{best}, γ = {tandem.get('gamma')}"
+    baseline = "gecko_distil" if "gecko_distil" in single else "gecko_ce"
+    for field, name, what in (
+        ("total_variation", baseline, "Total variation from the primary"),
+        ("cross_entropy", "gecko_ce", "Cross entropy, nats per token"),
+    ):
+        ours, theirs = tandem.get(field), single.get(name, {}).get(field)
+        if finite(ours) and finite(theirs):
+            found.append(Headline(what, f"{ours:.3f}", f"{at}; {name} {theirs:.3f}; lower is better"))
+    drafted, independent = speed.get("tandem_distil", {}), speed.get("gecko_distil", {})
+    if finite(tokens := drafted.get("tokens_per_primary_run")):
+        other = independent.get("tokens_per_primary_run")
+        than = f"; gecko_distil {other:.2f}" if finite(other) else ""
+        found.append(
+            Headline("Tokens per primary run", f"{tokens:.2f}", f"tandem_distil, γ = {drafted.get('gamma')}{than}")
+        )
+    if finite(speedup := drafted.get("speedup_decode")):
+        other = independent.get("speedup_decode")
+        than = f"; gecko_distil {ratio(other)}" if finite(other) else ""
+        found.append(Headline("Decoding speedup over the primary", ratio(speedup), f"tandem_distil{than}"))
+    if finite(share := drafted.get("identical_to_primary")):
+        prompts = drafted.get("prompts")
+        over = f" over {prompts} prompts" if finite(prompts) else ""
+        found.append(
+            Headline("Outputs identical to the primary's", f"{whole_percent(share)} %", f"token for token{over}")
+        )
+    return found
+
+
+def agreement(results: Results) -> list[str]:
+    """Total variation and cross entropy against γ: the tandems as lines, the models without γ as references."""
+    rows = [r for r in rows_of(results, "agreement") if r.get("name") is not None]
+    gammas = sorted({r["gamma"] for r in rows if finite(r.get("gamma"))})
+    charts = []
+    for field, label in (("total_variation", "Total variation"), ("cross_entropy", "Cross entropy, nats per token")):
+        lines = _by_name([r for r in rows if finite(r.get("gamma")) and finite(r.get(field))])
+        series = [
+            plots.Series(printable(n), [r["gamma"] for r in own], [r[field] for r in own], _colour(n))
+            for n, own in lines.items()
+        ]
+        references = [
+            plots.Reference(r["name"], r[field], _colour(r["name"]))
+            for r in rows
+            if r["name"] in _REFERENCE_MODELS and r.get("gamma") is None and finite(r.get(field))
+        ]
+        charts.append(
+            _figure(
+                f"{label} by block length",
+                "Lower is better. Dotted: the secondary alone, which has no γ.",
+                plots.line_chart(
+                    f"{label} by block length",
+                    _spoken(series) + "".join(f" {r.label}: {r.y:.3f} at every γ." for r in references),
+                    series,
+                    x_label="block length γ",
+                    y_label=label,
+                    references=references,
+                    x_ticks=gammas,
+                ),
+            )
+        )
+    return _drawn(charts)
+
+
+def positions(results: Results) -> list[str]:
+    """Total variation by position in the longest block measured, and for the best tandem in every block length."""
+    rows = [
+        r
+        for r in rows_of(results, "agreement_by_position")
+        if all(finite(r.get(k)) for k in ("gamma", "position", "total_variation"))
+    ]
+    longest = max((r["gamma"] for r in rows), default=0)
+    by_name = _by_name([r for r in rows if r["gamma"] == longest])
+    first = [_positions(printable(n), own, _colour(n)) for n, own in by_name.items()]
+    best = next((n for n in ("tandem_distil", "tandem_ce") if n in by_name), None)
+    gammas = sorted({r["gamma"] for r in rows if r.get("name") == best})
+    second = [
+        _positions(f"γ = {g}", [r for r in rows if r.get("name") == best and r["gamma"] == g], i)
+        for i, g in enumerate(gammas)
+    ]
+    charts = []
+    for title, series in (
+        (f"Total variation by position, γ = {longest}", first),
+        (f"Total variation by position, {best}", second if len(second) > 1 else []),
+    ):
+        svg = plots.line_chart(
+            title, _spoken(series), series, x_label="position in the block", y_label="Total variation",
+            x_ticks=sorted({x for s in series for x in s.x}),
+        )  # fmt: skip
+        charts.append(_figure(title, "Lower is better. Later positions see an older state of the primary.", svg))
+    return _drawn(charts)
+
+
+def speed(results: Results) -> list[str]:
+    """Measured against predicted speedups, acceptance by position, and the histogram of accepted lengths."""
+    rows = [r for r in rows_of(results, "speed") if r.get("name") is not None]
+    drafters = [r for r in rows if r["name"] != "autoregressive"]
+    names = [printable(r["name"]) for r in drafters]
+    # Not the colours of models: here a colour is a measure.
+    fields = (
+        ("speedup_decode", "decode", 5),
+        ("speedup_end_to_end", "end to end", 7),
+        ("speedup_predicted", "predicted", 6),
+    )
+    bars = [plots.Bars(label, [_value(r, f) for r in drafters], colour) for f, label, colour in fields]
+    title = "Speedup over the primary"
+    spoken = " ".join(
+        f"{n}: " + ", ".join(f"{b.label} {ratio(v)}" for b in bars if (v := b.values[i]) is not None) + "."
+        for i, n in enumerate(names)
+    )
+    one = plots.Reference("primary alone", 1.0, 5)
+    svg = plots.bar_chart(title, spoken, names, bars, x_label="drafter", y_label="speedup", reference=one, values=True)
+    note = "Higher is better. Predicted: from the acceptance rate and the cost of each pass."
+    return _drawn([_figure(title, note, svg), _acceptance(drafters), _lengths(drafters)])
+
+
+def _acceptance(drafters: list[Row]) -> str:
+    series = []
+    for r in drafters:
+        if isinstance(shares := r.get("acceptance_by_position"), list) and shares:
+            places = list(range(1, len(shares) + 1))
+            series.append(plots.Series(printable(r["name"]), places, shares, _colour(r["name"])))
+    svg = plots.line_chart(
+        "Acceptance by position", _spoken(series), series, x_label="position in the block", y_label="accepted",
+        x_ticks=sorted({x for s in series for x in s.x}),
+    )  # fmt: skip
+    return _figure("Acceptance by position", "Share of drafted tokens that are accepted. Higher is better.", svg)
+
+
+def _lengths(drafters: list[Row]) -> str:
+    bars, spoken = [], []
+    for r in drafters:
+        counts = r.get("accepted_lengths")
+        if isinstance(counts, list) and all(map(finite, counts)) and (total := sum(counts)) > 0:
+            shares = [c / total for c in counts]
+            bars.append(plots.Bars(printable(r["name"]), shares, _colour(r["name"])))
+            spoken.append(
+                f"{bars[-1].label}: " + ", ".join(f"{n} in {percent(s)} %" for n, s in enumerate(shares)) + "."
+            )
+    longest = max((len(b.values) for b in bars), default=0)
+    title = "Accepted tokens per block"
+    groups = [str(n) for n in range(longest)]
+    svg = plots.bar_chart(title, " ".join(spoken), groups, bars, x_label="accepted tokens", y_label="share of blocks")
+    return _figure(title, "More to the right is better.", svg)
+
+
+def training(metrics: list[dict[str, Any]]) -> list[str]:
+    """Training loss by step, one chart for each kind of training so that the losses in it are comparable."""
+    curves: dict[str, dict[float, float]] = defaultdict(dict)
+    for line in metrics:
+        step, loss = line.get("step"), line.get("loss")
+        if finite(step) and finite(loss):
+            # A resumed step logs some of its steps again: the later line holds.
+            curves[printable(line.get("step_name", "training"))][step] = loss
+    kinds: dict[str, dict[str, dict[float, float]]] = defaultdict(dict)
+    for name, curve in curves.items():
+        kind = next((k for suffix, k in _KINDS.items() if name.endswith(suffix)), "pretraining")
+        kinds[kind][name] = curve
+    charts = []
+    for kind, group in kinds.items():
+        series = []
+        for i, (name, curve) in enumerate(group.items()):
+            x, y = _thinned(sorted(curve.items()))
+            series.append(plots.Series(name, x, y, _COLOURS.get(name.removeprefix("pretrain_"), i)))
+        title = f"Training loss, {kind}"
+        spoken = " ".join(f"{s.label}: from {s.y[0]:.3f} to {s.y[-1]:.3f}." for s in series)
+        svg = plots.line_chart(title, spoken, series, x_label="step", y_label="nats per token", markers=False)
+        charts.append(_figure(title, "", svg))
+    return _drawn(charts)
+
+
+def _thinned(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """At most `_POINTS` points, each the mean of neighbours."""
+    size = math.ceil(len(points) / _POINTS)
+    chunks = [points[i : i + size] for i in range(0, len(points), size)]
+    return [c[-1][0] for c in chunks], [sum(y for _, y in c) / len(c) for c in chunks]
+
+
+def _positions(label: str, rows: list[Row], colour: int) -> plots.Series:
+    rows = sorted(rows, key=lambda r: r["position"])
+    return plots.Series(label, [r["position"] for r in rows], [r["total_variation"] for r in rows], colour)
+
+
+def _by_name(rows: list[Row]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for r in rows:
+        groups.setdefault(r.get("name"), []).append(r)
+    return {n: sorted(own, key=lambda r: r["gamma"]) for n, own in groups.items()}
+
+
+def _colour(name: Any) -> int:
+    return _COLOURS.get(name, plots.COLOURS - 1)
+
+
+def _value(row: Row, field: str) -> float | None:
+    return row[field] if finite(row.get(field)) else None
+
+
+def _spoken(series: list[plots.Series]) -> str:
+    return " ".join(
+        f"{s.label}: " + ", ".join(f"{y:.3f} at {x:g}" for x, y in zip(s.x, s.y, strict=True) if y is not None) + "."
+        for s in series
+    )
+
+
+def _figure(title: str, note: str, svg: str) -> str:
+    if not svg:
+        return ""
+    below = f"<p>{escape(note)}</p>" if note else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}{below}</figure>"
+
+
+def _drawn(charts: list[str]) -> list[str]:
+    return [c for c in charts if c]

@@ -1,0 +1,317 @@
+"""Display tables of a run's results, each with the paper's row beside ours, as text and as HTML.
+
+A table is defined once (columns with their formats, rows of raw values, notes) and rendered by `to_text` or `to_html`.
+Fields and whole tables that a run does not have are left out.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from sweeps import paper
+
+TEXT_WIDTH = 120
+_NAME_WIDTH = 36
+_MISSING = "–"
+_MAX_POSITIONS = 12
+
+Row = dict[str, Any]
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A field of the rows, its heading (a line break where it may wrap) and how its values are written."""
+
+    key: str
+    title: str
+    format: Callable[[Any], str]
+    numeric: bool = True
+
+
+@dataclass
+class Table:
+    """What is shown: rows of raw values; a row with `paper` set is the paper's and carries a `label`."""
+
+    key: str
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    def cell(self, row: Row, column: Column) -> str:
+        """The value as shown, in text and in HTML alike."""
+        value = row.get(column.key)
+        if value is None:
+            return _MISSING
+        try:
+            return column.format(value)
+        except (TypeError, ValueError, OverflowError):
+            return printable(value)
+
+
+def printable(value: Any) -> str:
+    """The value as one line without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def whole_percent(value: float) -> str:
+    """A share that is 100 only if nothing is missing: everything else is rounded down."""
+    return "100" if value == 1 else f"{math.floor(value * 10000) / 100:.2f}"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.2f}×"
+
+
+def count(value: float) -> str:
+    """A number of parameters: 845, 612k, 3.4M, 1.2B."""
+    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            scaled = value / limit
+            return f"{scaled:.0f}{suffix}" if scaled >= 100 else f"{scaled:.1f}{suffix}"
+    return f"{value:.0f}"
+
+
+def yes_no(value: Any) -> str:
+    return "yes" if value else "no"
+
+
+def decimals(digits: int) -> Callable[[float], str]:
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def integer(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+NAME = Column("name", "", printable, numeric=False)
+GAMMA = Column("gamma", "γ", integer)
+
+
+def build_tables(results: Results) -> list[Table]:
+    """All tables that the results have rows for, in reading order."""
+    tables = (_models, _agreement, _by_position, _speed, _costs, _standalone)
+    return [_only_filled_columns(t) for build in tables if (t := build(results)) is not None]
+
+
+def _models(results: Results) -> Table | None:
+    columns = [
+        NAME,
+        Column("role", "role", printable, numeric=False),
+        Column("parameters", "parameters", count),
+        Column("num_layers", "layers", integer),
+        Column("d_model", "width", integer),
+        Column("num_heads", "heads", integer),
+        Column("num_kv_heads", "key/value\nheads", integer),
+        Column("d_ff", "feed-forward\nwidth", integer),
+        Column("vocab_size", "vocabulary", integer),
+        Column("stand_in", "stand-in", yes_no, numeric=False),
+    ]
+    rows = rows_of(results, "models")
+    note = (
+        "A stand-in is a small model in the role that a PaLM 2 model has in the paper; it is not that model, and its "
+        "numbers are comparable with each other, not with the paper's."
+    )
+    notes = [note] if any(r.get("stand_in") for r in rows) else []
+    return Table("models", "The models", columns, rows, notes) if rows else None
+
+
+def _agreement(results: Results) -> Table | None:
+    columns = [
+        NAME,
+        GAMMA,
+        Column("accuracy", "accuracy\n%", percent),
+        Column("cross_entropy", "cross entropy\nnats/token", decimals(3)),
+        Column("relative_accuracy", "relative\naccuracy %", percent),
+        Column("total_variation", "total\nvariation", decimals(3)),
+        Column("parameters", "parameters", count),
+    ]
+    return _beside_paper(
+        "agreement",
+        "Agreement on held-out text (paper table 1)",
+        columns,
+        rows_of(results, "agreement"),
+        paper.TABLES[1].rows,
+        ["Relative accuracy and total variation are against the primary's own predictions."],
+    )
+
+
+def _by_position(results: Results) -> Table | None:
+    values: dict[tuple[Any, Any], Row] = {}
+    positions: set[int] = set()
+    for r in rows_of(results, "agreement_by_position"):
+        if r.get("position") is not None:
+            key = (r.get("name"), r.get("gamma"))
+            row = values.setdefault(key, {"name": key[0], "gamma": key[1]})
+            row[f"position_{r['position']}"] = r.get("total_variation")
+            positions.add(r["position"])
+    if not values:
+        return None
+    shown = sorted(positions)
+    notes = ["Total variation against the primary; the further into a block, the older the primary's newest state."]
+    if len(shown) > _MAX_POSITIONS:
+        notes.append(f"Positions {shown[_MAX_POSITIONS - 1]} to {shown[-2]} are left out here.")
+        shown = [*shown[: _MAX_POSITIONS - 1], shown[-1]]
+    columns = [NAME, GAMMA, *(Column(f"position_{p}", printable(p), decimals(3)) for p in shown)]
+    title = "Total variation by position in the block (not in the paper)"
+    return Table("agreement_by_position", title, columns, list(values.values()), notes)
+
+
+def _speed(results: Results) -> Table | None:
+    columns = [
+        NAME,
+        GAMMA,
+        Column("tokens_per_primary_run", "tokens per\nprimary\nrun", decimals(2)),
+        Column("acceptance_rate", "accepted\n%", percent),
+        Column("speedup_decode", "speedup\ndecode", ratio),
+        Column("speedup_end_to_end", "speedup\nend to\nend", ratio),
+        Column("speedup_predicted", "speedup\npredicted", ratio),
+        Column("identical_to_primary", "identical\n%", whole_percent),
+        Column("identical_to_width1", "identical to\nwidth 1, %", whole_percent),
+    ]
+    rows = rows_of(results, "speed")
+    decode, end_to_end = paper.TABLES[8], paper.TABLES[2]
+    theirs = []
+    for row in decode.rows:
+        if row["samples"] == 1:
+            (end,) = end_to_end.rows_of(row["name"], samples=1, dataset=row["dataset"])
+            theirs.append({**end, **row, "label": f"{row['label']}, {row['dataset']}"})
+    notes = ["Speedups are over autoregressive decoding with the primary, batch 1."]
+    if any(r.get("identical_to_primary") is not None for r in rows):
+        notes.append("Identical: share of prompts whose whole output equals the primary's, token for token.")
+    if any(r.get("identical_to_width1") is not None for r in rows):
+        notes.append(
+            "Identical to width 1: the same against a primary that reads one token a pass, as plain decoding does."
+        )
+    return _beside_paper("speed", "SPEED (paper tables 2 and 8, 1 sample)", columns, rows, theirs, notes)
+
+
+def _costs(results: Results) -> Table | None:
+    columns = [
+        NAME,
+        GAMMA,
+        Column("primary_runs", "primary\nruns", integer),
+        Column("secondary_runs", "secondary\nruns", integer),
+        Column("cost_ratio", "cost of a\ndraft step", decimals(3)),
+        Column("verify_cost", "cost of\nverifying", decimals(3)),
+        Column("tokens_per_second_decode", "tokens/s\ndecode", decimals(1)),
+        Column("prompts", "prompts", integer),
+    ]
+    rows = [r for r in rows_of(results, "speed") if any(r.get(c.key) is not None for c in columns[2:7])]
+    theirs = [{**r, "label": f"{r['label']}, {r['dataset']}"} for r in paper.TABLES[5].rows_of("tandem_distil")]
+    notes = ["Runs are per response; costs are in units of one primary step that reads one token."]
+    return _beside_paper("costs", "Model runs and their cost (paper table 5)", columns, rows, theirs, notes)
+
+
+def _standalone(results: Results) -> Table | None:
+    columns = [
+        NAME,
+        GAMMA,
+        Column("speedup", "speedup", ratio),
+        Column("speedup_decode", "speedup\ndecode", ratio),
+        Column("speedup_end_to_end", "speedup\nend to end", ratio),
+        Column("tokens_per_second_decode", "tokens/s\ndecode", decimals(1)),
+        Column("agreement_with_primary", "agreement with\nprimary %", percent),
+    ]
+    rows = rows_of(results, "standalone")
+    theirs = [r for name in ("tandem_distil", "otter") for r in paper.TABLES[3].rows_of(name, task="speedup")]
+    notes = ["One free token of the primary per cycle, nothing verified: the output may differ from the primary's."]
+    title = "Standalone, without verification (paper table 3, latency)"
+    return (
+        Table("standalone", title, columns, [*rows, *map(_marked, theirs)], [*notes, f"{paper.CAVEAT}."])
+        if rows
+        else None
+    )
+
+
+def rows_of(results: Results, key: str) -> list[Row]:
+    """The rows of one table of `results.json`; an absent table has none."""
+    return [dict(r) for r in results.get(key) or [] if isinstance(r, dict)]
+
+
+def _beside_paper(
+    key: str, title: str, columns: list[Column], rows: list[Row], theirs: Iterable[Row], notes: list[str]
+) -> Table | None:
+    """Our rows, each of the paper's directly under the row of ours that it belongs to."""
+    if not rows:
+        return None
+    shown = list(rows)
+    for row in reversed(list(theirs)):
+        own = [i for i, r in enumerate(shown) if r.get("name") == row["name"] and not r.get("paper")]
+        same_gamma = [i for i in own if shown[i].get("gamma") == row.get("gamma")]
+        if own:
+            shown.insert((same_gamma or own)[-1] + 1, _marked(row))
+    if any(r.get("paper") for r in shown):
+        notes = [*notes, f"{paper.CAVEAT}."]
+    return Table(key, title, columns, shown, notes)
+
+
+def _marked(row: Row) -> Row:
+    return {**row, "paper": True, "name": f"paper: {row['label']}"}
+
+
+def _only_filled_columns(table: Table) -> Table:
+    """Without the columns that no row has a value for; the paper's alone do not keep a column, but for its speedup."""
+    rows = [r for r in table.rows if not r.get("paper")]
+    table.columns = [
+        c for c in table.columns if c is NAME or c.key == "speedup" or any(r.get(c.key) is not None for r in rows)
+    ]
+    return table
+
+
+def to_text(table: Table) -> str:
+    """The table for a terminal: aligned, at most `TEXT_WIDTH` columns wide."""
+    heads = [c.title.split("\n") for c in table.columns]
+    height = max(len(h) for h in heads)
+    grid = [[h[i - height + len(h)] if i >= height - len(h) else "" for h in heads] for i in range(height)]
+    grid += [[_cut(table.cell(r, c), _NAME_WIDTH) for c in table.columns] for r in table.rows]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(table.columns))]
+    lines = [
+        "  ".join(
+            text.rjust(width) if column.numeric else text.ljust(width)
+            for text, width, column in zip(line, widths, table.columns, strict=True)
+        ).rstrip()
+        for line in grid
+    ]
+    rule = "─" * min(TEXT_WIDTH, sum(widths) + 2 * (len(widths) - 1))
+    body = [printable(table.title), rule, *lines[:height], rule, *lines[height:], rule]
+    notes = [part for note in table.notes for part in textwrap.wrap(printable(note), TEXT_WIDTH)]
+    return "\n".join([*(_cut(line, TEXT_WIDTH) for line in body), *notes])
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def to_html(table: Table) -> str:
+    """The table as an HTML figure; everything that comes from the run is escaped."""
+    titles = [escape(c.title).replace("\n", "<br>") or "<span class=hidden>name</span>" for c in table.columns]
+    head = "".join(f'<th scope="col"{_align(c)}>{t}</th>' for c, t in zip(table.columns, titles, strict=True))
+    body = []
+    for row in table.rows:
+        cells = []
+        for i, column in enumerate(table.columns):
+            text = escape(table.cell(row, column))
+            cells.append(f'<th scope="row">{text}</th>' if i == 0 else f"<td{_align(column)}>{text}</td>")
+        body.append(f"<tr{' class=paper' if row.get('paper') else ''}>{''.join(cells)}</tr>")
+    notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
+    name = escape(table.title, quote=True)
+    return (
+        f'<figure class="table"><figcaption>{name}</figcaption>'
+        f'<div class="scroll" role="region" aria-label="{name}" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>{notes}</figure>"
+    )
+
+
+def _align(column: Column) -> str:
+    return ' class="number"' if column.numeric else ""

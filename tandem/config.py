@@ -1,0 +1,235 @@
+"""The schema: what an experiment is, as plain dataclasses with no framework behind them.
+
+Hydra composes these from `conf/`; everything below `launch/run.py` sees only the dataclasses. Enums are string
+enums and nothing is frozen because OmegaConf 2.3 accepts neither `Literal` nor frozen dataclasses as a schema.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Job(StrEnum):
+    """What `launch/run.py` does with the experiment."""
+
+    run = "run"
+
+
+class Recipe(StrEnum):
+    """How far the pair is trained: the stand-ins only, then stage 1 (cross entropy), then stage 2 (distillation)."""
+
+    pretrain = "pretrain"
+    ce = "ce"
+    distil = "distil"
+
+
+class PrimaryMode(StrEnum):
+    """What happens to the primary while the tandem is trained (paper section 2, configurations a, b and c)."""
+
+    frozen = "frozen"
+    joint_secondary = "joint_secondary"
+    joint_both = "joint_both"
+
+
+class ProjectionInit(StrEnum):
+    """How FF_Tandem starts: at random as in the paper, or as the ridge solution on a few batches."""
+
+    random = "random"
+    least_squares = "least_squares"
+
+
+class Optimizer(StrEnum):
+    adamw = "adamw"
+    muon = "muon"
+
+
+class Corpus(StrEnum):
+    stdlib = "stdlib"
+    text = "text"
+    tfds = "tfds"
+
+
+class Drafter(StrEnum):
+    """Who drafts: the pretrained secondary, the distilled secondary, or the tandem secondary."""
+
+    independent = "independent"
+    distilled = "distilled"
+    tandem = "tandem"
+
+
+class Measure(StrEnum):
+    """What is measured: agreement (paper table 1), speed with SPEED (tables 2, 5, 8), the tandem alone (table 3)."""
+
+    agreement = "agreement"
+    speed = "speed"
+    standalone = "standalone"
+
+
+class TrackingMode(StrEnum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class DecoderConfig:
+    """Sizes of one decoder (Llama-shaped: RMSNorm, rotary positions, grouped-query attention, gated MLP)."""
+
+    num_layers: int = 2
+    d_model: int = 64
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    d_ff: int = 128
+    vocab_size: int = 512
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+
+@dataclass
+class OptimizerConfig:
+    """One training run's optimisation; `steps` are optimizer steps of `batch_size` sequences of `seq_len` tokens."""
+
+    steps: int = 100
+    batch_size: int = 8
+    seq_len: int = 128
+    optimizer: Optimizer = Optimizer.adamw
+    learning_rate: float = 3e-3
+    # Multiplies the rate of FF_Tandem, which starts from scratch beside pretrained weights.
+    projection_rate: float = 1.0
+    warmup_steps: int = 20
+    final_rate: float = 0.1  # of the peak, at the end of the cosine
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    accumulate: int = 1  # micro-batches per step
+    remat: bool = False
+
+
+@dataclass
+class ScaleConfig:
+    """Sizes and pretraining of the stand-ins; none of them is a PaLM 2 model."""
+
+    name: str = "tiny"
+    models: dict[str, DecoderConfig] = field(default_factory=dict)
+    pretrain: dict[str, OptimizerConfig] = field(default_factory=dict)
+    # The further training of a pair at this scale; `train` starts from it.
+    further: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # Use the weights in the package, where it ships some made by exactly this configuration.
+    shipped: bool = False
+
+
+@dataclass
+class PairConfig:
+    """Which stand-ins make the pair."""
+
+    name: str = "tandem_bison_gecko"
+    primary: str = "bison"
+    secondary: str = "gecko"
+    middle: str | None = "otter"
+    # ℓ: for each secondary layer, the number of primary layers whose output it reads (1 … L_L). Null: evenly spaced.
+    layer_map: list[int] | None = None
+
+
+@dataclass
+class TrainConfig(OptimizerConfig):
+    """Tandem training; both stages use the same optimisation, which starts from `scale.further`."""
+
+    name: str = "distil"
+    recipe: Recipe = Recipe.distil
+    primary: PrimaryMode = PrimaryMode.frozen
+    # Training block lengths; one is drawn per sequence.
+    gamma: list[int] = field(default_factory=lambda: [2])
+    projection_init: ProjectionInit = ProjectionInit.least_squares
+    # λ: weight of distillation against cross entropy in stage 2 (paper: 0.5), and its temperature.
+    distil_weight: float = 0.5
+    temperature: float = 1.0
+
+
+@dataclass
+class DataConfig:
+    """The corpus; documents are split into training and held-out by name."""
+
+    name: str | None = "stdlib"  # tfds: the dataset, "name/config:version"
+    corpus: Corpus = Corpus.stdlib
+    path: str | None = None  # text: a file or a folder (plain, .gz, .xz)
+    separator: str = "<|endoftext|>"  # text: the line between documents
+    dataset: str | None = None  # tfds: follows `name`
+    data_dir: str | None = None  # tfds: where prepared datasets are
+    text_feature: str = "text"  # tfds
+    heldout_fraction: float = 0.1
+
+
+@dataclass
+class DrafterConfig:
+    """The drafters that SPEED is measured with."""
+
+    name: str = "paper"
+    drafters: list[Drafter] = field(default_factory=lambda: [Drafter.distilled, Drafter.tandem])
+
+
+@dataclass
+class DecodeConfig:
+    """How text is generated."""
+
+    name: str = "greedy"
+    prompt_tokens: int = 64
+    max_new_tokens: int = 128
+
+
+@dataclass
+class EvalConfig:
+    """What is measured, on held-out text."""
+
+    name: str = "paper"
+    measures: list[Measure] = field(default_factory=lambda: list(Measure))
+    gammas: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    sequences: int = 64  # of the training seq_len
+    prompts: int = 32
+    standalone_gamma: int = 3
+    repeats: int = 3  # timed repetitions after one warm-up
+
+
+@dataclass
+class PlatformConfig:
+    """Where it runs."""
+
+    name: str = "local"
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases, a mirror of `metrics.jsonl` and `results.json`."""
+
+    name: str = "offline"
+    mode: TrackingMode = TrackingMode.offline
+    project: str = "tandem"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Experiment:
+    """All that a run is. `gamma` is the block length of decoding and `tau` the router's threshold (paper section 3)."""
+
+    model: PairConfig = field(default_factory=PairConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    drafter: DrafterConfig = field(default_factory=DrafterConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    platform: PlatformConfig = field(default_factory=PlatformConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    job: Job = Job.run
+    name: str | None = None
+    seed: int = 0
+    gamma: int = 5
+    tau: float = 0.8
+    runs_dir: str = "runs"
+    dry_run: bool = False

@@ -1,0 +1,111 @@
+"""Token windows as pure functions: what a step, an evaluation or a prompt reads depends on its arguments alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tandem.data.tokenizer import NEWLINE_ID
+from tandem.errors import ConfigurationError
+
+
+class Batches:
+    """Training batches by step: `batches(step)` is [batch_size, seq_len + 1] int32, inputs and targets in one.
+
+    Each epoch cuts `tokens` into windows from a random offset and visits every window once in a random order. A batch
+    may reach into the next epoch. With `shard=(index, count)` a host gets its rows of the same global batch:
+    [batch_size / count, seq_len + 1].
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        index, count = shard
+        if batch_size % count:
+            raise ConfigurationError([f"batch_size={batch_size}: not divisible over {count} hosts"])
+        _require_window(tokens, seq_len, "training")
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.seq_len = seq_len
+        self.seed = seed
+        self.rows = np.arange(batch_size // count) + index * (batch_size // count)
+        # One window fewer than fit, so that every epoch has as many whatever its offset.
+        self.windows_per_epoch = max(1, (len(tokens) - 1) // seq_len - 1)
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def __call__(self, step: int) -> np.ndarray:
+        epochs, positions = np.divmod(step * self.batch_size + self.rows, self.windows_per_epoch)
+        starts = [self._starts(int(epoch))[position] for epoch, position in zip(epochs, positions, strict=True)]
+        return _windows(self.tokens, np.asarray(starts), self.seq_len + 1)
+
+    def _starts(self, epoch: int) -> np.ndarray:
+        """Where the windows of `epoch` start, in the order of their visit."""
+        if epoch not in self._epochs:
+            rng = np.random.default_rng((self.seed, epoch))
+            slack = len(self.tokens) - 1 - self.windows_per_epoch * self.seq_len
+            offset = rng.integers(min(slack, self.seq_len - 1) + 1)
+            order = rng.permutation(self.windows_per_epoch)
+            # A cache of two epochs serves a batch that straddles them; a larger one would only hold memory.
+            while len(self._epochs) > 1:
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch] = offset + order * self.seq_len
+        return self._epochs[epoch]
+
+
+def heldout_windows(tokens: np.ndarray, count: int, seq_len: int) -> np.ndarray:
+    """`count` evenly spaced windows [count, seq_len + 1] int32 of which no two predict the same token."""
+    _require_window(tokens, seq_len, "held-out")
+    available = (len(tokens) - 1) // seq_len
+    if available < count:
+        raise ConfigurationError(
+            [
+                f"eval.sequences={count}: the held-out split has {len(tokens)} tokens, "
+                f"enough for at most {available} windows of {seq_len}"
+            ]
+        )
+    starts = np.arange(count) * (len(tokens) - 1 - seq_len) // max(1, count - 1)
+    return _windows(tokens, starts, seq_len + 1)
+
+
+def prompts(
+    tokens: np.ndarray, offsets: np.ndarray, count: int, length: int, seed: int, newline_id: int = NEWLINE_ID
+) -> np.ndarray:
+    """Prompts [count, length] int32 from `count` different places, each the start of a line and inside one document.
+
+    Spread over the documents: each gives its next one only after all others have given as many as they can.
+    """
+    rng = np.random.default_rng(seed)
+    # The last token of a document is its end, which no prompt may hold.
+    ends = np.append(offsets[1:], len(tokens)) - 1
+    pools = []
+    for start, end in zip(offsets, ends, strict=True):
+        lines = np.flatnonzero(tokens[start:end] == newline_id) + 1 + start
+        candidates = np.append(start, lines)
+        candidates = candidates[candidates + length <= end]
+        if len(candidates):
+            pools.append(rng.permutation(candidates))
+    available = sum(map(len, pools))
+    if available < count:
+        raise ConfigurationError(
+            [
+                f"eval.prompts={count}: the held-out split has only {available} lines with {length} tokens after them "
+                "in their document"
+            ]
+        )
+    order = rng.permutation(len(pools))
+    starts: list[int] = []
+    turn = 0
+    while len(starts) < count:
+        starts += [pools[i][turn] for i in order if turn < len(pools[i])]
+        turn += 1
+    return _windows(tokens, np.asarray(starts[:count]), length)
+
+
+def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    return tokens[starts[:, None] + np.arange(length)].astype(np.int32)
+
+
+def _require_window(tokens: np.ndarray, seq_len: int, split: str) -> None:
+    if len(tokens) < seq_len + 1:
+        raise ConfigurationError(
+            [f"seq_len={seq_len}: the {split} split has {len(tokens)} tokens, fewer than one window of {seq_len + 1}"]
+        )

@@ -1,0 +1,107 @@
+"""Tokens on disk: each split one flat file of documents that end with `eos_id`, memory-mapped to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tandem.data.corpus import Document, is_heldout
+from tandem.data.tokenizer import Tokenizer
+from tandem.errors import ConfigurationError
+
+SPLITS = ("train", "heldout")
+CHUNK_CHARACTERS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One split: `array` [tokens] of uint16 or uint32, memory-mapped, and `offsets` [documents], where each starts."""
+
+    array: np.ndarray
+    offsets: np.ndarray
+
+
+def pack(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    out: Path,
+    heldout_fraction: float,
+    group: Callable[[str], str] = lambda name: name,
+) -> dict[str, Any]:
+    """Tokenise `documents` into the folder `out`, and return what `meta.json` says about them.
+
+    `group` maps a document's name to what is held out as a whole. `meta.json` is written last: a folder without it is
+    unfinished.
+    Raises ConfigurationError where a split would be empty.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    starts: dict[str, list[int]] = {split: [] for split in SPLITS}
+    tokens = dict.fromkeys(SPLITS, 0)
+    size = dict.fromkeys(SPLITS, 0)
+    groups: dict[str, set[str]] = {split: set() for split in SPLITS}
+    files = {split: (out / f"{split}.bin").open("wb") for split in SPLITS}
+    try:
+        for chunk in _chunks(documents):
+            for document, ids in zip(chunk, tokenizer.encode_many([d.text for d in chunk]), strict=True):
+                name = group(document.name)
+                split = "heldout" if is_heldout(name, heldout_fraction) else "train"
+                files[split].write(np.append(ids, tokenizer.eos_id).astype(dtype).tobytes())
+                starts[split].append(tokens[split])
+                tokens[split] += len(ids) + 1
+                size[split] += len(document.text.encode())
+                groups[split].add(name)
+    finally:
+        for file in files.values():
+            file.close()
+    _require_both_splits(starts, heldout_fraction)
+    for split in SPLITS:
+        np.save(out / f"{split}.offsets.npy", np.asarray(starts[split], dtype=np.int64))
+    meta = {
+        "dtype": dtype.name,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "heldout_fraction": heldout_fraction,
+        **{s: {"documents": len(starts[s]), "tokens": tokens[s], "bytes": size[s]} for s in SPLITS},
+        "heldout_groups": sorted(groups["heldout"]),
+    }
+    (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    return meta
+
+
+def open_tokens(folder: Path, split: str) -> Tokens:
+    """One split of a folder that `pack` wrote; `split` is `train` or `heldout`."""
+    meta = json.loads((folder / "meta.json").read_text())
+    array = np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r")
+    return Tokens(array, np.load(folder / f"{split}.offsets.npy"))
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += len(document.text)
+        if characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _require_both_splits(starts: dict[str, list[int]], heldout_fraction: float) -> None:
+    count = sum(map(len, starts.values()))
+    for split, title in zip(SPLITS, ("training", "held-out"), strict=True):
+        if not starts[split]:
+            raise ConfigurationError(
+                [
+                    f"data: the {title} split is empty: of {count} document(s), none falls into it with "
+                    f"data.heldout_fraction={heldout_fraction} (documents are assigned by a hash of their name); "
+                    "give more documents, separate them, or change the fraction"
+                ]
+            )

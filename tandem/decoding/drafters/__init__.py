@@ -1,0 +1,38 @@
+"""Drafters: what proposes tokens for the primary to verify.
+
+A drafter holds no weights and no state of its own, so that the engine can carry both through one compiled loop. To add
+one, write a file here with a class of this shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+
+State = Any  # a pytree of arrays
+Weights = Any
+
+
+class Drafter(Protocol):
+    """Drafts one token at a time; B rows, each with its own position."""
+
+    # How many of the last known tokens the first draft of a block reads: 1, or 2 where the drafter itself has to catch up
+    # with the last token of a block that was accepted whole.
+    reach: int
+
+    def start(self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int) -> State:
+        """The state after a prompt: `tokens` [B, P] at positions 0 … P - 1, the primary's states there, [B, P, D] each.
+
+        `length` is the number of positions to make room for.
+        """
+        ...
+
+    def draft(self, weights: Weights, state: State, tokens: jax.Array, starts: jax.Array) -> tuple[jax.Array, State]:
+        """Logits [B, V] for the token after `tokens` [B, w], which stand at positions `starts` [B] … starts + w - 1."""
+        ...
+
+    def learn(self, weights: Weights, state: State, primary_states: Sequence[jax.Array], starts: jax.Array) -> State:
+        """What the drafter takes from a verification: the primary's states [B, W, D] of positions `starts` [B] and on."""
+        ...

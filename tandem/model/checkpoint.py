@@ -1,0 +1,65 @@
+"""Weights on disk: safetensors files with dotted names, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tandem.errors import EnvironmentFailure
+
+
+def path_name(path: Any) -> str:
+    """A pytree path as a dotted name, such as `layers.0.query`."""
+    parts = [getattr(entry, attribute) for entry in path for attribute in ("key", "name", "idx") if hasattr(entry, attribute)]
+    return ".".join(str(part) for part in parts)
+
+
+def save(path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: Any = None) -> None:
+    """Write the arrays of `tree` (cast to `dtype` where they are floats and it is given) and JSON `metadata`."""
+    arrays = {}
+    for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        if dtype is not None and np.issubdtype(array.dtype, np.floating):
+            array = array.astype(dtype)
+        arrays[path_name(key)] = np.ascontiguousarray(array)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(arrays, temporary, {name: json.dumps(value) for name, value in (metadata or {}).items()})
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EnvironmentFailure(f"{path}: could not be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
+    """The tree of `template` (arrays or their shapes) with the values of `path`, cast to the template's types; and the metadata.
+
+    Raises EnvironmentFailure if the file is missing, damaged, or holds other names or shapes.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, ValueError) as error:
+        raise EnvironmentFailure(f"{path}: not a readable checkpoint: {error}") from error
+    expected = {path_name(key): leaf for key, leaf in leaves}
+    problems = [f"lacks {name}" for name in expected if name not in stored]
+    problems += [f"has {name}, which this model does not" for name in stored if name not in expected]
+    problems += [
+        f"{name} is {stored[name].shape}, this model's is {leaf.shape}"
+        for name, leaf in expected.items()
+        if name in stored and stored[name].shape != leaf.shape
+    ]
+    if problems:
+        raise EnvironmentFailure(f"{path}: not a checkpoint of this model: {'; '.join(problems[:3])}")
+    values = [jax.numpy.asarray(stored[path_name(key)].astype(leaf.dtype)) for key, leaf in leaves]
+    return jax.tree_util.tree_unflatten(treedef, values), metadata

@@ -1,0 +1,229 @@
+"""One causal decoder for every model: RMSNorm, rotary positions, grouped-query attention, gated MLP (the Llama shape).
+
+It runs in two ways over the same weights: `__call__` on whole sequences, for training and measuring, and `extend` on a
+few tokens after a key-value cache, for decoding. Letters in names and comments: B batch, T sequence, W width of a
+cached pass, S cache length, D model width, H query heads, K key-value heads, E head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tandem.config import DecoderConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Source:
+    """Keys and values [B, S, K, E] of the positions that `mask` [B or 1, T, S] (true: visible) lets each query read."""
+
+    keys: jax.Array
+    values: jax.Array
+    mask: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class KVCache:
+    """Keys and values of every layer, each [B, S, K, E]; entry m belongs to position m, whoever wrote it last."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[1]
+
+
+def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B or 1, T, 1, E/2] of the rotary embedding (RoFormer, arXiv 2104.09864) at `positions` [B or 1, T]."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`x` [B, T, heads, E] turned by the rotary angles, the first half of E paired with the second."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attend(queries: jax.Array, sources: Sequence[Source]) -> jax.Array:
+    """One softmax over all sources, [B, T, H, E] → [B, T, H * E].
+
+    The sources are aligned: entry m of each is position m, and a query sees position m in at most one of them. So the
+    logits of several sources fit in the space of one, and the softmax over them is the softmax over their union.
+    """
+    batch, width, heads, head_dim = queries.shape
+    kv_heads = sources[0].keys.shape[2]
+    grouped = queries.reshape(batch, width, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
+    logits = jnp.float32(-jnp.inf)
+    for source in sources:
+        scores = jnp.einsum("btkge,bske->bkgts", grouped, source.keys, preferred_element_type=jnp.float32)
+        logits = jnp.where(source.mask[:, None, None], scores, logits)
+    weights = jax.nn.softmax(logits, axis=-1).astype(queries.dtype)
+    if len(sources) == 1:
+        mixed = jnp.einsum("bkgts,bske->btkge", weights, sources[0].values)
+    else:
+        mixed = sum(
+            jnp.einsum("bkgts,bske->btkge", jnp.where(source.mask[:, None, None], weights, 0), source.values)
+            for source in sources
+        )
+    return mixed.reshape(batch, width, heads * head_dim)  # type: ignore[union-attr]
+
+
+def causal_mask(length: int) -> jax.Array:
+    """[1, T, T], true where the key is not after the query."""
+    return jnp.tril(jnp.ones((1, length, length), dtype=bool))
+
+
+def write(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
+    """`buffer` [B, S, …] with `new` [B, W, …] at the positions from `starts` [B] on.
+
+    One update per row rather than a scatter, which XLA runs element by element on a CPU. The caller keeps
+    starts + W ≤ S: an update that reaches over the end would be moved back, onto other positions.
+    """
+    for row in range(buffer.shape[0]):
+        origin = (row, starts[row], *(0,) * (buffer.ndim - 2))
+        buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], origin)
+    return buffer
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation with a learned scale (arXiv 1910.07467), computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return normalise(x, self.eps) * self.scale[...]
+
+
+def normalise(x: jax.Array, eps: float) -> jax.Array:
+    """`x` divided by its root mean square over the last axis."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def _matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
+    return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * (scale * fan_in**-0.5))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and gated MLP, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        width, head_dim = config.d_model, config.head_dim
+        # Residual branches start small, so that the stream's variance does not grow with depth.
+        branch = (2 * config.num_layers) ** -0.5
+        self.head_dim = head_dim
+        self.attention_norm = RMSNorm(width, config.norm_eps)
+        self.query = _matrix(rngs, width, config.num_heads * head_dim)
+        self.key = _matrix(rngs, width, config.num_kv_heads * head_dim)
+        self.value = _matrix(rngs, width, config.num_kv_heads * head_dim)
+        self.output = _matrix(rngs, config.num_heads * head_dim, width, branch)
+        self.mlp_norm = RMSNorm(width, config.norm_eps)
+        self.gate = _matrix(rngs, width, config.d_ff)
+        self.up = _matrix(rngs, width, config.d_ff)
+        self.down = _matrix(rngs, config.d_ff, width, branch)
+
+    def keys_and_values(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Rotated keys and plain values [B, T, K, E] of the layer inputs `x` [B, T, D], after the pre-attention norm."""
+        normed = self.attention_norm(x)
+        keys = rotate(self._heads(normed @ self.key[...]), cos, sin)
+        return keys, self._heads(normed @ self.value[...])
+
+    def queries(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        """Rotated queries [B, T, H, E] of the layer inputs `x` [B, T, D]."""
+        return rotate(self._heads(self.attention_norm(x) @ self.query[...]), cos, sin)
+
+    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The layer's output [B, T, D] from its input and the attention's result [B, T, H * E]."""
+        x = x + attended @ self.output[...]
+        normed = self.mlp_norm(x)
+        return x + (jax.nn.silu(normed @ self.gate[...]) * (normed @ self.up[...])) @ self.down[...]
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], -1, self.head_dim)
+
+
+class Decoder(nnx.Module):
+    """A causal language model; tokens [B, T] → logits [B, T, V] in float32."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.d_model)) * 0.02)
+        self.layers = nnx.List([DecoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        if not config.tie_embeddings:
+            self.unembedding = _matrix(rngs, config.d_model, config.vocab_size)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.logits(self.states(tokens, self.config.num_layers)[-1])
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Layer 1's input [B, T, D]."""
+        return self.embedding[...][tokens]
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
+        normed = self.norm(x)
+        if self.config.tie_embeddings:
+            return jnp.einsum("btd,vd->btv", normed, self.embedding[...], preferred_element_type=jnp.float32)
+        return jnp.einsum("btd,dv->btv", normed, self.unembedding[...], preferred_element_type=jnp.float32)
+
+    def states(self, tokens: jax.Array, depth: int, *, remat: bool = False) -> list[jax.Array]:
+        """The residual stream [B, T, D] after 0, 1, … `depth` layers: x^(0) … x^(depth) in the paper's notation."""
+        cos, sin = self.rotary(jnp.arange(tokens.shape[1])[None])
+        mask = causal_mask(tokens.shape[1])
+
+        def run(layer: DecoderLayer, x: jax.Array) -> jax.Array:
+            keys, values = layer.keys_and_values(x, cos, sin)
+            return layer.finish(x, attend(layer.queries(x, cos, sin), [Source(keys, values, mask)]))
+
+        states = [self.embed(tokens)]
+        for layer in list(self.layers)[:depth]:
+            states.append((nnx.remat(run) if remat else run)(layer, states[-1]))
+        return states
+
+    def extend(self, tokens: jax.Array, starts: jax.Array, cache: KVCache) -> tuple[list[jax.Array], KVCache]:
+        """Run `tokens` [B, W] at positions `starts` [B] … starts + W - 1 after what the cache holds before them.
+
+        Returns the states [B, W, D] after 0 … L layers, and the cache with these positions written. Whatever it held at
+        later positions is not read: rolling back is starting again from an earlier position.
+        """
+        positions = starts[:, None] + jnp.arange(tokens.shape[1])
+        cos, sin = self.rotary(positions)
+        mask = jnp.arange(cache.length) <= positions[..., None]
+        states, all_keys, all_values = [self.embed(tokens)], [], []
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x = states[-1]
+            new_keys, new_values = layer.keys_and_values(x, cos, sin)
+            keys, values = write(keys, new_keys, starts), write(values, new_values, starts)
+            states.append(layer.finish(x, attend(layer.queries(x, cos, sin), [Source(keys, values, mask)])))
+            all_keys.append(keys)
+            all_values.append(values)
+        return states, KVCache(tuple(all_keys), tuple(all_values))
+
+    def empty_cache(self, batch: int, length: int) -> KVCache:
+        """A cache of zeros for `batch` rows of `length` positions."""
+        shape = (batch, length, self.config.num_kv_heads, self.config.head_dim)
+        zeros = [jnp.zeros(shape) for _ in range(2 * self.config.num_layers)]
+        return KVCache(tuple(zeros[::2]), tuple(zeros[1::2]))
+
+    def rotary(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rotary(positions, self.config.head_dim, self.config.rope_theta)
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """Number of weights of a decoder, from its sizes alone."""
+    attention = config.d_model * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
+    layer = attention + 3 * config.d_model * config.d_ff + 2 * config.d_model
+    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+    return config.num_layers * layer + embeddings + config.d_model

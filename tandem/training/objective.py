@@ -1,0 +1,110 @@
+"""What is minimised: cross entropy with the text, distillation from the primary, for plain and for tandem models.
+
+A loss function takes (trained, fixed, tokens [B, T + 1], key) and gives the mean over tokens with its parts. Weights that
+are not trained are in `fixed`, apart from `trained`, so that no gradient, optimizer state or stored activation of
+theirs can exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tandem.config import PrimaryMode
+from tandem.model.decoder import Decoder
+from tandem.model.tandem import Tandem, block_numbers
+
+Weights = Any  # a pytree of arrays
+LossFunction = Callable[[Weights, Weights, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Nats per token [B, T] of `targets` [B, T] under `logits` [B, T, V]."""
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Divergence KL(teacher ‖ student) per token [B, T] at a temperature, times its square (arXiv 1503.02531, section 2).
+
+    The teacher is a constant: no gradient passes through it.
+    """
+    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
+    student = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+
+
+def _mixed_loss(
+    logits: jax.Array, targets: jax.Array, teacher_logits: jax.Array | None, distil_weight: float, temperature: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(1 - λ) · cross entropy + λ · distillation, means over tokens (paper section 4: λ = 0.5 in stage 2)."""
+    text = jnp.mean(cross_entropy(logits, targets))
+    if teacher_logits is None:
+        return text, {"cross_entropy": text}
+    teacher = jnp.mean(distillation(logits, teacher_logits, temperature))
+    return (1 - distil_weight) * text + distil_weight * teacher, {"cross_entropy": text, "distillation": teacher}
+
+
+def decoder_loss(
+    model: nnx.GraphDef[Decoder],
+    teacher: nnx.GraphDef[Decoder] | None = None,
+    *,
+    distil_weight: float = 0.0,
+    temperature: float = 1.0,
+    remat: bool = False,
+) -> LossFunction:
+    """The loss of a decoder on its own; with `teacher` (its weights are `fixed`) that of Gecko-Distil."""
+
+    def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        decoder = nnx.merge(model, trained)
+        logits = decoder.logits(decoder.states(inputs, decoder.config.num_layers, remat=remat)[-1])
+        teacher_logits = None if teacher is None else nnx.merge(teacher, fixed)(inputs)
+        return _mixed_loss(logits, targets, teacher_logits, distil_weight, temperature)
+
+    return loss
+
+
+def tandem_loss(
+    model: nnx.GraphDef[Tandem],
+    primary: nnx.GraphDef[Decoder],
+    *,
+    mode: PrimaryMode = PrimaryMode.frozen,
+    gammas: Sequence[int] = (2,),
+    distil_weight: float | None = None,
+    temperature: float = 1.0,
+    remat: bool = False,
+) -> LossFunction:
+    """The loss of a tandem in block mode; `distil_weight` None is stage 1, a number is λ of stage 2.
+
+    Frozen: `trained` is the tandem's weights and `fixed` the primary's. Joint: `trained` is {"tandem", "primary"}.
+    With several `gammas` each sequence draws one: block numbers are data, so all share one compiled program.
+    """
+    lengths = jnp.array(list(gammas))
+
+    def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        frozen = mode is PrimaryMode.frozen
+        tandem = nnx.merge(model, trained if frozen else trained["tandem"])
+        decoder = nnx.merge(primary, fixed if frozen else trained["primary"])
+        needs_logits = distil_weight is not None or mode is PrimaryMode.joint_both
+        # Stage 1 with a frozen primary runs it only as deep as the tandem reads.
+        depth = decoder.config.num_layers if needs_logits else tandem.depth
+        states = decoder.states(inputs, depth, remat=remat and not frozen)
+        primary_logits = decoder.logits(states[-1]) if needs_logits else None
+
+        gamma = jax.random.choice(key, lengths, (inputs.shape[0], 1))
+        logits = tandem(inputs, states, jnp.broadcast_to(block_numbers(inputs.shape[1], gamma), inputs.shape))
+        teacher_logits = None if distil_weight is None else primary_logits
+        total, parts = _mixed_loss(logits, targets, teacher_logits, distil_weight or 0.0, temperature)
+        if mode is PrimaryMode.joint_both:
+            assert primary_logits is not None
+            parts["primary_cross_entropy"] = jnp.mean(cross_entropy(primary_logits, targets))
+            total = total + parts["primary_cross_entropy"]
+        return total, parts
+
+    return loss

@@ -1,0 +1,216 @@
+"""Checks across the fields of an experiment, all reported at once.
+
+Types and unknown keys are the composer's business (`launch/compose.py`); here are the rules that no type can say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from tandem.config import (
+    Corpus,
+    DecoderConfig,
+    Drafter,
+    Experiment,
+    Measure,
+    OptimizerConfig,
+    PairConfig,
+    ScaleConfig,
+    TrainConfig,
+)
+
+LARGEST_SEED = 2**31 - 1
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """`; did you mean …?` for the closest option, or `; one of …` if nothing is close and the options are few."""
+    options = list(options)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; one of {', '.join(options)}" if 0 < len(options) <= 12 else ""
+
+
+def resolve_layer_map(pair: PairConfig, scale: ScaleConfig) -> list[int]:
+    """ℓ for each secondary layer: the one configured, or L_S numbers evenly spaced over 1 … L_L, the last being L_L.
+
+    The paper leaves ℓ open. An entry n is the output of primary layer n, that is the input of layer n + 1.
+    """
+    if pair.layer_map is not None:
+        return list(pair.layer_map)
+    primary = scale.models[pair.primary].num_layers
+    secondary = scale.models[pair.secondary].num_layers
+    # Whole-number rounding, halves up; with fewer primary than secondary layers the first entries would be 0.
+    return [max(1, (2 * (j + 1) * primary + secondary) // (2 * secondary)) for j in range(secondary)]
+
+
+def validate(experiment: Experiment) -> list[str]:
+    """Everything that is wrong with an experiment, a sentence each: key, value, what is allowed."""
+    check = _Checks()
+    check.at_least("gamma", experiment.gamma, 0)
+    check.within("tau", experiment.tau, 0.0, 1.0)
+    check.within("seed", experiment.seed, 0, LARGEST_SEED)
+    if experiment.name is not None and (not experiment.name or set(experiment.name) & set("/\\\0")):
+        check.wrong("name", experiment.name, "must be usable as the name of a directory")
+    if not experiment.runs_dir:
+        check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
+    _scale(experiment.scale, check)
+    _pair(experiment.model, experiment.scale, check)
+    _train(experiment.train, check)
+    _data(experiment, check)
+    _measures(experiment, check)
+    return check.problems
+
+
+class _Checks:
+    """Collects problems."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def wrong(self, key: str, value: object, rule: str) -> None:
+        self.problems.append(f"{key}={value!r} {rule}" if isinstance(value, str) else f"{key}={value} {rule}")
+
+    def at_least(self, key: str, value: float, least: float) -> bool:
+        good = math.isfinite(value) and value >= least
+        if not good:
+            self.wrong(key, value, f"must be at least {least}")
+        return good
+
+    def positive(self, key: str, value: float) -> bool:
+        good = math.isfinite(value) and value > 0
+        if not good:
+            self.wrong(key, value, "must be above 0")
+        return good
+
+    def within(self, key: str, value: float, least: float, most: float) -> None:
+        if not least <= value <= most:
+            self.wrong(key, value, f"must be from {least} to {most}")
+
+    def block_lengths(self, key: str, values: list[int]) -> None:
+        if not values or min(values) < 1:
+            self.wrong(key, values, "must be one or more block lengths of at least 1")
+
+
+def _scale(scale: ScaleConfig, check: _Checks) -> None:
+    for name, decoder in scale.models.items():
+        _decoder(f"scale.models.{name}", decoder, check)
+    for name, optimizer in scale.pretrain.items():
+        _optimizer(f"scale.pretrain.{name}", optimizer, check)
+        if name not in scale.models:
+            check.wrong("scale.pretrain", name, f"is not a model of scale.models{nearest(name, scale.models)}")
+    _optimizer("scale.further", scale.further, check)
+
+
+def _decoder(key: str, decoder: DecoderConfig, check: _Checks) -> None:
+    sizes = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_ff", "vocab_size")
+    # A list, not a generator: every size is to be checked.
+    if all([check.at_least(f"{key}.{size}", getattr(decoder, size), 1) for size in sizes]):
+        if decoder.d_model % decoder.num_heads:
+            check.wrong(f"{key}.num_heads", decoder.num_heads, f"must divide d_model={decoder.d_model}")
+        elif decoder.head_dim % 2:
+            rule = f"makes heads of {decoder.head_dim} dimensions, and rotary positions need an even number"
+            check.wrong(f"{key}.num_heads", decoder.num_heads, rule)
+        if decoder.num_heads % decoder.num_kv_heads:
+            check.wrong(f"{key}.num_kv_heads", decoder.num_kv_heads, f"must divide num_heads={decoder.num_heads}")
+    check.positive(f"{key}.rope_theta", decoder.rope_theta)
+    check.positive(f"{key}.norm_eps", decoder.norm_eps)
+
+
+def _optimizer(key: str, optimizer: OptimizerConfig, check: _Checks) -> None:
+    check.at_least(f"{key}.steps", optimizer.steps, 1)
+    batch_is_good = check.at_least(f"{key}.batch_size", optimizer.batch_size, 1)
+    check.at_least(f"{key}.seq_len", optimizer.seq_len, 2)
+    check.positive(f"{key}.learning_rate", optimizer.learning_rate)
+    check.at_least(f"{key}.projection_rate", optimizer.projection_rate, 0)
+    check.at_least(f"{key}.warmup_steps", optimizer.warmup_steps, 0)
+    check.within(f"{key}.final_rate", optimizer.final_rate, 0.0, 1.0)
+    check.at_least(f"{key}.weight_decay", optimizer.weight_decay, 0)
+    check.positive(f"{key}.clip_norm", optimizer.clip_norm)
+    accumulate_is_good = check.at_least(f"{key}.accumulate", optimizer.accumulate, 1)
+    if batch_is_good and accumulate_is_good and optimizer.batch_size % optimizer.accumulate:
+        check.wrong(f"{key}.accumulate", optimizer.accumulate, f"must divide batch_size={optimizer.batch_size}")
+
+
+def _pair(pair: PairConfig, scale: ScaleConfig, check: _Checks) -> None:
+    roles = {"primary": pair.primary, "secondary": pair.secondary}
+    if pair.middle is not None:
+        roles["middle"] = pair.middle
+    known = {role: name for role, name in roles.items() if name in scale.models}
+    for role, name in roles.items():
+        if role not in known:
+            check.wrong(f"model.{role}", name, f"is not a model of scale={scale.name}{nearest(name, scale.models)}")
+        elif name not in scale.pretrain:
+            check.wrong(f"model.{role}", name, f"has no scale.pretrain.{name} to be trained by")
+    if pair.primary == pair.secondary:
+        check.wrong("model.secondary", pair.secondary, "must differ from model.primary")
+    if len({scale.models[name].vocab_size for name in known.values()}) > 1:
+        sizes = ", ".join(f"{name} has {scale.models[name].vocab_size}" for name in known.values())
+        check.problems.append(f"the models of a pair must share one vocabulary, but {sizes} (vocab_size)")
+    if pair.layer_map is not None and {"primary", "secondary"} <= known.keys():
+        _layer_map(pair.layer_map, scale.models[pair.primary], scale.models[pair.secondary], check)
+
+
+def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
+    if len(layer_map) != secondary.num_layers:
+        rule = f"has {len(layer_map)} entries and must have {secondary.num_layers}, one per secondary layer"
+        check.wrong("model.layer_map", layer_map, rule)
+    for position, layer in enumerate(layer_map):
+        if not 1 <= layer <= primary.num_layers:
+            rule = f"must be from 1 to {primary.num_layers}, a number of primary layers"
+            check.wrong(f"model.layer_map[{position}]", layer, rule)
+
+
+def _train(train: TrainConfig, check: _Checks) -> None:
+    _optimizer("train", train, check)
+    check.block_lengths("train.gamma", train.gamma)
+    check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
+    check.positive("train.temperature", train.temperature)
+
+
+def _data(experiment: Experiment, check: _Checks) -> None:
+    data = experiment.data
+    if not 0.0 < data.heldout_fraction < 1.0:
+        check.wrong("data.heldout_fraction", data.heldout_fraction, "must be above 0 and below 1")
+    if data.corpus == Corpus.text:
+        if data.path is None:
+            check.problems.append("data=text needs data.path, a file or a folder of texts (plain, .gz or .xz)")
+        elif not Path(data.path).expanduser().exists():
+            check.wrong("data.path", data.path, f"does not exist{_nearest_sibling(Path(data.path).expanduser())}")
+        if not data.separator.strip():
+            check.wrong("data.separator", data.separator, "must be a line that is not blank")
+    if data.corpus == Corpus.tfds:
+        if data.dataset is None:
+            check.problems.append("data=tfds needs data.name, as in data.name=lm1b:1.1.0")
+        if data.data_dir is not None and "://" not in data.data_dir and not Path(data.data_dir).expanduser().is_dir():
+            check.wrong("data.data_dir", data.data_dir, "is not a directory")
+
+
+def _nearest_sibling(path: Path) -> str:
+    """The closest name beside a path that does not exist."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        return f" (nor does {parent})"
+    names = [entry.name for entry in parent.iterdir()]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _measures(experiment: Experiment, check: _Checks) -> None:
+    measured, decode = experiment.eval, experiment.decode
+    check.block_lengths("eval.gammas", measured.gammas)
+    for key in ("sequences", "prompts", "standalone_gamma", "repeats"):
+        check.at_least(f"eval.{key}", getattr(measured, key), 1)
+    # The last prompt token is decoded, not prefilled, so one token before it is the least.
+    check.at_least("decode.prompt_tokens", decode.prompt_tokens, 2)
+    check.at_least("decode.max_new_tokens", decode.max_new_tokens, 1)
+    for key, values in (("eval.measures", measured.measures), ("drafter.drafters", experiment.drafter.drafters)):
+        if len(set(values)) != len(values):
+            check.wrong(key, [value.value for value in values], "names something twice")
+    if not measured.measures:
+        check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}")
+    if Measure.speed in measured.measures and not experiment.drafter.drafters:
+        check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")

@@ -1,0 +1,255 @@
+"""Configuration: every preset is valid, and everything wrong is said at once."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from launch.compose import CONF, compose, configuration_hash, expand, groups, to_yaml
+from launch.schema import known_keys
+from tandem.config import Drafter, Experiment, Measure, OptimizerConfig, Recipe
+from tandem.errors import ConfigurationError
+from tandem.validate import resolve_layer_map, validate
+
+# What an option needs beside itself.
+NEEDS = {"data=text": [f"data.path={CONF}"], "data=tfds": ["data.name=lm1b:1.1.0"]}
+OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as refused:
+        compose(overrides)
+    assert refused.value.exit_code == 2
+    return refused.value.problems
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_preset_is_valid(option):
+    experiment = compose([option, *NEEDS.get(option, [])])
+    group, _, name = option.partition("=")
+    if group not in ("experiment", "data"):
+        assert getattr(experiment, group).name == name
+
+
+@pytest.mark.parametrize(("model", "scale"), list(itertools.product(groups()["model"], groups()["scale"])))
+def test_presets_go_together(model, scale):
+    experiment = compose([f"model={model}", f"scale={scale}"])
+    assert experiment.train.steps == experiment.scale.further.steps
+
+
+def test_files_of_conf_open_with_a_command_that_works():
+    for path in CONF.rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 50, path
+        command = next(line for line in text.splitlines() if "uv run launch/run.py" in line)
+        assert path.name.startswith("_") or command in text.splitlines()[:2], path
+        words = command.partition("launch/run.py")[2].split()
+        words = [f"data.path={CONF}" if word.startswith("data.path=") else word for word in words]
+        compose([word for word in words if not word.startswith("data.data_dir")])
+
+
+def test_defaults():
+    experiment = compose([])
+    assert (experiment.model.primary, experiment.model.secondary) == ("bison", "gecko")
+    assert experiment.scale.shipped
+    assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (5, 0.8, [2])
+    assert experiment.train.recipe is Recipe.distil
+    assert experiment.drafter.drafters == [Drafter.distilled, Drafter.tandem]
+
+
+def test_only_laptop_ships_weights():
+    assert [scale for scale in groups()["scale"] if compose([f"scale={scale}"]).scale.shipped] == ["laptop"]
+
+
+def test_training_follows_the_scale_unless_overridden():
+    experiment = compose(["scale=tiny", "train.steps=7", "scale.further.batch_size=4"])
+    assert experiment.train.steps == 7
+    assert experiment.train.batch_size == 4
+    assert experiment.train.learning_rate == experiment.scale.further.learning_rate
+    assert isinstance(experiment.train, OptimizerConfig)
+
+
+def test_one_value_is_a_list_of_one():
+    assert compose(["train.gamma=4"]).train.gamma == [4]
+    assert compose(["train.gamma=[1,4]"]).train.gamma == [1, 4]
+    assert compose(["drafter.drafters=tandem"]).drafter.drafters == [Drafter.tandem]
+
+
+def test_keys_may_be_given_with_a_plus():
+    assert compose(["+train.temperature=2", "++gamma=3", "+experiment=debug"]).train.temperature == 2.0
+
+
+def test_the_command_line_wins_over_an_experiment():
+    experiment = compose(["experiment=paper/table2", "train=ce", "gamma=3"])
+    assert experiment.train.recipe is Recipe.ce
+    assert experiment.gamma == 3
+    assert experiment.eval.measures == [Measure.speed]
+
+
+def test_yaml_of_an_experiment_reads_back():
+    experiment = compose(["experiment=debug", "train.gamma=[1,2]"])
+    merged = OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.create(to_yaml(experiment)))
+    assert OmegaConf.to_object(merged) == experiment
+
+
+def test_hash_follows_meaning():
+    base = configuration_hash(compose([]))
+    for same in ("name=x", "runs_dir=/elsewhere", "tracking=disabled", "dry_run=true"):
+        assert configuration_hash(compose([same])) == base
+    for other in ("seed=1", "gamma=3", "train=ce", "train.steps=7", "eval=quick"):
+        assert configuration_hash(compose([other])) != base
+
+
+UNKNOWN = [
+    ("gama=3", "unknown key gama; did you mean gamma?"),
+    ("+gama=3", "unknown key gama; did you mean gamma?"),
+    ("++train.gama=3", "unknown key train.gama; did you mean train.gamma?"),
+    ("modle=tandem_bison_gecko", "unknown key modle; did you mean model?"),
+    ("learning_rate=1", "unknown key learning_rate; did you mean train.learning_rate?"),
+    ("train.optimizer.steps=20", "unknown key train.optimizer.steps; did you mean train.steps?"),
+    ("+scale.models.bisn.d_model=8", "unknown key scale.models.bisn.d_model; did you mean scale.models.bison.d_model?"),
+    (
+        "scale.models.bison={d_modl: 8}",
+        "unknown key scale.models.bison.d_modl; did you mean scale.models.bison.d_model?",
+    ),
+    ("+foo.bar=1", "unknown key foo.bar"),
+]
+
+
+@pytest.mark.parametrize(("word", "message"), UNKNOWN)
+def test_unknown_key(word, message):
+    assert problems(word) == [message]
+
+
+UNFIT = [
+    ("train=distill", "train=distill is not an option of train (ce, distil, .*); did you mean distil?"),
+    ("+train=distill", "train=distill is not an option of train (ce, distil, .*); did you mean distil?"),
+    ("train=_further", "train=_further is not an option"),
+    ("experiment=paper/tabel2", "did you mean paper/table2?"),
+    ("train@other=ce", "without @"),
+    ("~gamma", "cannot be deleted"),
+    ("gamma", "cannot read 'gamma': write key=value"),
+    ("gamma=1,2", "add -m"),
+    ("gamma=abc", "gamma=abc must be a whole number"),
+    ("gamma=2.5", "gamma=2.5 must be a whole number"),
+    ("gamma=null", "gamma=null must be a whole number"),
+    ("train.gamma=[1,x]", "train.gamma=[1, 'x'] must be a whole number or a list of such"),
+    ("tau=high", "tau=high must be a number"),
+    ("dry_run=3x", "dry_run=3x must be true or false"),
+    ("train.primary=frozn", "one of frozen, joint_secondary, joint_both; did you mean frozen?"),
+    ("drafter.drafters=tandm", "did you mean tandem?"),
+    ("scale.models.bison=3", "scale.models.bison=3 must be a group of keys"),
+    ("train.steps=${nothing}", "train.steps: Interpolation key 'nothing' not found"),
+    ("gamma=-1", "gamma=-1 must be at least 0"),
+    ("tau=1.5", "tau=1.5 must be from 0.0 to 1.0"),
+    ("tau=nan", "tau=nan must be from 0.0 to 1.0"),
+    ("seed=-1", "seed=-1 must be from 0"),
+    ("name=a/b", "name='a/b' must be usable as the name of a directory"),
+    ("train.gamma=0", "train.gamma=[0] must be one or more block lengths of at least 1"),
+    ("train.gamma=[]", "train.gamma=[] must be one or more"),
+    ("train.steps=0", "train.steps=0 must be at least 1"),
+    ("train.seq_len=1", "train.seq_len=1 must be at least 2"),
+    ("train.learning_rate=0", "train.learning_rate=0.0 must be above 0"),
+    ("train.learning_rate=inf", "train.learning_rate=inf must be above 0"),
+    ("train.accumulate=3", "train.accumulate=3 must divide batch_size=8"),
+    ("train.distil_weight=1.1", "train.distil_weight=1.1 must be from 0.0 to 1.0"),
+    ("scale.pretrain.bison.batch_size=0", "scale.pretrain.bison.batch_size=0 must be at least 1"),
+    ("scale.models.bison.num_heads=7", "scale.models.bison.num_heads=7 must divide d_model=384"),
+    ("scale.models.gecko.num_heads=128", "an even number"),
+    ("scale.models.bison.num_kv_heads=4", "num_kv_heads=4 must divide num_heads=6"),
+    ("scale.models.bison.d_model=0", "scale.models.bison.d_model=0 must be at least 1"),
+    ("scale.models.gecko.vocab_size=512", "must share one vocabulary, but bison has 4096, gecko has 512"),
+    ("model.primary=bisn", "model.primary='bisn' is not a model of scale=laptop; did you mean bison?"),
+    ("model.secondary=bison", "model.secondary='bison' must differ from model.primary"),
+    ("model.layer_map=[1,2]", "model.layer_map=[1, 2] has 2 entries and must have 3"),
+    ("model.layer_map=[1,7,3]", "model.layer_map[1]=7 must be from 1 to 6"),
+    ("model.layer_map=[0,2,3]", "model.layer_map[0]=0 must be from 1 to 6"),
+    ("data=text", "data=text needs data.path"),
+    ("data=tfds", "data=tfds needs data.name"),
+    ("data.heldout_fraction=1", "data.heldout_fraction=1.0 must be above 0 and below 1"),
+    ("eval.gammas=[2,0]", "eval.gammas=[2, 0] must be one or more block lengths of at least 1"),
+    ("eval.prompts=0", "eval.prompts=0 must be at least 1"),
+    ("eval.measures=[]", "must name at least one of agreement, speed, standalone"),
+    ("eval.measures=[speed,speed]", "names something twice"),
+    ("drafter.drafters=[]", "must name at least one of independent, distilled, tandem"),
+    ("decode.prompt_tokens=1", "decode.prompt_tokens=1 must be at least 2"),
+]
+
+
+@pytest.mark.parametrize(("word", "message"), UNFIT)
+def test_bad_value(word, message):
+    before, _, after = message.partition(".*")
+    said = problems(word)
+    assert [problem for problem in said if before in problem and after in problem] == said[:1]
+
+
+def test_missing_data_path_and_the_nearest_one(tmp_path):
+    (tmp_path / "books").mkdir()
+    (problem,) = problems("data=text", f"data.path={tmp_path}/boks")
+    assert problem == f"data.path='{tmp_path}/boks' does not exist; did you mean {tmp_path}/books?"
+
+
+def test_everything_wrong_is_said_at_once():
+    said = problems("train=distill", "gama=1", "gamma=-1", "tau=2", "train.steps=x", "model.layer_map=[1]")
+    assert len(said) == 6
+
+
+def test_message_lists_the_problems():
+    assert str(ConfigurationError(["a"])) == "configuration refused: a"
+    assert str(ConfigurationError(["a", "b"])).splitlines()[1:] == ["  - a", "  - b"]
+
+
+def test_a_multirun_is_expanded_in_order():
+    jobs = expand(["train=ce,distil", "seed=1", "gamma=2,4"])
+    assert jobs[:2] == [["train=ce", "seed=1", "gamma=2"], ["train=ce", "seed=1", "gamma=4"]]
+    assert len(jobs) == 4
+
+
+def with_layers(primary: int, secondary: int) -> Experiment:
+    return compose([f"scale.models.bison.num_layers={primary}", f"scale.models.gecko.num_layers={secondary}"])
+
+
+@pytest.mark.parametrize(
+    ("primary", "secondary", "expected"),
+    [
+        (6, 3, [2, 4, 6]),
+        (6, 6, [1, 2, 3, 4, 5, 6]),
+        (5, 2, [3, 5]),
+        (2, 4, [1, 1, 2, 2]),
+        (7, 1, [7]),
+        (1, 3, [1, 1, 1]),
+    ],
+)
+def test_default_layer_map_is_evenly_spaced(primary, secondary, expected):
+    experiment = with_layers(primary, secondary)
+    assert resolve_layer_map(experiment.model, experiment.scale) == expected
+
+
+def test_default_layer_map_is_always_valid():
+    experiment = compose([])
+    for primary, secondary in itertools.product(range(1, 9), range(1, 9)):
+        experiment.scale.models["bison"].num_layers = primary
+        experiment.scale.models["gecko"].num_layers = secondary
+        experiment.model.layer_map = None
+        experiment.model.layer_map = resolve_layer_map(experiment.model, experiment.scale)
+        assert validate(experiment) == []
+
+
+def test_configured_layer_map_is_used():
+    experiment = compose(["model.layer_map=[1,4,6]"])
+    assert resolve_layer_map(experiment.model, experiment.scale) == [1, 4, 6]
+
+
+def test_every_field_of_the_schema_can_be_set():
+    known = known_keys(dataclasses.asdict(compose(["scale=tiny"])))
+    for key in ("gamma", "train.steps", "train.clip_norm", "scale.models.otter.rope_theta", "tracking.tags"):
+        assert key in known
+
+
+def test_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compose(["experiment=debug"])
+    problems("gamma=-1")
+    assert list(Path(tmp_path).iterdir()) == []

@@ -1,0 +1,358 @@
+"""The corpus, its split, the tokenizer's round trip, the token files, and batches as functions of the step."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tandem.config import Corpus, DataConfig
+from tandem.data import packing
+from tandem.data.corpus import Document, corpus_identity, documents, is_heldout, split_group
+from tandem.data.iterator import Batches, heldout_windows, prompts
+from tandem.data.packing import open_tokens, pack
+from tandem.data.tokenizer import EOS_ID, NEWLINE_ID, Tokenizer, train_tokenizer
+from tandem.errors import ConfigurationError, EnvironmentFailure
+from tasks.text import tfds_documents
+
+STDLIB = DataConfig()
+TEXT = b"one\r\n<|endoftext|> \n\n<|endoftext|>\n  \n<|endoftext|>\r\nthree \xc3\xa9\n"
+
+
+@pytest.fixture(scope="module")
+def stdlib() -> list[Document]:
+    return list(documents(STDLIB))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(stdlib: list[Document]) -> Tokenizer:
+    return Tokenizer(train_tokenizer((document.text for document in stdlib[::8]), vocab_size=1024))
+
+
+@pytest.fixture(scope="module")
+def packed(stdlib: list[Document], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "CHUNK_CHARACTERS", 100_000)
+        pack(stdlib[::4], tokenizer, folder, 0.1, split_group(STDLIB))
+    return folder
+
+
+def text_config(path: Path) -> DataConfig:
+    return DataConfig(corpus=Corpus.text, path=str(path))
+
+
+def test_stdlib_is_source_without_tests_tables_or_other_packages(stdlib: list[Document]) -> None:
+    names = [document.name for document in stdlib]
+    assert names == sorted(set(names))
+    assert {"os.py", "json/decoder.py", "encodings/__init__.py"} <= set(names)
+    folders = {folder for name in names for folder in name.split("/")[:-1]}
+    assert not folders & {"test", "tests", "idle_test", "site-packages", "__pycache__"}
+    assert not {"encodings/cp037.py", "pydoc_data/topics.py", "sitecustomize.py"} & set(names)
+    assert sum(len(document.text) for document in stdlib) > 5_000_000
+
+
+def test_split_never_changes() -> None:
+    heldout = {"os", "ast", "dataclasses", "tarfile"}
+    train = {"json", "asyncio", "argparse", "re", "typing", "decimal"}
+    assert {name for name in heldout | train if is_heldout(name, 0.1)} == heldout
+
+
+def test_split_share_is_about_the_fraction_and_grows_with_it() -> None:
+    names = [f"document {i}" for i in range(4000)]
+    small = {name for name in names if is_heldout(name, 0.1)}
+    large = {name for name in names if is_heldout(name, 0.2)}
+    assert small < large
+    assert len(small) == pytest.approx(400, abs=60)
+    assert not any(is_heldout(name, 0.0) for name in names)
+    assert all(is_heldout(name, 1.0) for name in names)
+
+
+def test_packages_are_held_out_whole() -> None:
+    group = split_group(STDLIB)
+    assert group("json/decoder.py") == group("json/__init__.py") == "json"
+    assert group("os.py") == "os"
+    assert split_group(DataConfig(corpus=Corpus.text))("a/b.txt#3") == "a/b.txt#3"
+
+
+def test_text_is_the_same_plain_and_compressed(tmp_path: Path) -> None:
+    writers = {"": Path.write_bytes, ".gz": lambda p, b: p.write_bytes(gzip.compress(b))}
+    writers[".xz"] = lambda p, b: p.write_bytes(lzma.compress(b))
+    found = []
+    for suffix, write in writers.items():
+        path = tmp_path / f"corpus.txt{suffix}"
+        write(path, TEXT)
+        found.append(list(documents(text_config(path))))
+    expected = [Document("corpus.txt#0", "one\r\n<|endoftext|> \n\n"), Document("corpus.txt#2", "three é\n")]
+    assert found == [expected] * 3
+
+
+def test_text_folder_is_read_in_order_and_identified_by_content(tmp_path: Path) -> None:
+    root = tmp_path / "first"
+    (root / "b").mkdir(parents=True)
+    (root / "b" / "two.txt").write_text("2")
+    (root / "a.txt").write_text("1")
+    (root / ".hidden").write_bytes(b"\xff")
+    assert [d.name for d in documents(text_config(root))] == ["a.txt#0", "b/two.txt#0"]
+    identity = corpus_identity(text_config(root))
+    assert str(tmp_path) not in json.dumps(identity)
+    moved = root.rename(tmp_path / "second")
+    assert corpus_identity(text_config(moved)) == identity
+    (moved / "a.txt").write_text("3")
+    assert corpus_identity(text_config(moved)) != identity
+
+
+def test_stdlib_identity_is_the_python_version() -> None:
+    assert corpus_identity(STDLIB) == {"corpus": "stdlib", "python": ".".join(map(str, sys.version_info[:3]))}
+
+
+def test_missing_and_empty_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.path"):
+        list(documents(DataConfig(corpus=Corpus.text)))
+    with pytest.raises(ConfigurationError, match="nowhere: no such file or folder"):
+        list(documents(text_config(tmp_path / "nowhere")))
+    (tmp_path / "blank.txt").write_text(" \n<|endoftext|>\n\n")
+    with pytest.raises(ConfigurationError, match="no text"):
+        list(documents(text_config(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.gz", gzip.compress(TEXT * 99)[:-12]),
+        ("garbled.gz", gzip.compress(TEXT)[:10] + b"\xff" * 40),
+        ("no.gz", TEXT),
+        ("cut.xz", lzma.compress(TEXT * 99)[:-40]),
+        ("no.xz", TEXT),
+        ("latin.txt", "é".encode("latin-1")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unreadable_text_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EnvironmentFailure, match=name):
+        list(documents(text_config(tmp_path)))
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\r\n\t", "\0", " x", "x ", " " * 40, "\u2581 a\u2581", "</s><pad><0x41>"])
+def test_awkward_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert tokenizer.decode(ids) == text
+    assert EOS_ID not in ids
+
+
+def test_sampled_corpus_comes_back(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+    texts = [document.text for document in stdlib[::20]]
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
+
+
+@pytest.mark.slow
+def test_whole_corpus_comes_back(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+    texts = [document.text for document in stdlib]
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
+
+
+def test_indentation_and_line_ends_are_single_tokens(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("\n        \n")
+    assert [int(ids[0]), int(ids[-1])] == [NEWLINE_ID, NEWLINE_ID]
+    assert len(ids) == 3
+
+
+def test_encoding_many_is_encoding_each(tokenizer: Tokenizer) -> None:
+    texts = ["a\u2581b", "", "def f():\n    return\n", "\u2581\u2581"]
+    for ids, text in zip(tokenizer.encode_many(texts), texts, strict=True):
+        np.testing.assert_array_equal(ids, tokenizer.encode(text))
+    assert tokenizer.encode_many([]) == []
+
+
+def test_training_is_deterministic_and_bounded(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+    texts = [document.text for document in stdlib[::8]]
+    assert train_tokenizer(iter(texts), 1024) == tokenizer.model
+    sampled = train_tokenizer(texts, 1024, max_bytes=200_000)
+    assert sampled != tokenizer.model
+    assert Tokenizer(sampled).vocab_size == tokenizer.vocab_size == 1024
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "why"),
+    [(["a b c"], 5000, "vocab_size=5000: .*too high"), (["abc"], 100, "vocab_size=100: "), (["\n \n"], 512, "no text")],
+)
+def test_impossible_vocabulary_is_refused(texts: list[str], size: int, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        train_tokenizer(texts, size)
+
+
+def test_token_files_hold_every_document_once_in_its_split(
+    packed: Path, stdlib: list[Document], tokenizer: Tokenizer
+) -> None:
+    meta = json.loads((packed / "meta.json").read_text())
+    group, found = split_group(STDLIB), {}
+    for split in ("train", "heldout"):
+        tokens = open_tokens(packed, split)
+        assert tokens.array.dtype == np.uint16
+        assert len(tokens.array) == meta[split]["tokens"]
+        pieces = np.split(tokens.array, tokens.offsets[1:])
+        assert all(piece[-1] == EOS_ID and EOS_ID not in piece[:-1] for piece in pieces)
+        found[split] = [tokenizer.decode(piece) for piece in pieces]
+        assert meta[split]["bytes"] == sum(len(text.encode()) for text in found[split])
+    expected = {"train": [], "heldout": []}
+    for document in stdlib[::4]:
+        expected["heldout" if is_heldout(group(document.name), 0.1) else "train"].append(document)
+    assert found == {split: [document.text for document in members] for split, members in expected.items()}
+    assert meta["heldout_groups"] == sorted({group(document.name) for document in expected["heldout"]})
+    assert not set(meta["heldout_groups"]) & {group(document.name) for document in expected["train"]}
+    assert meta["tokenizer_sha256"] == tokenizer.sha256
+
+
+@pytest.mark.parametrize(("fraction", "split"), [(0.0, "held-out"), (1.0, "training")])
+def test_empty_split_is_refused(tmp_path: Path, tokenizer: Tokenizer, fraction: float, split: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"the {split} split is empty"):
+        pack([Document("a", "x"), Document("b", "y")], tokenizer, tmp_path, fraction)
+    assert not (tmp_path / "meta.json").exists()
+
+
+def test_an_epoch_visits_every_window_once() -> None:
+    batches = Batches(np.arange(1000), batch_size=3, seq_len=10, seed=0)
+    rows = np.concatenate([batches(step) for step in range(2 * 98 // 3 + 1)])[: 2 * 98]
+    assert rows.dtype == np.int32
+    np.testing.assert_array_equal(rows - rows[:, :1], np.tile(np.arange(11), (2 * 98, 1)))
+    first, second = rows[:98, 0], rows[98:, 0]
+    for starts in (first, second):
+        np.testing.assert_array_equal(np.diff(np.sort(starts)), 10)
+    assert batches.windows_per_epoch == 98
+    assert not np.array_equal(first - first.min(), second - second.min())
+
+
+def test_epochs_start_anywhere_in_the_first_window() -> None:
+    batches = Batches(np.arange(1000), batch_size=98, seq_len=10, seed=0)
+    assert {int(batches(epoch)[:, 0].min()) for epoch in range(100)} == set(range(10))
+
+
+def test_a_step_gives_the_same_batch_whatever_came_before() -> None:
+    tokens = np.arange(500)
+    used, fresh = Batches(tokens, 4, 16, seed=1), Batches(tokens, 4, 16, seed=1)
+    expected = {step: used(step) for step in range(40)}
+    for step in (39, 3, 17, 0):
+        np.testing.assert_array_equal(fresh(step), expected[step])
+    assert not np.array_equal(Batches(tokens, 4, 16, seed=2)(0), expected[0])
+
+
+def test_shards_are_the_rows_of_the_global_batch() -> None:
+    tokens = np.arange(500)
+    shards = [Batches(tokens, 6, 16, seed=1, shard=(index, 3)) for index in range(3)]
+    whole = Batches(tokens, 6, 16, seed=1)
+    for step in (0, 9, 50):
+        np.testing.assert_array_equal(np.concatenate([shard(step) for shard in shards]), whole(step))
+    with pytest.raises(ConfigurationError, match="batch_size=5"):
+        Batches(tokens, 5, 16, seed=1, shard=(0, 3))
+
+
+@pytest.mark.parametrize("length", [11, 12, 20, 21, 22, 31])
+def test_few_tokens_are_enough_down_to_one_window(length: int) -> None:
+    batch = Batches(np.arange(length), batch_size=5, seq_len=10, seed=0)(3)
+    assert batch.shape == (5, 11)
+    assert batch.max() < length
+
+
+def test_fewer_tokens_than_a_window_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="seq_len=10: the training split has 10 tokens"):
+        Batches(np.arange(10), 1, 10, seed=0)
+    with pytest.raises(ConfigurationError, match="the held-out split has 10"):
+        heldout_windows(np.arange(10), 1, 10)
+
+
+def test_heldout_windows_are_spread_and_do_not_overlap() -> None:
+    for count, size in itertools.product((1, 2, 7, 9), (91, 95, 1000)):
+        windows = heldout_windows(np.arange(size), count, 10)
+        assert windows.shape == (count, 11)
+        starts = windows[:, 0]
+        assert starts[0] == 0
+        assert count == 1 or (windows[-1, -1] == size - 1 and np.ptp(np.diff(starts)) <= 1)
+        assert (np.diff(starts) >= 10).all()
+    with pytest.raises(ConfigurationError, match=r"eval\.sequences=10: .* at most 9 "):
+        heldout_windows(np.arange(100), 10, 10)
+
+
+def test_prompts_start_lines_inside_documents(packed: Path) -> None:
+    tokens = open_tokens(packed, "heldout")
+    chosen = prompts(tokens.array, tokens.offsets, count=40, length=48, seed=0)
+    assert chosen.shape == (40, 48)
+    assert chosen.dtype == np.int32
+    assert EOS_ID not in chosen
+    windows = np.lib.stride_tricks.sliding_window_view(tokens.array, 48)
+    starts = [set(np.flatnonzero((windows == prompt).all(axis=1))) for prompt in chosen]
+    line_starts = set(tokens.offsets) | set(np.flatnonzero(tokens.array == NEWLINE_ID) + 1)
+    assert all(places & line_starts for places in starts)
+    assert len({tuple(prompt) for prompt in chosen}) == 40
+    np.testing.assert_array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, seed=0))
+    assert not np.array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, seed=1))
+
+
+def test_prompts_are_spread_over_the_documents() -> None:
+    document = np.array([5, 6, NEWLINE_ID] * 20 + [EOS_ID])
+    tokens, offsets = (
+        np.concatenate([document + i * 100 * (document > NEWLINE_ID) for i in range(4)]),
+        np.arange(4) * 61,
+    )
+    chosen = prompts(tokens, offsets, count=8, length=5, seed=0)
+    np.testing.assert_array_equal(np.bincount(chosen[:, 0] // 100), [2, 2, 2, 2])
+    with pytest.raises(ConfigurationError, match=r"eval\.prompts=100: .* only 76 lines"):
+        prompts(tokens, offsets, count=100, length=4, seed=0)
+
+
+def test_no_other_framework_is_imported() -> None:
+    code = "import sys, tandem.data.iterator, tandem.data.packing, tasks.text; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"tensorflow", "tensorflow_datasets", "jax", "seqio", "hydra"} & set(run.stdout.split())
+
+
+@pytest.mark.parametrize("name", [None, "c4", "c4/en", "c4/en:latest", "../c4:1.0.0"])
+def test_dataset_needs_a_version(name: str | None) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.dataset="):
+        list(documents(DataConfig(corpus=Corpus.tfds, dataset=name), tfds_documents))
+
+
+def test_unprepared_dataset_is_refused_with_the_place_and_the_command(tmp_path: Path) -> None:
+    config = DataConfig(corpus=Corpus.tfds, dataset="c4/en:3.1.0", data_dir=str(tmp_path))
+    with pytest.raises(EnvironmentFailure, match="download_and_prepare") as failure:
+        list(documents(config, tfds_documents))
+    assert str(tmp_path / "c4" / "en" / "3.1.0") in str(failure.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_prepared_dataset_is_read(tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    texts = ["first é\n", "", "third"]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "notes",
+        version="1.0.0",
+        config="en",
+        data_dir=tmp_path,
+        features=tfds.features.FeaturesDict({"body": tfds.features.Text(), "stars": np.int64}),
+        split_datasets={"train": [(i, {"body": text, "stars": i}) for i, text in enumerate(texts)]},
+        disable_shuffling=True,
+    )
+    config = DataConfig(corpus=Corpus.tfds, dataset="notes/en:1.0.0", data_dir=str(tmp_path), text_feature="body")
+    expected = [Document("train/0", "first é\n"), Document("train/2", "third")]
+    assert list(documents(config, tfds_documents)) == expected
+    config.text_feature = "stars"
+    with pytest.raises(ConfigurationError, match=r"data\.text_feature=stars: .*\['body'\]"):
+        list(documents(config, tfds_documents))

@@ -1,0 +1,153 @@
+"""The engine: greedy outputs are the primary's bit for bit, and its counts add up."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from pairs import PRIMARY, SECONDARY, decoder, tandem
+
+from tandem.decoding.drafters.independent import Independent
+from tandem.decoding.drafters.tandem import TandemDrafter
+from tandem.decoding.engine import Engine
+
+NEW = 40
+LENGTHS = np.array([9, 5, 7])
+PROMPTS = np.random.default_rng(3).integers(0, 37, (3, 9)).astype(np.int32)
+
+
+def run(engine: Engine, weights, drafter_weights=None, prompts=PROMPTS, lengths=LENGTHS, new=NEW):
+    prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
+    state = engine.prefill(weights, drafter_weights, prompts, lengths, max_new_tokens=new)
+    state = engine.decode(weights, drafter_weights, state, lengths - 1 + new)
+    responses = [np.asarray(state.tokens)[row, n : n + new] for row, n in enumerate(lengths.tolist())]
+    return np.stack(responses), state
+
+
+@pytest.fixture(scope="module")
+def primary():
+    return decoder(PRIMARY, 0)
+
+
+def drafter_of(kind: str):
+    if kind == "tandem":
+        graph, weights = tandem(1)
+        return TandemDrafter(graph), weights
+    graph, weights = decoder(SECONDARY, 1)
+    return Independent(graph), weights
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 5, 8])
+@pytest.mark.parametrize("kind", ["independent", "tandem"])
+def test_speculative_output_is_the_primarys_at_the_same_width(primary, kind, gamma):
+    graph, weights = primary
+    drafter, drafter_weights = drafter_of(kind)
+    reference, _ = run(Engine(graph, width=gamma + 1), weights)
+    output, state = run(Engine(graph, drafter, gamma=gamma), weights, drafter_weights)
+    np.testing.assert_array_equal(output, reference)
+    counts = np.asarray(state.accepted_lengths)
+    np.testing.assert_array_equal(counts.sum(axis=1), state.primary_runs)
+    produced = counts @ (np.arange(gamma + 1) + 1)
+    np.testing.assert_array_equal(produced, np.asarray(state.position) - (LENGTHS - 1))
+    assert np.all(produced >= NEW)
+    assert np.all(produced < NEW + gamma + 1)
+
+
+def test_autoregressive_decoding_is_the_argmax_of_the_whole_sequence(primary):
+    graph, weights = primary
+    output, state = run(Engine(graph), weights)
+    np.testing.assert_array_equal(state.primary_runs, [NEW] * 3)
+    model = nnx.merge(graph, weights)
+    for row, length in enumerate(LENGTHS):
+        text = np.concatenate([PROMPTS[row, :length], output[row]])
+        predicted = np.argmax(np.asarray(model(jnp.asarray(text[None]))[0]), axis=-1)
+        np.testing.assert_array_equal(predicted[length - 1 : -1], output[row])
+    assert len(np.unique(output)) > 8, "a primary that repeats itself would make every identity trivial"
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 6])
+def test_a_primary_that_drafts_for_itself_has_all_drafts_accepted(primary, gamma):
+    graph, weights = primary
+    _, state = run(Engine(graph, Independent(graph), gamma=gamma), weights, weights)
+    accepted = np.asarray(state.accepted_lengths)
+    assert accepted[:, :-1].sum() == 0
+    assert accepted[:, -1].sum() == state.primary_runs.sum() > 0
+
+
+def test_acceptance_falls_with_a_drafter_that_guesses(primary):
+    """A drafter that knows nothing must be rejected, or the engine accepts whatever it is given."""
+    graph, weights = primary
+    drafter, drafter_weights = drafter_of("independent")
+    _, state = run(Engine(graph, drafter, gamma=4), weights, drafter_weights)
+    assert np.asarray(state.accepted_lengths)[:, 0].sum() > 0.5 * np.asarray(state.primary_runs).sum()
+
+
+def test_standalone_with_an_endless_block_is_the_secondary_on_its_own_states(primary):
+    """γ → ∞: after the prompt, the secondary reads the projected prompt and its own states, never the primary again."""
+    graph, weights = primary
+    tandem_graph, tandem_weights = tandem(1)
+    output, state = run(Engine(graph, TandemDrafter(tandem_graph), gamma=NEW, verify=False), weights, tandem_weights)
+    np.testing.assert_array_equal(state.primary_runs, [1, 1, 1])
+    model, decoder_model = nnx.merge(tandem_graph, tandem_weights), nnx.merge(graph, weights)
+    for row, length in enumerate(LENGTHS):
+        text = jnp.asarray(np.concatenate([PROMPTS[row, :length], output[row]])[None])
+        states = decoder_model.states(text, PRIMARY.num_layers)
+        # The block starts at the prompt's last token, which the primary has not read.
+        blocks = (jnp.arange(text.shape[1]) >= length - 1).astype(jnp.int32)[None]
+        predicted = np.argmax(np.asarray(model(text, states, blocks)[0]), axis=-1)
+        np.testing.assert_array_equal(predicted[length - 1 : -1], output[row])
+
+
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_standalone_follows_equation_2_with_a_free_token_in_each_block(primary, gamma):
+    graph, weights = primary
+    tandem_graph, tandem_weights = tandem(1)
+    output, _ = run(Engine(graph, TandemDrafter(tandem_graph), gamma=gamma, verify=False), weights, tandem_weights)
+    model, primary_model = nnx.merge(tandem_graph, tandem_weights), nnx.merge(graph, weights)
+    for row, length in enumerate(LENGTHS):
+        text = jnp.asarray(np.concatenate([PROMPTS[row, :length], output[row]])[None])
+        offset = np.arange(text.shape[1]) - (length - 1)  # position in the response, counted from the prompt's last token
+        blocks = jnp.asarray(np.where(offset < 0, 0, 1 + offset // (gamma + 1)))[None]
+        states = primary_model.states(text, PRIMARY.num_layers)
+        by_secondary = np.argmax(np.asarray(model(text, states, blocks)[0]), axis=-1)
+        by_primary = np.argmax(np.asarray(primary_model.logits(states[-1])[0]), axis=-1)
+        free = offset % (gamma + 1) == gamma
+        expected = np.where(free, by_primary, by_secondary)[length - 1 : -1]
+        np.testing.assert_array_equal(output[row], expected)
+
+
+def test_no_block_is_the_primary(primary):
+    graph, weights = primary
+    tandem_graph, tandem_weights = tandem(1)
+    output, _ = run(Engine(graph, TandemDrafter(tandem_graph), gamma=0, verify=False), weights, tandem_weights)
+    reference, _ = run(Engine(graph), weights)
+    np.testing.assert_array_equal(output, reference)
+
+
+def test_rows_of_a_batch_advance_as_if_alone(primary):
+    graph, weights = primary
+    drafter, drafter_weights = drafter_of("tandem")
+    engine = Engine(graph, drafter, gamma=3)
+    together, state = run(engine, weights, drafter_weights)
+    for row in range(3):
+        alone, single = run(engine, weights, drafter_weights, PROMPTS[row : row + 1], LENGTHS[row : row + 1])
+        np.testing.assert_array_equal(alone[0], together[row])
+        assert single.primary_runs[0] == state.primary_runs[row]
+
+
+def test_a_width_too_small_for_the_block_is_refused(primary):
+    graph, _ = primary
+    with pytest.raises(ValueError, match="width 3 cannot hold 3 drafts"):
+        Engine(graph, drafter_of("independent")[0], gamma=3, width=3)
+
+
+def test_the_whole_loop_is_one_program(primary):
+    """No step of the loop returns to the host: decoding again with other prompts compiles nothing."""
+    graph, weights = primary
+    drafter, drafter_weights = drafter_of("tandem")
+    engine = Engine(graph, drafter, gamma=3)
+    run(engine, weights, drafter_weights)
+    with jax.no_tracing():
+        run(engine, weights, drafter_weights, PROMPTS[::-1].copy(), LENGTHS[::-1].copy())

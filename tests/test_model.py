@@ -1,0 +1,140 @@
+"""Equation 2 and the decoder below it: who sees what, the two identities, and the cached form of both."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
+
+from tandem.config import DecoderConfig
+from tandem.model.decoder import Decoder, parameter_count
+from tandem.model.tandem import block_numbers
+
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def pair():
+    primary_graph, primary_weights = decoder(PRIMARY, 0)
+    tandem_graph, tandem_weights = tandem(1)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (2, LENGTH)))
+    return nnx.merge(primary_graph, primary_weights), nnx.merge(tandem_graph, tandem_weights), tokens
+
+
+def dependence(function, *inputs: jax.Array) -> list[np.ndarray]:
+    """For each input [T, D]: [T out, T in], whether the output at one position depends on the input at another."""
+    jacobians = jax.jacobian(function, argnums=tuple(range(len(inputs))))(*inputs)
+    return [np.abs(np.asarray(jacobian)).max(axis=(1, 3)) > 1e-9 for jacobian in jacobians]
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3, 5, LENGTH])
+def test_queries_see_earlier_blocks_through_the_primary_and_their_own_block_through_the_secondary(gamma):
+    config = dataclasses.replace(SECONDARY, tie_embeddings=False)
+    graph, weights = tandem(1, secondary=config)
+    tokens = jnp.arange(LENGTH)[None]  # all different, so that a row of the embedding is a position
+    states = [jax.random.normal(jax.random.key(layer), (LENGTH, PRIMARY.d_model)) for layer in LAYER_MAP]
+
+    def logits(embedding, first, second):
+        model = nnx.merge(graph, weights)
+        model.secondary.embedding[...] = embedding
+        sources = dict(zip(LAYER_MAP, (first[None], second[None]), strict=True))
+        return model(tokens, [sources.get(layer) for layer in range(5)], block_numbers(LENGTH, gamma)[None])[0]
+
+    embedding = nnx.merge(graph, weights).secondary.embedding[...]
+    own, first, second = dependence(logits, embedding, *states)
+    own = own[:, :LENGTH]
+    block = np.arange(LENGTH) // gamma
+    earlier = block[None, :] < block[:, None]
+    current = (block[None, :] == block[:, None]) & np.tri(LENGTH, dtype=bool)
+    np.testing.assert_array_equal(own, current)
+    # The last layer reads earlier blocks only; the first layer's read reaches later positions of the same block too,
+    # which are of the same earlier blocks.
+    np.testing.assert_array_equal(second, earlier)
+    np.testing.assert_array_equal(first, earlier)
+
+
+def test_one_block_is_the_plain_secondary_bit_for_bit(pair):
+    primary, model, tokens = pair
+    states = primary.states(tokens, PRIMARY.num_layers)
+    blocks = jnp.zeros((1, LENGTH), jnp.int32)
+    plain = jax.jit(lambda t: model.secondary(t))(tokens)
+    block_mode = jax.jit(lambda t, s: model(t, s, blocks))(tokens, states)
+    np.testing.assert_allclose(block_mode, plain, rtol=2e-5, atol=2e-5)
+    nonsense = [state + 1e3 for state in states]
+    np.testing.assert_array_equal(jax.jit(lambda t, s: model(t, s, blocks))(tokens, nonsense), block_mode)
+
+
+def test_decoder_is_causal(pair):
+    primary, _, tokens = pair
+    changed = tokens.at[:, 7].set((tokens[:, 7] + 1) % 37)
+    before, after = primary(tokens), primary(changed)
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert np.all(np.any(np.abs(before[:, 7:] - after[:, 7:]) > 1e-4, axis=-1))
+
+
+@pytest.mark.parametrize("widths", [[12], [1] * 12, [5, 3, 4]])
+def test_cached_passes_give_the_logits_of_the_whole_sequence(pair, widths):
+    primary, _, tokens = pair
+    cache = primary.empty_cache(2, LENGTH)
+    pieces, start = [], 0
+    for width in widths:
+        starts = jnp.full((2,), start, jnp.int32)
+        states, cache = primary.extend(tokens[:, start : start + width], starts, cache)
+        pieces.append(primary.logits(states[-1]))
+        start += width
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), primary(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_extend_at_their_own_positions_and_do_not_read_stale_entries(pair):
+    primary, _, tokens = pair
+    cache = primary.empty_cache(2, LENGTH)
+    zeros = jnp.zeros((2,), jnp.int32)
+    _, cache = primary.extend(tokens, zeros, cache)  # everything written, then taken back to 4 and 9
+    starts = jnp.array([4, 9], jnp.int32)
+    following = jnp.array([[1, 2], [3, 4]])
+    states, _ = primary.extend(following, starts, cache)
+    logits = primary.logits(states[-1])
+    for row, start in enumerate([4, 9]):
+        whole = jnp.concatenate([tokens[row, :start], following[row]])[None]
+        np.testing.assert_allclose(logits[row], primary(whole)[0, start:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 4])
+def test_block_mode_logits_are_the_cached_logits_of_drafting(pair, gamma):
+    """Training sees what serving sees: block mode equals absorbing earlier blocks and extending over the current one."""
+    primary, model, tokens = pair
+    states = primary.states(tokens, PRIMARY.num_layers)
+    trained = model(tokens, states, block_numbers(LENGTH, gamma)[None])
+    cache = model.secondary.empty_cache(2, LENGTH)
+    for start in range(0, LENGTH, gamma):
+        starts = jnp.full((2,), start, jnp.int32)
+        window = slice(start, start + gamma)
+        own, cache = model.secondary.extend(tokens[:, window], starts, cache)
+        np.testing.assert_allclose(
+            model.secondary.logits(own[-1]), trained[:, window], rtol=1e-4, atol=1e-4, err_msg=f"block at {start}"
+        )
+        cache = model.absorb(cache, [state[:, window] for state in states], starts)
+
+
+def test_layer_map_names_the_number_of_layers_behind_a_state(pair):
+    primary, model, tokens = pair
+    states = primary.states(tokens, PRIMARY.num_layers)
+    blocks = block_numbers(LENGTH, 2)[None]
+    before = model(tokens, states, blocks)
+    for layer in range(PRIMARY.num_layers + 1):
+        changed = [state + (index == layer) for index, state in enumerate(states)]
+        same = bool(jnp.all(model(tokens, changed, blocks) == before))
+        assert same == (layer not in LAYER_MAP)
+
+
+@pytest.mark.parametrize(
+    "config", [PRIMARY, SECONDARY, DecoderConfig(3, 24, 4, 1, 40, vocab_size=11, tie_embeddings=False)]
+)
+def test_parameter_count_is_that_of_the_weights(config):
+    weights = nnx.state(Decoder(config, rngs=nnx.Rngs(0)))
+    assert parameter_count(config) == sum(leaf.size for leaf in jax.tree.leaves(weights))

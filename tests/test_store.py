@@ -1,0 +1,183 @@
+"""The store: results appear whole or not at all, and one process at a time works on a step."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.graph import Context, Step, execute
+from launch.store import Store, append_line, write_json_atomic
+from tandem.errors import EnvironmentFailure
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_value(context: Context) -> None:
+    (context.out / "value").write_text("7")
+
+
+def step(run=write_value, **config) -> Step:
+    return Step(kind="number", name="number/seven", version=1, config=config, run=run)
+
+
+def events(store: Store) -> list[str]:
+    return [json.loads(line)["event"] for line in (store.root / "log.jsonl").read_text().splitlines()]
+
+
+def start(program: str, root: Path) -> subprocess.Popen:
+    """A process of its own that runs `program` with `root` and the names of this module's head in scope."""
+    head = f"""
+        import os, sys, time
+        from pathlib import Path
+        from launch.graph import Step, execute
+        from launch.store import Store
+        root = Path({str(root)!r})
+    """
+    code = textwrap.dedent(head) + textwrap.dedent(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+SLOW_STEP = """
+    def run(context):
+        with open(root / "runs", "a") as file:
+            file.write("x")
+        time.sleep(1.0)
+        (context.out / "value").write_text("7")
+
+    step = Step(kind="number", name="number/seven", version=1, config={}, run=run)
+    execute([step], Store(root / "store"))
+"""
+
+
+def test_finished_step_says_what_it_is(tmp_path):
+    store, seven = Store(tmp_path), step(base=10)
+    directory = execute([seven], store)["number/seven"]
+    about = json.loads((directory / "step.json").read_text())
+    assert directory == tmp_path / f"number-{seven.fingerprint}"
+    assert (directory / "value").read_text() == "7"
+    assert about["config"] == {"base": 10}
+    assert about["fingerprint"] == seven.fingerprint
+    assert about["seconds"] >= 0
+    assert not store.partial(seven).exists()
+
+
+@pytest.mark.parametrize("content", [None, "{ half", '{"fingerprint": "another"}', "[]"])
+def test_damaged_result_is_made_again(tmp_path, content, capsys):
+    store = Store(tmp_path)
+    directory = execute([step()], store)["number/seven"]
+    (directory / "step.json").unlink()
+    if content is not None:
+        (directory / "step.json").write_text(content)
+    assert store.find(step()) is None
+    assert execute([step()], store)["number/seven"] == directory
+    assert store.find(step()) == directory
+    assert "damaged" in capsys.readouterr().err
+    assert events(store) == ["run", "run"]
+
+
+def test_two_processes_do_a_step_once(tmp_path):
+    first = start(SLOW_STEP, tmp_path)
+    wait_for(tmp_path / "runs")
+    second = start(SLOW_STEP, tmp_path)
+    (_, first_said), (_, second_said) = first.communicate(timeout=30), second.communicate(timeout=30)
+    assert (first.returncode, second.returncode) == (0, 0), first_said + second_said
+    assert (tmp_path / "runs").read_text() == "x"
+    assert f"process {first.pid} on" in second_said
+    assert "found" in second_said
+    assert events(Store(tmp_path / "store")) == ["run", "found"]
+
+
+def test_started_together_two_processes_do_each_step_once(tmp_path):
+    processes = [start(SLOW_STEP, tmp_path) for _ in range(3)]
+    said = [process.communicate(timeout=40)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_a_dead_process_does_not_hold_its_step(tmp_path):
+    dying = start(SLOW_STEP.replace("sleep(1.0)", "sleep(60)"), tmp_path)
+    wait_for(tmp_path / "runs")
+    dying.send_signal(signal.SIGKILL)
+    dying.communicate(timeout=10)
+    store, seven = Store(tmp_path / "store"), step()
+    assert store.state(seven) == "partial"
+    began = time.monotonic()
+    execute([seven], store)
+    assert time.monotonic() - began < 1
+    assert store.state(seven) == "done"
+    assert events(store) == ["run", "resume"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KB, mounted if this machine allows it."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting needs privileges")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def fill(context: Context) -> None:
+    (context.out / "weights").write_bytes(b"0" * 1_000_000)
+
+
+def test_full_disk_is_one_message(small_disk):
+    store = Store(small_disk / "store")
+    with pytest.raises(EnvironmentFailure, match=r"disk is full.*MB are free"):
+        execute([step(fill)], store)
+    assert store.find(step(fill)) is None
+    assert store.state(step(fill)) == "partial"
+
+
+def test_full_disk_leaves_the_old_json_and_no_half_line(small_disk):
+    table, lines = small_disk / "table.json", small_disk / "lines.jsonl"
+    write_json_atomic(table, {"old": True})
+    append_line(lines, {"n": 1})
+    with pytest.raises(EnvironmentFailure):
+        write_json_atomic(table, {"new": "x" * 1_000_000})
+    with pytest.raises(EnvironmentFailure):
+        append_line(lines, {"n": "x" * 1_000_000})
+    assert json.loads(table.read_text()) == {"old": True}
+    assert [json.loads(line) for line in lines.read_text().splitlines()] == [{"n": 1}]
+    assert sorted(path.name for path in small_disk.iterdir()) == ["lines.jsonl", "table.json"]
+
+
+def test_full_disk_reported_by_a_library_in_words(tmp_path):
+    def run(context: Context) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(EnvironmentFailure, match="disk is full"):
+        execute([step(run)], Store(tmp_path))
+
+
+def test_other_errors_of_a_step_are_not_disguised(tmp_path):
+    def run(context: Context) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        execute([step(run)], Store(tmp_path))
+    assert events(Store(tmp_path)) == ["run", "failed"]
+
+
+def test_store_inside_a_file_is_one_message(tmp_path):
+    (tmp_path / "runs").write_text("not a directory")
+    with pytest.raises(EnvironmentFailure, match="a file is in the way"):
+        execute([step()], Store(tmp_path / "runs" / "store"))

@@ -1,0 +1,263 @@
+"""Tracking with the real wandb: what is stored, what is not, and what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+PROGRAM = """
+import sys, time
+from tandem.config import TrackingConfig, TrackingMode
+from tandem.errors import EnvironmentFailure
+from launch import tracking
+
+def start(run_dir, mode="offline"):
+    config = TrackingConfig(mode=TrackingMode(mode), group="sweep-1", tags=["laptop"])
+    resolved = {"train": {"gamma": [2], "recipe": "distil"}}
+    return tracking.start(
+        config, run_id="abc123", run_dir=run_dir, config=resolved, job_type="train", name="a run"
+    )
+
+run_dir = sys.argv[1]
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A clean environment: own home, nothing of W&B's but two secrets."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") and not k.lower().endswith("_proxy")}
+    home = tmp_path / "home"
+    home.mkdir()
+    return kept | {
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "WANDB_API_KEY": "secret-marker-" + "0" * 40,
+        "AWS_SECRET_ACCESS_KEY": "secret-marker-aws",
+    }
+
+
+def run_python(
+    body: str, run_dir: Path, environment: dict[str, str], **kwargs: Any
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM + body, str(run_dir)]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, **kwargs
+    )
+
+
+@dataclass
+class Connections:
+    """A listening socket that counts who connects to it and answers nobody."""
+
+    port: int
+    count: int = 0
+
+
+@pytest.fixture
+def connections() -> Iterator[Connections]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        seen = Connections(server.getsockname()[1])
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                seen.count += 1
+                connection.close()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield seen
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def read_log(path: Path) -> list[Any]:
+    """The records of a .wandb file, up to where it was cut off.
+
+    Layout: a 7-byte header, then blocks of 32,768 bytes holding chunks of (crc32, length, type) and data, where type
+    1 is a whole record and 2, 3, 4 its first, middle and last part.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    records, parts, position = [], b"", 7
+    while position + 7 <= len(data):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        crc, length, kind = struct.unpack_from("<IHB", data, position)
+        chunk = data[position + 7 : position + 7 + length]
+        if length == 0 or zlib.crc32(chunk, zlib.crc32(bytes([kind]))) != crc:
+            break
+        position += 7 + length
+        parts = chunk if kind in (1, 2) else parts + chunk
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            records.append(record)
+    return records
+
+
+def logs(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def history(records: list[Any]) -> list[dict[str, Any]]:
+    rows = [r.history.item for r in records if r.WhichOneof("record_type") == "history"]
+    return [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items} for items in rows]
+
+
+def only(records: list[Any], kind: str) -> Any:
+    return next(getattr(r, kind) for r in records if r.WhichOneof("record_type") == kind)
+
+
+WHOLE_RUN = """
+import os
+os.environ["WANDB_MODE"] = "online"  # the configuration wins
+tracker = start(run_dir)
+for step in range(5):
+    tracker.log({"global_step": 10 * step, "tandem_ce/loss": 2.0 / (step + 1)})
+tracker.table("agreement", ["name", "gamma", "accuracy"], [["gecko", None, 0.5], ["tandem_ce", 2, 0.6]])
+tracker.summary({"speedup": 1.6})
+tracker.finish(3)
+tracker.finish(0)
+"""
+
+
+@pytest.mark.slow
+def test_an_offline_run_is_whole_silent_without_secrets_and_without_network(tmp_path, environment, connections):
+    proxy = f"http://127.0.0.1:{connections.port}"
+    environment |= {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "WANDB_BASE_URL": proxy}
+    run_dir = tmp_path / "run"
+    done = run_python(WHOLE_RUN, run_dir, environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert connections.count == 0
+
+    (log,) = logs(run_dir)
+    records = read_log(log)
+    run = only(records, "run")
+    assert (run.run_id, run.project, run.run_group, run.job_type, run.display_name, list(run.tags)) == (
+        "abc123", "tandem", "sweep-1", "train", "a run", ["laptop"],
+    )  # fmt: skip
+    config = {u.key: json.loads(u.value_json) for u in run.config.update}
+    assert config["train"] == {"gamma": [2], "recipe": "distil"}
+    rows = [r for r in history(records) if "tandem_ce/loss" in r]
+    assert [(r["global_step"], r["tandem_ce/loss"]) for r in rows] == [(10 * i, 2.0 / (i + 1)) for i in range(5)]
+    assert {r.metric.step_metric for r in records if r.WhichOneof("record_type") == "metric"} == {"", "global_step"}
+    assert only(records, "exit").exit_code == 3
+    assert run.host == ""
+    assert {r.WhichOneof("record_type") for r in records} <= {
+        "header", "run", "config", "telemetry", "metric", "history", "summary", "artifact", "files", "exit",
+    }  # fmt: skip
+    (table,) = (run_dir / "wandb").rglob("*.table.json")
+    assert json.loads(table.read_text())["data"] == [["gecko", None, 0.5], ["tandem_ce", 2, 0.6]]
+
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    for path in files:
+        assert b"secret-marker" not in path.read_bytes(), path
+    assert not [p for p in files if not p.is_relative_to(run_dir)], "nothing outside the run directory"
+    assert not list(run_dir.rglob("requirements.txt")) + list(run_dir.rglob("wandb-metadata.json"))
+
+
+KILLED = """
+tracker = start(run_dir)
+print("started", flush=True)
+for step in range(10_000):
+    tracker.log({"global_step": step, "time": time.time()})
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_has_lost_about_a_second_and_goes_on_under_its_id(tmp_path, environment):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-c", PROGRAM + KILLED, str(run_dir)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "started\n"
+        time.sleep(4)
+        killed = time.time()
+        child.send_signal(signal.SIGKILL)
+    (log,) = logs(run_dir)
+    records = read_log(log)
+    rows = history(records)
+    assert [r["global_step"] for r in rows] == list(range(len(rows)))
+    assert rows[-1]["time"] > killed - 2.0
+
+    time.sleep(1)  # W&B names directories by the second.
+    again = run_python('start(run_dir).log({"global_step": 500})', run_dir, environment)
+    assert again.returncode == 0, again.stderr
+    first, second = (only(read_log(p), "run") for p in logs(run_dir))
+    assert (first.run_id, second.run_id) == ("abc123", "abc123")
+    assert second.resume
+
+
+REFUSED = """
+before = time.time()
+try:
+    start(run_dir, "online")
+except EnvironmentFailure as error:
+    print(f"{time.time() - before:.0f}|{error}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WANDB_API_KEY": ""}, "no API key"),
+        ({"WANDB_API_KEY": "too-short"}, "40+ characters"),
+        ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+    ],
+    ids=["no key", "bad key", "no network"],
+)
+def test_online_without_key_or_network_is_one_clear_message(tmp_path, environment, variables, said):
+    done = run_python(REFUSED, tmp_path / "run", environment | variables | {"WANDB_MODE": "offline"})
+    assert (done.returncode, done.stderr) == (0, "")
+    seconds, message = done.stdout.strip().split("|", 1)
+    assert int(seconds) < 40
+    assert "\n" not in message
+    assert said in message
+    assert message.startswith("tracking=online: ")
+    assert "tracking=offline" in message
+
+
+def test_disabled_tracking_writes_nothing_and_does_not_import_wandb(tmp_path, environment):
+    body = """
+tracker = start(run_dir, "disabled")
+tracker.log({"global_step": 0}); tracker.table("t", ["a"], [[1]]); tracker.summary({"a": 1}); tracker.finish(0)
+assert "wandb" not in sys.modules
+"""
+    done = run_python(body, tmp_path / "run", environment)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_directory_is_a_failure_of_the_environment(tmp_path, environment):
+    (tmp_path / "run").write_text("a file where the directory should be")
+    body = """
+try:
+    start(run_dir)
+except EnvironmentFailure as error:
+    print(error)
+"""
+    done = run_python(body, tmp_path / "run", environment)
+    assert done.stdout.startswith("tracking: cannot write "), done.stderr
