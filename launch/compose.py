@@ -132,9 +132,9 @@ def _sort(
         if parsed.is_delete():
             problems.append(f"{word}: a key cannot be deleted; set it to another value, or null where that is allowed")
         elif parsed.package is not None:
-            problems.append(f"{word}: a group has one place, so write {key}=… without @")
+            problems.append(f"{word}: a group has one place, so write {key}=... without @")
         elif parsed.is_sweep_override() and not sweeps:
-            problems.append(f"{word} asks for several runs: add -m, or write one list as {key}=[…]")
+            problems.append(f"{word} asks for several runs: add -m, or write one list as {key}=[...]")
         elif key.startswith("hydra/"):
             choices.append(plain)
         elif key not in options:

@@ -84,16 +84,10 @@ class Context:
 
 
 def topological(targets: Iterable[Step]) -> list[Step]:
-    """Every step that the targets rest on, inputs first; of steps that mean the same, the first.
-
-    Raises `ValueError` if two steps that mean different things have one name.
-    """
+    """Every step that the targets rest on, inputs first; of steps that mean the same, the first."""
     steps: dict[str, Step] = {}
-    names: dict[str, str] = {}
 
     def visit(step: Step) -> None:
-        if names.setdefault(step.name, step.fingerprint) != step.fingerprint:
-            raise ValueError(f"two different steps are named {step.name!r}")
         if step.fingerprint not in steps:
             for needed in step.inputs.values():
                 visit(needed)
@@ -131,6 +125,7 @@ def execute(
     """
     display = display or Display()
     targets = list(targets)
+    names = _names(targets)
     needed = _needed(targets, store)
     found: dict[str, Path] = {}
     for step in topological(targets):
@@ -146,14 +141,24 @@ def execute(
             display.line(f"found    {step.name} ({step.fingerprint})")
         if directory is not None:
             found[step.fingerprint] = directory
-    return {step.name: found[step.fingerprint] for step in _all(targets) if step.fingerprint in found}
+    return {name: found[fingerprint] for name, fingerprint in names.items() if fingerprint in found}
 
 
-def _all(targets: Iterable[Step]) -> Iterable[Step]:
-    """Every step, also those that mean the same under another name."""
-    for step in targets:
-        yield from _all(step.inputs.values())
-        yield step
+def _names(targets: Iterable[Step]) -> dict[str, str]:
+    """The fingerprint behind each name; steps that mean the same may have several names.
+
+    Raises `ValueError` if two steps that mean different things have one name.
+    """
+    names: dict[str, str] = {}
+    waiting = list(targets)
+    while waiting:
+        step = waiting.pop()
+        if step.name not in names:
+            names[step.name] = step.fingerprint
+            waiting.extend(step.inputs.values())
+        elif names[step.name] != step.fingerprint:
+            raise ValueError(f"two different steps are named {step.name!r}")
+    return names
 
 
 def _perform(

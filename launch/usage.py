@@ -27,7 +27,7 @@ def usage(program: str) -> str:
     """Groups with their options, top-level keys with their defaults, and three commands."""
     config = yaml.safe_load((CONF / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8"))
     chosen = {name: option for entry in config["defaults"] if isinstance(entry, dict) for name, option in entry.items()}
-    lines = [f"usage: {program} [group=option …] [key=value …] [-m] [--cfg job]", "", ABOUT, ""]
+    lines = [f"usage: {program} [group=option ...] [key=value ...] [-m] [--cfg job]", "", ABOUT, ""]
     lines.append("Groups (group=option; * is the default):")
     for group, options in groups().items():
         marked = ", ".join(f"{option}*" if option == chosen.get(group) else option for option in options)

@@ -54,17 +54,15 @@ def headlines(results: Results) -> list[Headline]:
         ours, theirs = tandem.get(field), single.get(name, {}).get(field)
         if finite(ours) and finite(theirs):
             found.append(Headline(what, f"{ours:.3f}", f"{at}; {name} {theirs:.3f}; lower is better"))
-    drafted, independent = speed.get("tandem_distil", {}), speed.get("gecko_distil", {})
+    drafted, independent = speed.get(best, {}), speed.get(baseline, {})
     if finite(tokens := drafted.get("tokens_per_primary_run")):
         other = independent.get("tokens_per_primary_run")
-        than = f"; gecko_distil {other:.2f}" if finite(other) else ""
-        found.append(
-            Headline("Tokens per primary run", f"{tokens:.2f}", f"tandem_distil, γ = {drafted.get('gamma')}{than}")
-        )
+        than = f"; {baseline} {other:.2f}" if finite(other) else ""
+        found.append(Headline("Tokens per primary run", f"{tokens:.2f}", f"{best}, γ = {drafted.get('gamma')}{than}"))
     if finite(speedup := drafted.get("speedup_decode")):
         other = independent.get("speedup_decode")
-        than = f"; gecko_distil {ratio(other)}" if finite(other) else ""
-        found.append(Headline("Decoding speedup over the primary", ratio(speedup), f"tandem_distil{than}"))
+        than = f"; {baseline} {ratio(other)}" if finite(other) else ""
+        found.append(Headline("Decoding speedup over the primary", ratio(speedup), f"{best}{than}"))
     if finite(share := drafted.get("identical_to_primary")):
         prompts = drafted.get("prompts")
         over = f" over {prompts} prompts" if finite(prompts) else ""
@@ -167,10 +165,14 @@ def _acceptance(drafters: list[Row]) -> str:
             places = list(range(1, len(shares) + 1))
             series.append(plots.Series(printable(r["name"]), places, shares, _colour(r["name"])))
     svg = plots.line_chart(
-        "Acceptance by position", _spoken(series), series, x_label="position in the block", y_label="accepted",
+        "Acceptance by position", _spoken(series), series, x_label="draft in the block", y_label="accepted",
         x_ticks=sorted({x for s in series for x in s.x}),
     )  # fmt: skip
-    return _figure("Acceptance by position", "Share of drafted tokens that are accepted. Higher is better.", svg)
+    return _figure(
+        "Acceptance by position",
+        "Share accepted of the drafts whose predecessors in the block all were. Higher is better.",
+        svg,
+    )
 
 
 def _lengths(drafters: list[Row]) -> str:
@@ -244,7 +246,7 @@ def _value(row: Row, field: str) -> float | None:
 
 def _spoken(series: list[plots.Series]) -> str:
     return " ".join(
-        f"{s.label}: " + ", ".join(f"{y:.3f} at {x:g}" for x, y in zip(s.x, s.y, strict=True) if y is not None) + "."
+        f"{s.label}: " + ", ".join(f"{y:.3f} at {x:g}" for x, y in zip(s.x, s.y, strict=True) if finite(y)) + "."
         for s in series
     )
 

@@ -32,6 +32,7 @@ class Column:
     title: str
     format: Callable[[Any], str]
     numeric: bool = True
+    always: bool = False  # shown even where no row of ours has a value
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Table:
     def cell(self, row: Row, column: Column) -> str:
         """The value as shown, in text and in HTML alike."""
         value = row.get(column.key)
-        if value is None:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
             return _MISSING
         try:
             return column.format(value)
@@ -94,7 +95,7 @@ def integer(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
-NAME = Column("name", "", printable, numeric=False)
+NAME = Column("name", "", printable, numeric=False, always=True)
 GAMMA = Column("gamma", "γ", integer)
 
 
@@ -217,7 +218,7 @@ def _standalone(results: Results) -> Table | None:
     columns = [
         NAME,
         GAMMA,
-        Column("speedup", "speedup", ratio),
+        Column("speedup", "speedup", ratio, always=True),
         Column("speedup_decode", "speedup\ndecode", ratio),
         Column("speedup_end_to_end", "speedup\nend to end", ratio),
         Column("tokens_per_second_decode", "tokens/s\ndecode", decimals(1)),
@@ -261,11 +262,9 @@ def _marked(row: Row) -> Row:
 
 
 def _only_filled_columns(table: Table) -> Table:
-    """Without the columns that no row has a value for; the paper's alone do not keep a column, but for its speedup."""
+    """Without the columns that no row of ours has a value for."""
     rows = [r for r in table.rows if not r.get("paper")]
-    table.columns = [
-        c for c in table.columns if c is NAME or c.key == "speedup" or any(r.get(c.key) is not None for r in rows)
-    ]
+    table.columns = [c for c in table.columns if c.always or any(r.get(c.key) is not None for r in rows)]
     return table
 
 

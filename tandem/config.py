@@ -131,7 +131,7 @@ class PairConfig:
     primary: str = "bison"
     secondary: str = "gecko"
     middle: str | None = "otter"
-    # ℓ: for each secondary layer, the number of primary layers whose output it reads (1 … L_L). Null: evenly spaced.
+    # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced.
     layer_map: list[int] | None = None
 
 

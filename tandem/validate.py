@@ -26,7 +26,7 @@ LARGEST_SEED = 2**31 - 1
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """`; did you mean …?` for the closest option, or `; one of …` if nothing is close and the options are few."""
+    """`; did you mean X?` for the closest option, or `; one of …` if nothing is close and the options are few."""
     options = list(options)
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     if close:
@@ -35,9 +35,9 @@ def nearest(word: str, options: Iterable[str]) -> str:
 
 
 def resolve_layer_map(pair: PairConfig, scale: ScaleConfig) -> list[int]:
-    """ℓ for each secondary layer: the one configured, or L_S numbers evenly spaced over 1 … L_L, the last being L_L.
+    """The layer map: the one configured, or L_S layer numbers evenly spaced over 1 … L_L, the last being L_L.
 
-    The paper leaves ℓ open. An entry n is the output of primary layer n, that is the input of layer n + 1.
+    The paper leaves the map open. An entry n is the output of primary layer n, that is the input of layer n + 1.
     """
     if pair.layer_map is not None:
         return list(pair.layer_map)
@@ -53,8 +53,9 @@ def validate(experiment: Experiment) -> list[str]:
     check.at_least("gamma", experiment.gamma, 0)
     check.within("tau", experiment.tau, 0.0, 1.0)
     check.within("seed", experiment.seed, 0, LARGEST_SEED)
-    if experiment.name is not None and (not experiment.name or set(experiment.name) & set("/\\\0")):
-        check.wrong("name", experiment.name, "must be usable as the name of a directory")
+    name = experiment.name
+    if name is not None and (name in ("", ".", "..", "store") or set(name) & set("/\\\0")):
+        check.wrong("name", name, "must be usable as the name of a directory beside the store")
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
     _scale(experiment.scale, check)

@@ -147,6 +147,7 @@ UNFIT = [
     ("tau=nan", "tau=nan must be from 0.0 to 1.0"),
     ("seed=-1", "seed=-1 must be from 0"),
     ("name=a/b", "name='a/b' must be usable as the name of a directory"),
+    ("name=store", "name='store' must be usable as the name of a directory beside the store"),
     ("train.gamma=0", "train.gamma=[0] must be one or more block lengths of at least 1"),
     ("train.gamma=[]", "train.gamma=[] must be one or more"),
     ("train.steps=0", "train.steps=0 must be at least 1"),

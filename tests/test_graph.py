@@ -48,13 +48,17 @@ def test_fingerprint_does_not_depend_on_the_order_of_keys_and_refuses_paths():
         _ = make("a", rate=float("nan")).fingerprint
 
 
-def test_topological_order_and_names():
+def test_inputs_come_first():
     a = make("a")
     b = make("b", inputs={"a": a})
     c = make("c", inputs={"b": b, "a": a})
     assert [step.name for step in topological([c])] == ["a", "b", "c"]
+
+
+def test_two_steps_of_one_name_are_refused(tmp_path):
+    c = make("c", inputs={"a": make("a")})
     with pytest.raises(ValueError, match="named 'a'"):
-        topological([c, make("a", other=True)])
+        execute([c, make("a", other=True)], Store(tmp_path))
 
 
 def test_steps_get_their_inputs_and_are_not_done_twice(tmp_path):

@@ -93,7 +93,7 @@ def sample_results() -> dict[str, Any]:
         "speed": [
             {"name": "autoregressive", "tokens_per_primary_run": 1.0, "primary_runs": 128, "speedup_decode": 1.0,
              "speedup_end_to_end": 1.0, "identical_to_primary": 1.0, "tokens_per_second_decode": 46.3, "prompts": 32},
-            _speed("gecko_distil", 3.11, 1.62, 1.55, 1.74, acceptance_by_position=[0.68, 0.66, 0.65, 0.64, 0.64],
+            _speed("gecko_distil", 3.11, 1.62, 1.55, 1.74, acceptance_by_position=[0.68, 0.66, 0.65, 0.64, math.nan],
                    accepted_lengths=[420, 290, 200, 130, 95, 190]),
             _speed("tandem_distil", 3.48, 1.81, 1.72, 1.95, acceptance_by_position=[0.76, 0.72, 0.69, 0.67, 0.65],
                    accepted_lengths=[310, 250, 200, 150, 110, 280]),
@@ -213,6 +213,18 @@ def test_a_missing_table_is_left_out(tmp_path, key):
     assert ("<h2>Where these" in page) is True
 
 
+def test_a_column_without_a_value_of_ours_is_left_out():
+    results = sample_results()
+    assert "end to" in texts(results)["speed"]
+    for row in results["speed"]:
+        row.pop("speedup_end_to_end")
+    results["speed"][0]["acceptance_rate"] = math.nan
+    text = texts(results)["speed"]
+    assert "end to" not in text
+    assert line_of(text, "autoregressive")[2] == "–"
+    assert line_of(text, "paper:", "Tandem-Distil,", "LM1B") == ["7", "–", "–", "2.76×", "–", "–", "–"]
+
+
 def test_a_run_that_stopped_after_stage_1_has_no_distilled_rows(tmp_path):
     results = sample_results()
     for key in ("agreement", "agreement_by_position", "speed", "standalone"):
@@ -294,6 +306,7 @@ def test_every_chart_is_there_and_has_a_text_alternative(tmp_path):
     speedup = charts[4]
     assert "tandem_distil: decode 1.81×, end to end 1.72×, predicted 1.95×." in speedup
     assert speedup.count("<rect") == 6 + 3  # bars and the legend's keys
+    assert speedup.count("stroke-dasharray") == 1 + 1  # the primary's own speed and its key
 
 
 def test_what_the_run_supplies_is_escaped(tmp_path):

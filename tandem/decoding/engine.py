@@ -95,19 +95,20 @@ class Engine:
     ) -> DecodingState:
         """One block: drafts, one pass of the primary, and the position moved past what is kept."""
         decoder = nnx.merge(self.primary, weights)
-        drafts, drafter_state = self._draft(drafter_weights, state)
+        drafts, drafter_state = self.draft_block(drafter_weights, state)
         current = take(state.tokens, state.position, 1)
         padding = jnp.zeros((current.shape[0], self.width - 1 - self.gamma), jnp.int32)
         states, cache = decoder.extend(jnp.concatenate([current, drafts, padding], axis=1), state.position, state.cache)
         if self.verify:
-            targets = jnp.argmax(decoder.logits(states[-1][:, : self.gamma + 1]), axis=-1).astype(jnp.int32)
+            # The padding has logits too: engines of one width must also share the shape of this product.
+            targets = greedy(decoder.logits(states[-1]))[:, : self.gamma + 1]
             accepted = jnp.sum(jnp.cumprod(drafts == targets[:, :-1], axis=1), axis=1)
             # Accepted drafts are the primary's own choices, so what follows the current token is `targets`.
             emitted = targets
         else:
-            free = jnp.argmax(decoder.logits(states[-1][:, self.gamma : self.gamma + 1]), axis=-1)
+            free = greedy(decoder.logits(states[-1][:, self.gamma : self.gamma + 1]))
             accepted = jnp.full(drafts.shape[0], self.gamma)
-            emitted = jnp.concatenate([drafts, free.astype(jnp.int32)], axis=1)
+            emitted = jnp.concatenate([drafts, free], axis=1)
         if self.drafter is not None:
             drafter_state = self.drafter.learn(drafter_weights, drafter_state, states, state.position)
         running = (state.position < limits).astype(jnp.int32)
@@ -120,7 +121,7 @@ class Engine:
             accepted_lengths=state.accepted_lengths + running[:, None] * jax.nn.one_hot(accepted, self.gamma + 1, dtype=int),
         )
 
-    def _draft(self, weights: Weights, state: DecodingState) -> tuple[jax.Array, Any]:
+    def draft_block(self, weights: Weights, state: DecodingState) -> tuple[jax.Array, Any]:
         """γ greedy drafts [B, γ] after the last known token, and the drafter's state."""
         if self.drafter is None:
             return jnp.zeros((state.tokens.shape[0], 0), jnp.int32), None
@@ -141,7 +142,7 @@ class Engine:
 
 
 def greedy(logits: jax.Array) -> jax.Array:
-    """The most probable token [B] int32 of `logits` [B, V]."""
+    """The most probable token, […] int32, of `logits` […, V]."""
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tandem.config import DecoderConfig
 from tandem.errors import EnvironmentFailure
+from tandem.model.decoder import Decoder
+from tandem.model.tandem import Tandem
 
 
 def path_name(path: Any) -> str:
@@ -63,3 +69,47 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
         raise EnvironmentFailure(f"{path}: not a checkpoint of this model: {'; '.join(problems[:3])}")
     values = [jax.numpy.asarray(stored[path_name(key)].astype(leaf.dtype)) for key, leaf in leaves]
     return jax.tree_util.tree_unflatten(treedef, values), metadata
+
+
+def save_decoder(path: Path, config: DecoderConfig, weights: Any, dtype: Any = None, **about: Any) -> None:
+    """Write a decoder's weights with its sizes, and whatever else is known `about` it."""
+    save(path, weights, {"decoder": dataclasses.asdict(config), **about}, dtype)
+
+
+def load_decoder(path: Path) -> tuple[nnx.GraphDef[Decoder], Any]:
+    """A decoder written by `save_decoder`, weights in float32."""
+    config = DecoderConfig(**_stored(path, "decoder"))
+    graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    return graph, load(path, template)[0]
+
+
+def save_tandem(
+    path: Path, primary: DecoderConfig, secondary: DecoderConfig, layer_map: Sequence[int], weights: Any
+) -> None:
+    """Write a tandem's weights (secondary and projections) with what they were built for."""
+    sizes = {"primary": dataclasses.asdict(primary), "secondary": dataclasses.asdict(secondary)}
+    save(path, weights, {**sizes, "layer_map": list(layer_map)})
+
+
+def load_tandem(path: Path) -> tuple[nnx.GraphDef[Tandem], Any]:
+    """A tandem written by `save_tandem`, weights in float32."""
+    primary, secondary = DecoderConfig(**_stored(path, "primary")), DecoderConfig(**_stored(path, "secondary"))
+    layer_map = _stored(path, "layer_map")
+    graph, template = nnx.split(nnx.eval_shape(lambda: Tandem(primary, secondary, layer_map, rngs=nnx.Rngs(0))))
+    return graph, load(path, template)[0]
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What is written beside the weights of a file. Raises EnvironmentFailure if it cannot be read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise EnvironmentFailure(f"{path}: not a readable checkpoint: {error}") from error
+
+
+def _stored(path: Path, name: str) -> Any:
+    try:
+        return metadata(path)[name]
+    except KeyError:
+        raise EnvironmentFailure(f"{path}: says nothing of its {name}; it was not written as such a model") from None
