@@ -10,10 +10,11 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -57,13 +58,16 @@ def run_directory(experiment: Experiment) -> Path:
     return Path(experiment.runs_dir).expanduser() / (experiment.name or identity)
 
 
-def run(experiment: Experiment, stop: Callable[[], bool]) -> None:
+def run(experiment: Experiment, stop: Stop) -> None:
     """Do what the experiment says, or with `dry_run` print it."""
     from launch.compose import configuration_hash, to_yaml
-    from launch.experiment import build  # type: ignore[import-not-found]
+    from launch.experiment import build
     from launch.graph import describe, execute
-    from launch.store import Store, append_line, make_directory, write_text_atomic
+    from launch.mirror import mirror
+    from launch.results import gather
+    from launch.store import Store, append_line, make_directory, write_json_atomic, write_text_atomic
 
+    began = time.monotonic()
     runs_dir = Path(experiment.runs_dir).expanduser()
     store = Store(runs_dir / "store")
     directory = run_directory(experiment)
@@ -75,7 +79,31 @@ def run(experiment: Experiment, stop: Callable[[], bool]) -> None:
         return
     make_directory(directory)
     write_text_atomic(directory / "config.yaml", first_line + to_yaml(experiment))
-    execute(targets, store, lambda record: append_line(directory / "metrics.jsonl", record), stop)
+
+    with mirror(experiment, directory, targets, lambda: stop.signal) as mirrored:
+
+        def sink(record: dict[str, Any]) -> None:
+            append_line(directory / "metrics.jsonl", record)
+            mirrored.metrics(record)
+
+        directories = execute(targets, store, sink, stop)
+        results = gather(experiment, targets, directories, time.monotonic() - began)
+        write_json_atomic(directory / "results.json", results)
+        _present(directory, results, mirrored.directory)
+        mirrored.results(results)
+
+
+def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> None:
+    """Print the tables and say where everything is."""
+    from sweeps.report import write_report
+    from sweeps.tables import build_tables, to_text
+
+    for table in build_tables(results):
+        print(to_text(table), end="\n\n")
+    report = write_report(directory)
+    files = [f"report   {report}", f"results  {directory / 'results.json'}", f"metrics  {directory / 'metrics.jsonl'}"]
+    files.append(f"config   {directory / 'config.yaml'}")
+    print("\n".join([*files, f"W&B      {wandb}"] if wandb else files))
 
 
 def _refuse_another_run(directory: Path, first_line: str) -> None:

@@ -23,16 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tandem.errors import EnvironmentFailure
+from tandem.errors import EnvironmentFailure, Interrupted
 
 if TYPE_CHECKING:
     from launch.graph import Step
 
 POLL_S = 0.2
-
-
-class Interrupted(Exception):
-    """A step was asked to stop, saved what it had, and can be resumed."""
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

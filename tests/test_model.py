@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
-from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, parameter_count
+from tandem.config import DecoderConfig, parameter_count
+from tandem.model.decoder import Decoder
 from tandem.model.tandem import block_numbers
 
 LENGTH = 12

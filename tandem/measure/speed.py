@@ -143,7 +143,7 @@ def repetition_rate(responses: np.ndarray, n: int = 4) -> float:
         grams = [tuple(response[i : i + n]) for i in range(len(response) - n + 1)]
         repeated += len(grams) - len(set(grams))
         total += len(grams)
-    return repeated / total
+    return repeated / total if total else 0.0
 
 
 def speed_rows(
@@ -192,7 +192,7 @@ def speed_rows(
             "identical_to_baseline": _identical(outcome, baseline),
             "repetition_rate": repetition_rate(outcome.responses),
         }
-        if name in speculative:
+        if name in speculative and gamma:
             cost_ratio = draft_seconds(speculative[name], prompts[0]) / primary_seconds
             by_position = acceptance.acceptance_by_position(outcome.lengths)
             row |= {
@@ -209,3 +209,48 @@ def speed_rows(
 
 def _identical(outcome: Outcome, reference: Outcome) -> float:
     return float(np.mean(np.all(outcome.responses == reference.responses, axis=1)))
+
+
+def standalone_rows(
+    primary: nnx.GraphDef[Decoder],
+    weights: Any,
+    tandems: Mapping[str, tuple[Any, Any]],
+    decoders: Mapping[str, tuple[nnx.GraphDef[Decoder], Any]],
+    gamma: int,
+    prompts: np.ndarray,
+    max_new_tokens: int,
+    repeats: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """The speed of models on their own (paper, table 3, last row): `tandems` at block length γ with the free token, and plain `decoders`.
+
+    `agreement_with_primary` is the share of tokens that equal the primary's own response at the same place,
+    `common_prefix` the mean number of tokens before the first difference.
+    """
+    baselines = {f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS}
+    methods = dict(baselines)
+    for name, (drafter, drafter_weights) in tandems.items():
+        methods[name] = Method(Engine(primary, drafter, gamma=gamma, verify=False), weights, drafter_weights)
+    for name, (graph, own_weights) in decoders.items():
+        methods[name] = Method(Engine(graph), own_weights)
+    outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
+    baseline = min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
+
+    rows = []
+    for name, outcome in {**{name: outcomes[name] for name in [*tandems, *decoders]}, "autoregressive": baseline}.items():
+        equal = outcome.responses == baseline.responses
+        rows.append(
+            {
+                "name": name,
+                **({"gamma": gamma} if name in tandems else {}),
+                "prompts": len(prompts),
+                "speedup_decode": speedup(baseline, outcome),
+                "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
+                "tokens_per_second_decode": prompts.shape[0] * max_new_tokens / float(np.median(outcome.decode_seconds)),
+                "agreement_with_primary": float(equal.mean()),
+                "common_prefix": float(np.cumprod(equal, axis=1).sum(axis=1).mean()),
+                "repetition_rate": repetition_rate(outcome.responses),
+            }
+        )
+    return rows

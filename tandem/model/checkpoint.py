@@ -31,16 +31,16 @@ def save(path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: A
     """Write the arrays of `tree` (cast to `dtype` where they are floats and it is given) and JSON `metadata`."""
     arrays = {}
     for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = np.asarray(leaf, order="C")
         if dtype is not None and np.issubdtype(array.dtype, np.floating):
             array = array.astype(dtype)
-        arrays[path_name(key)] = np.ascontiguousarray(array)
+        arrays[path_name(key)] = array
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(arrays, temporary, {name: json.dumps(value) for name, value in (metadata or {}).items()})
         os.replace(temporary, path)
-    except OSError as error:
-        raise EnvironmentFailure(f"{path}: could not be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # a full disk shows as the second
+        raise EnvironmentFailure(f"{path}: could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -78,7 +78,7 @@ def save_decoder(path: Path, config: DecoderConfig, weights: Any, dtype: Any = N
 
 def load_decoder(path: Path) -> tuple[nnx.GraphDef[Decoder], Any]:
     """A decoder written by `save_decoder`, weights in float32."""
-    config = DecoderConfig(**_stored(path, "decoder"))
+    config = _sizes(path, "decoder")
     graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     return graph, load(path, template)[0]
 
@@ -93,7 +93,7 @@ def save_tandem(
 
 def load_tandem(path: Path) -> tuple[nnx.GraphDef[Tandem], Any]:
     """A tandem written by `save_tandem`, weights in float32."""
-    primary, secondary = DecoderConfig(**_stored(path, "primary")), DecoderConfig(**_stored(path, "secondary"))
+    primary, secondary = _sizes(path, "primary"), _sizes(path, "secondary")
     layer_map = _stored(path, "layer_map")
     graph, template = nnx.split(nnx.eval_shape(lambda: Tandem(primary, secondary, layer_map, rngs=nnx.Rngs(0))))
     return graph, load(path, template)[0]
@@ -113,3 +113,10 @@ def _stored(path: Path, name: str) -> Any:
         return metadata(path)[name]
     except KeyError:
         raise EnvironmentFailure(f"{path}: says nothing of its {name}; it was not written as such a model") from None
+
+
+def _sizes(path: Path, name: str) -> DecoderConfig:
+    try:
+        return DecoderConfig(**_stored(path, name))
+    except TypeError as error:
+        raise EnvironmentFailure(f"{path}: its {name} has other sizes than this version knows: {error}") from error

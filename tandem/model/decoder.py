@@ -219,11 +219,3 @@ class Decoder(nnx.Module):
 
     def rotary(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotary(positions, self.config.head_dim, self.config.rope_theta)
-
-
-def parameter_count(config: DecoderConfig) -> int:
-    """Number of weights of a decoder, from its sizes alone."""
-    attention = config.d_model * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
-    layer = attention + 3 * config.d_model * config.d_ff + 2 * config.d_model
-    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
-    return config.num_layers * layer + embeddings + config.d_model

@@ -73,7 +73,8 @@ def train(
         state, metadata = checkpoint.load(folder / CHECKPOINT, state)
         first = metadata["step"]
 
-    def save(step: int) -> None:
+    def save(step: int, metrics: dict[str, jax.Array]) -> None:
+        _finite(step, metrics)  # the last good checkpoint must not be replaced by a diverged one
         checkpoint.save(folder / CHECKPOINT, state, {"step": step})
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -89,10 +90,12 @@ def train(
         last = step + 1 == config.steps
         pending = (step + 1, metrics) if last or (step + 1) % report_every == 0 else None
         if should_stop() and not last:
-            save(step + 1)
+            if pending is not None:
+                _report(pending, config, schedule, report, first, started)
+            save(step + 1, metrics)
             raise Interrupted(f"stopped after step {step + 1} of {config.steps}; the same command goes on from there")
         if time.monotonic() - saved > checkpoint_seconds:
-            save(step + 1)
+            save(step + 1, metrics)
             saved = time.monotonic()
     if pending is not None:
         _report(pending, config, schedule, report, first, started)
@@ -108,11 +111,16 @@ def _report(
     started: float,
 ) -> None:
     step, metrics = pending
-    values = {name: float(value) for name, value in metrics.items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise EnvironmentFailure(f"training diverged at step {step}: {bad[0]} is {values[bad[0]]}; lower the learning rate")
+    values = _finite(step, metrics)
     values["learning_rate"] = float(schedule(step - 1))
     seconds = time.monotonic() - started
     values["tokens_per_second"] = (step - first) * config.batch_size * config.seq_len / seconds
     report(step, config.steps, values)
+
+
+def _finite(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+    values = {name: float(value) for name, value in metrics.items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise EnvironmentFailure(f"training diverged at step {step}: {bad[0]} is {values[bad[0]]}; lower the learning rate")
+    return values

@@ -1,0 +1,305 @@
+"""From an experiment to its step graph: which models there are, what each is made from, and what is measured.
+
+Nothing is computed or written here, and JAX is not imported: a dry run is this and no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tandem
+from launch import steps
+from launch.graph import Step
+from tandem.config import (
+    Corpus,
+    DecoderConfig,
+    Drafter,
+    Experiment,
+    Measure,
+    OptimizerConfig,
+    PrimaryMode,
+    Recipe,
+    TrainConfig,
+    parameter_count,
+)
+from tandem.data.corpus import corpus_identity
+from tandem.validate import resolve_layer_map
+
+# One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
+PRETRAINED = Path(tandem.__file__).parent / "pretrained"
+
+# Floating-point operations a second that training reaches on two CPU cores, for the dry run's estimates.
+TRAINING_FLOPS = 1.2e11
+
+
+@dataclass
+class Model:
+    """A row of the result tables: where it is made, and how it is read."""
+
+    step: Step
+    kind: str  # "decoder" or "tandem"
+
+
+def build(experiment: Experiment) -> list[Step]:
+    """The steps whose results the experiment asks for; all others hang on them."""
+    models = build_models(experiment)
+    measures = build_measures(experiment, models)
+    return [*(model.step for model in models.values()), *measures]
+
+
+def build_models(experiment: Experiment) -> dict[str, Model]:
+    """Every model of the experiment by the name of its row (paper, table 1), in the order of the tables."""
+    pair, train = experiment.model, experiment.train
+    corpus = _corpus(experiment)
+    base = {
+        name: _pretrained(experiment, name, corpus)
+        for name in (pair.secondary, pair.middle, pair.primary)
+        if name is not None
+    }
+    secondary, primary = base[pair.secondary], base[pair.primary]
+    models = {pair.secondary: Model(secondary, "decoder")}
+    if train.recipe is not Recipe.pretrain:
+        layer_map = resolve_layer_map(pair, experiment.scale)
+        ce = _decoder_further(experiment, f"{pair.secondary}_ce", 1, {"corpus": corpus, "base": secondary})
+        inputs = {"corpus": corpus, "primary": primary, "secondary": secondary}
+        tandem_ce = _tandem(experiment, "tandem_ce", 1, layer_map, inputs)
+        models |= {ce.name: Model(ce, "decoder"), "tandem_ce": Model(tandem_ce, "tandem")}
+        if train.recipe is Recipe.distil:
+            inputs = {"corpus": corpus, "primary": primary, "base": ce}
+            distil = _decoder_further(experiment, f"{pair.secondary}_distil", 2, inputs)
+            inputs = {"corpus": corpus, "primary": primary, "tandem": tandem_ce}
+            tandem_distil = _tandem(experiment, "tandem_distil", 2, layer_map, inputs)
+            models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
+    if pair.middle is not None:
+        models[pair.middle] = Model(base[pair.middle], "decoder")
+    return {**models, pair.primary: Model(primary, "decoder")}
+
+
+def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[Step]:
+    """The measuring steps that `eval.measures` names."""
+    evaluation, decode, pair = experiment.eval, experiment.decode, experiment.model
+    corpus = models[pair.primary].step.inputs["corpus"]
+    primary = models[pair.primary].step
+    made: list[Step] = []
+    if Measure.agreement in evaluation.measures:
+        seq_len = experiment.train.seq_len
+        made.append(
+            Step(
+                kind="agreement",
+                name="agreement",
+                version=1,
+                config={
+                    "gammas": evaluation.gammas,
+                    "sequences": evaluation.sequences,
+                    "seq_len": seq_len,
+                    "models": {name: model.kind for name, model in models.items()},
+                },
+                inputs={"corpus": corpus, **{name: model.step for name, model in models.items()}},
+                run=steps.agreement(evaluation, seq_len, pair.primary),
+                size=f"{evaluation.sequences * seq_len:,} held-out tokens",
+                estimate_s=30,
+            )
+        )
+    decoding = {
+        "prompts": evaluation.prompts,
+        "prompt_tokens": decode.prompt_tokens,
+        "max_new_tokens": decode.max_new_tokens,
+        "repeats": evaluation.repeats,
+        "seed": experiment.seed,
+    }
+    sizes = f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each"
+    if Measure.speed in evaluation.measures and experiment.gamma > 0:
+        drafters = _drafters(experiment, models)
+        made.append(
+            Step(
+                kind="speed",
+                name="speed",
+                version=1,
+                config={"gamma": experiment.gamma, "drafters": drafters, **decoding},
+                inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in drafters}},
+                run=steps.speed(
+                    evaluation, drafters, experiment.gamma, decode.prompt_tokens, decode.max_new_tokens, experiment.seed
+                ),
+                size=sizes,
+                estimate_s=90,
+            )
+        )
+    if Measure.standalone in evaluation.measures:
+        alone = {name: model.kind for name, model in models.items() if name != pair.primary}
+        made.append(
+            Step(
+                kind="standalone",
+                name="standalone",
+                version=1,
+                config={"gamma": evaluation.standalone_gamma, "models": alone, **decoding},
+                inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in alone}},
+                run=steps.standalone(
+                    evaluation, alone, decode.prompt_tokens, decode.max_new_tokens, experiment.seed
+                ),
+                size=sizes,
+                estimate_s=60,
+            )
+        )
+    return made
+
+
+def _drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
+    """Rows of the speed table that can be drafted with, by what the recipe has trained."""
+    last = {Recipe.pretrain: "", Recipe.ce: "_ce", Recipe.distil: "_distil"}[experiment.train.recipe]
+    secondary = experiment.model.secondary
+    names = {
+        Drafter.independent: secondary,
+        Drafter.distilled: f"{secondary}{last}",
+        Drafter.tandem: f"tandem{last}",
+    }
+    chosen = dict.fromkeys(names[drafter] for drafter in experiment.drafter.drafters)
+    return {name: models[name].kind for name in chosen if name in models}
+
+
+def _corpus(experiment: Experiment) -> Step:
+    data, scale = experiment.data, experiment.scale
+    vocab_size = scale.models[experiment.model.primary].vocab_size
+    tokenizer = PRETRAINED / scale.name / steps.TOKENIZER if _ships(experiment) else None
+    if tokenizer is not None and not tokenizer.exists():
+        tokenizer = None
+    return Step(
+        kind="corpus",
+        name="corpus",
+        version=1,
+        config={
+            **corpus_identity(data),
+            "vocab_size": vocab_size,
+            "heldout_fraction": data.heldout_fraction,
+            "tokenizer": _digest(tokenizer) if tokenizer else "trained",
+        },
+        run=steps.corpus(data, vocab_size, tokenizer),
+        size=f"{data.corpus.value}, {'shipped' if tokenizer else 'own'} tokenizer of {vocab_size}",
+        estimate_s=5,
+    )
+
+
+def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
+    """The stand-in `name`: as shipped, if the package has one made by this very configuration, else from scratch."""
+    config, optimizer = experiment.scale.models[name], experiment.scale.pretrain[name]
+    path = PRETRAINED / experiment.scale.name / f"{name}.safetensors"
+    why = ""
+    if _ships(experiment):
+        why = _unfit(path, config, optimizer)
+        if not why:
+            return Step(
+                kind="shipped",
+                name=name,
+                version=1,
+                config={"sha256": _digest(path)},
+                inputs={"corpus": corpus},
+                run=steps.shipped(path),
+                size=f"{_millions(config)}, shipped pretrained",
+                estimate_s=0,
+            )
+    return Step(
+        kind="pretrain",
+        name=name,
+        version=1,
+        config={"decoder": asdict(config), "optimizer": _optimizer(optimizer), "seed": experiment.seed},
+        inputs={"corpus": corpus},
+        run=steps.pretrain(config, optimizer, experiment.seed),
+        size=f"{_millions(config)}, {_tokens(optimizer):,} tokens from scratch{why}",
+        estimate_s=6 * parameter_count(config) * _tokens(optimizer) / TRAINING_FLOPS,
+    )
+
+
+def _ships(experiment: Experiment) -> bool:
+    """Whether shipped stand-ins may serve: they know one corpus. `train=pretrain` asks for new ones."""
+    wanted = experiment.scale.shipped and experiment.train.recipe is not Recipe.pretrain
+    return wanted and experiment.data.corpus is Corpus.stdlib
+
+
+def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str:
+    """Why the shipped weights do not serve; empty if they do."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        about = {name: json.loads(value) for name, value in header["__metadata__"].items()}
+    except FileNotFoundError:
+        return " (the package has no pretrained weights for it)"
+    except (OSError, ValueError, KeyError):
+        return f" ({path.name} in the package is not readable)"
+    if about.get("decoder") != asdict(config) or about.get("pretrain") != _optimizer(optimizer):
+        return " (the shipped weights were made with other settings)"
+    return ""
+
+
+def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
+    train = experiment.train
+    config = {"stage": stage, "optimizer": _optimizer(train), "seed": experiment.seed}
+    if stage == 2:
+        config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+    size = experiment.scale.models[experiment.model.secondary]
+    teacher = experiment.scale.models[experiment.model.primary] if stage == 2 else None
+    return Step(
+        kind="decoder_further",
+        name=name,
+        version=1,
+        config=config,
+        inputs=inputs,
+        run=steps.decoder_further(train, stage, experiment.seed),
+        size=f"{_millions(size)}, {_tokens(train):,} further tokens",
+        estimate_s=_further_seconds(train, size, teacher),
+    )
+
+
+def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int], inputs: Mapping[str, Step]) -> Step:
+    train = experiment.train
+    config: dict[str, Any] = {
+        "stage": stage,
+        "optimizer": _optimizer(train),
+        "gamma": train.gamma,
+        "primary": train.primary.value,
+        "layer_map": layer_map,
+        "seed": experiment.seed,
+    }
+    if stage == 1:
+        config["projection_init"] = train.projection_init.value
+    else:
+        config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+    models, pair = experiment.scale.models, experiment.model
+    frozen = train.primary is PrimaryMode.frozen
+    return Step(
+        kind="tandem",
+        name=name,
+        version=1,
+        config=config,
+        inputs=inputs,
+        run=steps.tandem(train, layer_map, stage, experiment.seed),
+        size=f"{_millions(models[pair.secondary])}, {_tokens(train):,} further tokens, γ {train.gamma}, primary {train.primary.value}",
+        estimate_s=_further_seconds(train, models[pair.secondary], models[pair.primary]) * (1 if frozen else 2),
+    )
+
+
+def _optimizer(config: OptimizerConfig) -> dict[str, Any]:
+    """The optimisation alone, also of a TrainConfig; remat changes what is kept in memory, not the result."""
+    names = OptimizerConfig.__dataclass_fields__
+    return {name: value for name, value in asdict(config).items() if name in names and name != "remat"}
+
+
+def _further_seconds(train: TrainConfig, trained: DecoderConfig, read: DecoderConfig | None) -> float:
+    operations = 6 * parameter_count(trained) + (2 * parameter_count(read) if read else 0)
+    return operations * _tokens(train) / TRAINING_FLOPS
+
+
+def _tokens(config: OptimizerConfig) -> int:
+    return config.steps * config.batch_size * config.seq_len
+
+
+def _millions(config: DecoderConfig) -> str:
+    return f"{parameter_count(config) / 1e6:.2g}M stand-in"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,335 @@
+"""What each step of a run does: read its inputs, call the science, leave files. JAX is imported only when a step runs.
+
+Files of a step: models are `weights.safetensors` (a jointly trained primary `primary.safetensors` beside it), measures
+`results.json`, the corpus `tokenizer.model` and `tokens/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.graph import Context
+from launch.store import write_json_atomic
+from tandem.config import (
+    DataConfig,
+    DecoderConfig,
+    EvalConfig,
+    OptimizerConfig,
+    PrimaryMode,
+    ProjectionInit,
+    TrainConfig,
+)
+from tandem.data.corpus import documents, is_heldout, split_group
+from tandem.data.iterator import Batches, heldout_windows, prompts
+from tandem.data.packing import open_tokens, pack
+from tandem.data.tokenizer import Tokenizer, train_tokenizer
+from tandem.errors import Interrupted
+
+WEIGHTS = "weights.safetensors"
+PRIMARY = "primary.safetensors"
+RESULTS = "results.json"
+TOKENIZER = "tokenizer.model"
+
+# Batches of training text that the closed-form projections are fitted to.
+LEAST_SQUARES_BATCHES = 16
+
+
+def corpus(data: DataConfig, vocab_size: int, tokenizer: Path | None) -> Callable[[Context], None]:
+    """The corpus tokenised and split; with `tokenizer` None one is trained on the training documents."""
+
+    def run(context: Context) -> None:
+        from tasks.text import tfds_documents
+
+        group = split_group(data)
+        if tokenizer is None:
+            training = (d for d in documents(data, tfds_documents) if not is_heldout(group(d.name), data.heldout_fraction))
+            model = train_tokenizer((document.text for document in training), vocab_size)
+        else:
+            model = tokenizer.read_bytes()
+        (context.out / TOKENIZER).write_bytes(model)
+        meta = pack(documents(data, tfds_documents), Tokenizer(model), context.out / "tokens", data.heldout_fraction, group)
+        context.log(train_tokens=meta["train"]["tokens"], heldout_tokens=meta["heldout"]["tokens"])
+
+    return run
+
+
+def pretrain(config: DecoderConfig, optimizer: OptimizerConfig, seed: int) -> Callable[[Context], None]:
+    """A stand-in from random weights, by cross entropy on the training text."""
+
+    def run(context: Context) -> None:
+        from flax import nnx
+
+        from tandem.model import checkpoint
+        from tandem.model.decoder import Decoder
+        from tandem.training.objective import decoder_loss
+
+        graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
+        loss = decoder_loss(graph, remat=optimizer.remat)
+        weights = _train(context, loss, weights, None, optimizer, seed)
+        checkpoint.save_decoder(context.out / WEIGHTS, config, weights)
+
+    return run
+
+
+def shipped(path: Path) -> Callable[[Context], None]:
+    """A stand-in that the package ships trained."""
+
+    def run(context: Context) -> None:
+        shutil.copyfile(path, context.out / WEIGHTS)
+
+    return run
+
+
+def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Context], None]:
+    """The secondary trained on alone: stage 1 by cross entropy (gecko_ce), stage 2 distilled too (gecko_distil).
+
+    Inputs: corpus, base, and for stage 2 primary.
+    """
+
+    def run(context: Context) -> None:
+        from tandem.model import checkpoint
+        from tandem.training.objective import decoder_loss
+
+        graph, weights = checkpoint.load_decoder(context.inputs["base"] / WEIGHTS)
+        teacher = teacher_weights = None
+        if stage == 2:
+            teacher, teacher_weights = checkpoint.load_decoder(context.inputs["primary"] / WEIGHTS)
+        loss = decoder_loss(
+            graph,
+            teacher,
+            distil_weight=train.distil_weight,
+            temperature=train.temperature,
+            remat=train.remat,
+        )
+        weights = _train(context, loss, weights, teacher_weights, train, _stage_seed(seed, stage))
+        config = DecoderConfig(**checkpoint.metadata(context.inputs["base"] / WEIGHTS)["decoder"])
+        checkpoint.save_decoder(context.out / WEIGHTS, config, weights)
+
+    return run
+
+
+def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) -> Callable[[Context], None]:
+    """The tandem trained: stage 1 from the pretrained secondary and new projections, stage 2 from stage 1.
+
+    Inputs: corpus, primary, and secondary (stage 1) or tandem (stage 2).
+    """
+
+    def run(context: Context) -> None:
+        from tandem.model import checkpoint
+        from tandem.training.objective import tandem_loss
+
+        tandem_from = context.inputs.get("tandem")
+        joint = train.primary is not PrimaryMode.frozen
+        primary_from = tandem_from / PRIMARY if joint and tandem_from else context.inputs["primary"] / WEIGHTS
+        primary, primary_weights = checkpoint.load_decoder(primary_from)
+        primary_config = DecoderConfig(**checkpoint.metadata(primary_from)["decoder"])
+        if tandem_from:
+            graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS)
+            secondary_config = DecoderConfig(**checkpoint.metadata(tandem_from / WEIGHTS)["secondary"])
+        else:
+            secondary_from = context.inputs["secondary"] / WEIGHTS
+            secondary_config = DecoderConfig(**checkpoint.metadata(secondary_from)["decoder"])
+            graph, weights = _new_tandem(
+                context, train, layer_map, seed, primary_config, secondary_config, primary, primary_weights
+            )
+        loss = tandem_loss(
+            graph,
+            primary,
+            mode=train.primary,
+            gammas=train.gamma,
+            distil_weight=train.distil_weight if stage == 2 else None,
+            temperature=train.temperature,
+            remat=train.remat,
+        )
+        trained = {"tandem": weights, "primary": primary_weights} if joint else weights
+        fixed = None if joint else primary_weights
+        trained = _train(context, loss, trained, fixed, train, _stage_seed(seed, stage))
+        if joint:
+            checkpoint.save_decoder(context.out / PRIMARY, primary_config, trained["primary"])
+        weights = trained["tandem"] if joint else trained
+        checkpoint.save_tandem(context.out / WEIGHTS, primary_config, secondary_config, layer_map, weights)
+
+    return run
+
+
+def _new_tandem(
+    context: Context,
+    train: TrainConfig,
+    layer_map: Sequence[int],
+    seed: int,
+    primary_config: DecoderConfig,
+    secondary_config: DecoderConfig,
+    primary: Any,
+    primary_weights: Any,
+) -> tuple[Any, Any]:
+    from flax import nnx
+
+    from tandem.model import checkpoint
+    from tandem.model.tandem import Tandem
+    from tandem.training.projection_init import least_squares
+
+    model = Tandem(primary_config, secondary_config, layer_map, rngs=nnx.Rngs(seed))
+    nnx.update(model.secondary, checkpoint.load_decoder(context.inputs["secondary"] / WEIGHTS)[1])
+    graph, weights = nnx.split(model)
+    if train.projection_init is ProjectionInit.least_squares:
+        batches = _batches(context, train, _stage_seed(seed, 0))
+        tokens = (batches(step)[:, :-1] for step in range(LEAST_SQUARES_BATCHES))
+        weights = least_squares(graph, weights, primary, primary_weights, tokens)
+    return graph, weights
+
+
+def agreement(evaluation: EvalConfig, seq_len: int, reference: str) -> Callable[[Context], None]:
+    """Tables `agreement` and `agreement_by_position`; inputs are the corpus and the models by row name."""
+
+    def run(context: Context) -> None:
+        from tandem.measure import agreement as measures
+        from tandem.model import checkpoint
+
+        windows = heldout_windows(open_tokens(context.inputs["corpus"] / "tokens", "heldout").array, evaluation.sequences, seq_len)
+        names = [name for name in context.inputs if name != "corpus"]
+        rows, positions = [], []
+        for done, name in enumerate(names):
+            _stop_between(context)
+            path = context.inputs[name] / WEIGHTS
+            is_tandem = "decoder" not in checkpoint.metadata(path)
+            graph, weights = checkpoint.load_tandem(path) if is_tandem else checkpoint.load_decoder(path)
+            primary, primary_weights = checkpoint.load_decoder(_primary_of(context.inputs[name], context.inputs[reference]))
+            for gamma in evaluation.gammas if is_tandem else [None]:
+                values = measures.measure(primary, primary_weights, graph, weights, windows, gamma)
+                row = {"name": name} if gamma is None else {"name": name, "gamma": gamma}
+                rows.append({**row, **measures.means(values), "parameters": _count(weights), "tokens": windows[:, 1:].size})
+                if gamma is not None:
+                    by_position = measures.means_by_position(values, gamma)
+                    positions += [{**row, "position": index, **means} for index, means in enumerate(by_position)]
+            context.progress(done + 1, len(names))
+        write_json_atomic(context.out / RESULTS, {"agreement": rows, "agreement_by_position": positions})
+
+    return run
+
+
+def speed(evaluation: EvalConfig, drafters: Mapping[str, str], gamma: int, prompt_tokens: int, new_tokens: int, seed: int
+) -> Callable[[Context], None]:  # fmt: skip
+    """Table `speed`; inputs are corpus, primary and the drafters by row name, `drafters` says which are tandems."""
+
+    def run(context: Context) -> None:
+        from tandem.measure.speed import speed_rows
+
+        tandems = [context.inputs[name] for name, kind in drafters.items() if kind == "tandem"]
+        primary, weights = _load(_primary_of(tandems[0] if tandems else None, context.inputs["primary"]))
+        loaded = {name: _drafter(context.inputs[name], kind) for name, kind in drafters.items()}
+        texts = _prompts(context, evaluation.prompts, prompt_tokens, seed)
+        rows = speed_rows(
+            primary, weights, loaded, gamma, texts, new_tokens, evaluation.repeats,
+            lambda done, total: context.progress(done, total), lambda: _stop_between(context),
+        )  # fmt: skip
+        write_json_atomic(context.out / RESULTS, {"speed": rows})
+
+    return run
+
+
+def standalone(
+    evaluation: EvalConfig, models: Mapping[str, str], prompt_tokens: int, new_tokens: int, seed: int
+) -> Callable[[Context], None]:
+    """Table `standalone`: tandems alone with the free token, and decoders alone; inputs corpus, primary, and `models` {row name: kind}."""
+
+    def run(context: Context) -> None:
+        from tandem.measure.speed import standalone_rows
+
+        tandems = [context.inputs[name] for name, kind in models.items() if kind == "tandem"]
+        primary, weights = _load(_primary_of(tandems[0] if tandems else None, context.inputs["primary"]))
+        alone = {name: _load(context.inputs[name] / WEIGHTS) for name, kind in models.items() if kind != "tandem"}
+        loaded = {name: _drafter(context.inputs[name], kind) for name, kind in models.items() if kind == "tandem"}
+        texts = _prompts(context, evaluation.prompts, prompt_tokens, seed)
+        rows = standalone_rows(
+            primary, weights, loaded, alone, evaluation.standalone_gamma, texts, new_tokens, evaluation.repeats,
+            lambda done, total: context.progress(done, total), lambda: _stop_between(context),
+        )  # fmt: skip
+        write_json_atomic(context.out / RESULTS, {"standalone": rows})
+
+    return run
+
+
+def _train(
+    context: Context, loss: Any, trained: Any, fixed: Any, config: OptimizerConfig, seed: int
+) -> Any:
+    from tandem.training.loop import CHECKPOINT, train
+
+    def report(step: int, total: int, metrics: dict[str, float]) -> None:
+        context.log(step=step, **metrics)
+        shown = {"loss": metrics["cross_entropy"], "tokens/s": round(metrics["tokens_per_second"])}
+        context.progress(step, total, **shown)
+
+    weights = train(
+        loss,
+        trained,
+        fixed,
+        _batches(context, config, seed),
+        config,
+        seed=seed,
+        folder=context.out,
+        report=report,
+        should_stop=context.should_stop,
+    )
+    # The optimizer's state is needed no more, and is three times the size of the weights.
+    (context.out / CHECKPOINT).unlink(missing_ok=True)
+    return weights
+
+
+def _batches(context: Context, config: OptimizerConfig, seed: int) -> Batches:
+    tokens = open_tokens(context.inputs["corpus"] / "tokens", "train").array
+    return Batches(tokens, config.batch_size, config.seq_len, seed)
+
+
+def _stage_seed(seed: int, stage: int) -> int:
+    """Stages read the corpus in different orders, equal for all models that are compared."""
+    return 10 * seed + stage
+
+
+def _prompts(context: Context, count: int, length: int, seed: int) -> np.ndarray:
+    tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
+    return prompts(tokens.array, tokens.offsets, count, length, seed)
+
+
+def _primary_of(model: Path | None, default: Path) -> Path:
+    """The primary that a tandem reads: its own where they were trained together."""
+    return model / PRIMARY if model and (model / PRIMARY).exists() else default / WEIGHTS
+
+
+def _load(path: Path) -> tuple[Any, Any]:
+    from tandem.model import checkpoint
+
+    return checkpoint.load_decoder(path)
+
+
+def _drafter(directory: Path, kind: str) -> tuple[Any, Any]:
+    from tandem.decoding.drafters.independent import Independent
+    from tandem.decoding.drafters.tandem import TandemDrafter
+    from tandem.model import checkpoint
+
+    if kind == "tandem":
+        graph, weights = checkpoint.load_tandem(directory / WEIGHTS)
+        return TandemDrafter(graph), weights
+    graph, weights = checkpoint.load_decoder(directory / WEIGHTS)
+    return Independent(graph), weights
+
+
+def _count(weights: Any) -> int:
+    import jax
+
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(weights))
+
+
+def _stop_between(context: Context) -> None:
+    if context.should_stop():
+        raise Interrupted(context.name)
+
+
+def meaning(config: Any) -> Any:
+    """A dataclass as plain JSON for a step's fingerprint."""
+    return dataclasses.asdict(config)

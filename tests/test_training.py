@@ -1,0 +1,469 @@
+"""Training: the losses against numpy, the update rule part by part, and a loop that goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from pairs import PRIMARY, SECONDARY, decoder, tandem
+
+from tandem.config import Optimizer, OptimizerConfig, PrimaryMode
+from tandem.errors import EnvironmentFailure, Interrupted
+from tandem.model import checkpoint
+from tandem.model.checkpoint import path_name
+from tandem.model.decoder import normalise
+from tandem.model.tandem import block_numbers
+from tandem.training.loop import CHECKPOINT, train
+from tandem.training.objective import decoder_loss, distillation, tandem_loss
+from tandem.training.optimizer import learning_rate, make_optimizer
+from tandem.training.projection_init import least_squares
+
+LAYER_MAP = (1, 3)  # the primary's fourth layer is not read
+CONFIG = OptimizerConfig(steps=5, batch_size=4, seq_len=12, learning_rate=1e-2, warmup_steps=2, weight_decay=0.0)
+KEY = jax.random.key(0)
+
+
+def batches(step: int) -> np.ndarray:
+    return np.random.default_rng(step).integers(0, 37, (4, 13)).astype(np.int32)
+
+
+def named(tree) -> dict[str, np.ndarray]:
+    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(tree, other) -> None:
+    assert named(tree).keys() == named(other).keys()
+    for name, leaf in named(tree).items():
+        np.testing.assert_array_equal(leaf, named(other)[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def primary():
+    return decoder(PRIMARY, 0)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tandem(1, layer_map=LAYER_MAP)
+
+
+@pytest.fixture(scope="module")
+def logits(primary, pair):
+    """Logits in float64 on `batches(0)`: the primary's, the plain secondary's, and the tandem's at γ = 1, 2, 4."""
+    tokens = jnp.asarray(batches(0)[:, :-1])
+
+    @jax.jit
+    def run(weights, tandem_weights):
+        decoder, model = nnx.merge(primary[0], weights), nnx.merge(pair[0], tandem_weights)
+        states = decoder.states(tokens, PRIMARY.num_layers)
+        blocks = {gamma: block_numbers(12, gamma)[None] for gamma in (1, 2, 4)}
+        return {
+            "primary": decoder.logits(states[-1]),
+            "secondary": model.secondary(tokens),
+            **{f"tandem {gamma}": model(tokens, states, block) for gamma, block in blocks.items()},
+        }
+
+    return {name: np.asarray(value, np.float64) for name, value in run(primary[1], pair[1]).items()}
+
+
+def log_softmax(values: np.ndarray) -> np.ndarray:
+    shifted = values - values.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def cross_entropies(values: np.ndarray) -> np.ndarray:
+    """Per token [4, 12], with the text of `batches(0)`."""
+    return -np.take_along_axis(log_softmax(values), batches(0)[:, 1:, None], axis=-1)[..., 0]
+
+
+def divergence(teacher: np.ndarray, student: np.ndarray, temperature: float = 1.0) -> float:
+    p, q = log_softmax(teacher / temperature), log_softmax(student / temperature)
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(0.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 2.0), (0.25, 0.5)])
+def test_decoder_loss_mixes_cross_entropy_and_the_divergence_from_the_teacher(
+    primary, pair, logits, weight, temperature
+):
+    graph, weights = nnx.split(nnx.merge(*pair).secondary)
+    loss = decoder_loss(graph, primary[0], distil_weight=weight, temperature=temperature)
+    value, metrics = jax.jit(loss)(weights, primary[1], jnp.asarray(batches(0)), KEY)
+    text = cross_entropies(logits["secondary"]).mean()
+    teacher = temperature**2 * divergence(logits["primary"], logits["secondary"], temperature)
+    assert metrics["cross_entropy"] == pytest.approx(text, rel=1e-4)
+    assert metrics["distillation"] == pytest.approx(teacher, rel=1e-4)
+    assert value == pytest.approx((1 - weight) * text + weight * teacher, rel=1e-4)
+
+
+def test_the_gradient_of_distillation_reaches_the_student_alone(primary, pair, logits):
+    teacher, student = jnp.float32(logits["primary"]), jnp.float32(logits["secondary"])
+    own, teachers = jax.grad(lambda a, b: jnp.sum(distillation(a, b, 2.0)), argnums=(0, 1))(student, teacher)
+    assert float(jnp.abs(own).max()) > 1e-3
+    np.testing.assert_array_equal(teachers, 0)
+
+
+@pytest.mark.parametrize("weight", [None, 0.0, 0.5])
+@pytest.mark.parametrize("mode", list(PrimaryMode))
+def test_tandem_loss_is_the_sum_of_its_parts(primary, pair, logits, mode, weight):
+    loss = tandem_loss(pair[0], primary[0], mode=mode, gammas=[2], distil_weight=weight)
+    frozen = mode is PrimaryMode.frozen
+    trained, fixed = (pair[1], primary[1]) if frozen else ({"tandem": pair[1], "primary": primary[1]}, None)
+    value, metrics = jax.jit(loss)(trained, fixed, jnp.asarray(batches(0)), KEY)
+    expected = cross_entropies(logits["tandem 2"]).mean()
+    if weight is not None:
+        expected = (1 - weight) * expected + weight * divergence(logits["primary"], logits["tandem 2"])
+    if mode is PrimaryMode.joint_both:
+        own = cross_entropies(logits["primary"]).mean()
+        assert metrics["primary_cross_entropy"] == pytest.approx(own, rel=1e-4)
+        expected += own
+    assert value == pytest.approx(expected, rel=1e-4)
+    assert ("primary_cross_entropy" in metrics) == (mode is PrimaryMode.joint_both)
+
+
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_jointly_trained_primary_learns_only_through_the_states_that_the_tandem_reads(primary, pair, weight):
+    """Also with distillation: the primary is its teacher, but never adapts to be easier to imitate."""
+    loss = tandem_loss(pair[0], primary[0], mode=PrimaryMode.joint_secondary, distil_weight=weight)
+    trained = {"tandem": pair[1], "primary": primary[1]}
+    gradients = jax.jit(jax.grad(loss, has_aux=True))(trained, None, jnp.asarray(batches(0)), KEY)[0]["primary"]
+    for name, gradient in named(gradients).items():
+        read = name.startswith(("embedding", "layers.0", "layers.1", "layers.2"))
+        assert bool(np.any(gradient)) == read, name
+
+
+def test_each_sequence_draws_a_block_length_and_all_share_one_program(primary, pair, logits):
+    loss = jax.jit(tandem_loss(pair[0], primary[0], gammas=[1, 2, 4]))
+    tokens = jnp.asarray(batches(0)[:2])
+    rows = [[cross_entropies(logits[f"tandem {gamma}"])[row].mean() for gamma in (1, 2, 4)] for row in (0, 1)]
+    means = np.array([[(first + second) / 2 for second in rows[1]] for first in rows[0]])  # [γ of row 0, γ of row 1]
+    assert np.diff(np.sort(means.ravel())).min() > 1e-3, "the draws could not be told apart"
+    keys = jax.random.split(KEY, 60)
+    seen = {0: loss(pair[1], primary[1], tokens, keys[0])[0]}
+    with jax.no_tracing():
+        seen |= {index: loss(pair[1], primary[1], tokens, keys[index])[0] for index in range(1, 60)}
+    drawn = set()
+    for value in seen.values():
+        distance = np.abs(means - float(value))
+        assert distance.min() < 1e-4
+        drawn.add(tuple(np.unravel_index(distance.argmin(), means.shape)))
+    assert drawn == set(itertools.product(range(3), repeat=2))
+
+
+# --- the primary is frozen --------------------------------------------------------------------------------------------
+
+
+def stored_for_the_backward_pass(pair, mode: PrimaryMode, layers: int, weight: float | None, remat: bool = False):
+    """Shapes of what the gradient keeps from the forward pass, with a primary of so many layers."""
+    graph, weights = decoder(dataclasses.replace(PRIMARY, num_layers=layers), 0)
+    loss = tandem_loss(pair[0], graph, mode=mode, distil_weight=weight, remat=remat)
+    frozen = mode is PrimaryMode.frozen
+    trained, fixed = (pair[1], weights) if frozen else ({"tandem": pair[1], "primary": weights}, None)
+
+    def pullback(trained):
+        return jax.vjp(lambda trained: loss(trained, fixed, jnp.asarray(batches(0)), KEY)[0], trained)[1]
+
+    return sorted(leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(pullback, trained)))
+
+
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_nothing_of_a_frozen_primary_is_stored_but_the_states_that_are_read(pair, weight):
+    stored = stored_for_the_backward_pass(pair, PrimaryMode.frozen, 4, weight)
+    assert stored == stored_for_the_backward_pass(pair, PrimaryMode.frozen, 8, weight)
+    wide = [shape for shape in stored if PRIMARY.d_model in shape or PRIMARY.d_ff in shape]
+    # The gradient of a projection's kernel needs its input; of the primary's matrices and activations nothing is there.
+    kernels = [(PRIMARY.d_model, SECONDARY.d_model)] * len(LAYER_MAP)
+    assert [shape for shape in wide if shape not in kernels] == [(4, 12, PRIMARY.d_model)] * len(LAYER_MAP)
+    joint = stored_for_the_backward_pass(pair, PrimaryMode.joint_both, 4, weight)
+    assert len(joint) < len(stored_for_the_backward_pass(pair, PrimaryMode.joint_both, 8, weight))
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_the_optimizer_keeps_nothing_of_a_frozen_primary(pair, optimizer):
+    state = make_optimizer(dataclasses.replace(CONFIG, optimizer=optimizer)).init(pair[1])
+    shapes = {leaf.shape for leaf in jax.tree.leaves(pair[1])}
+    assert {leaf.shape for leaf in jax.tree.leaves(state) if leaf.size > 3} <= shapes
+    trained = sum(leaf.size for leaf in jax.tree.leaves(pair[1]))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 2.1 * trained  # Adam's two moments
+
+
+@pytest.mark.parametrize("mode", [PrimaryMode.frozen, PrimaryMode.joint_secondary])
+def test_training_changes_the_primary_only_where_it_may(primary, pair, tmp_path, mode):
+    frozen = mode is PrimaryMode.frozen
+    before = named(primary[1])
+    trained, fixed = (pair[1], primary[1]) if frozen else ({"tandem": pair[1], "primary": primary[1]}, None)
+    loss = tandem_loss(pair[0], primary[0], mode=mode)
+    result = train(loss, trained, fixed, batches, CONFIG, seed=0, folder=tmp_path)
+    assert_same(primary[1], {**before}) if False else None
+    for name, leaf in named(primary[1]).items():
+        np.testing.assert_array_equal(leaf, before[name], err_msg=f"the caller's {name}")
+    changed = named(result if frozen else result["tandem"])
+    assert all(np.any(leaf != changed[name]) for name, leaf in named(pair[1]).items())
+    if not frozen:
+        for name, leaf in named(result["primary"]).items():
+            read = name.startswith(("embedding", "layers.0", "layers.1", "layers.2"))
+            assert bool(np.any(leaf != before[name])) == read, name
+
+
+def test_remat_stores_less_and_gives_the_same_gradients(primary, pair):
+    mode = PrimaryMode.joint_both
+    stored = [stored_for_the_backward_pass(pair, mode, 4, 0.5, remat) for remat in (False, True)]
+    sizes = [sum(math.prod(shape) for shape in shapes) for shapes in stored]
+    assert sizes[1] < 0.8 * sizes[0]
+    trained = {"tandem": pair[1], "primary": primary[1]}
+    plain, remat = (
+        jax.jit(jax.grad(tandem_loss(pair[0], primary[0], mode=mode, distil_weight=0.5, remat=remat), has_aux=True))(
+            trained, None, jnp.asarray(batches(0)), KEY
+        )[0]
+        for remat in (False, True)
+    )
+    for name, gradient in named(plain).items():
+        np.testing.assert_allclose(named(remat)[name], gradient, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+# --- the update rule --------------------------------------------------------------------------------------------------
+
+
+def first_update(weights, gradients, **changes) -> dict[str, np.ndarray]:
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, clip_norm=1e9, **changes))
+    return named(jax.jit(lambda w, g: optimizer.update(g, optimizer.init(w), w)[0])(weights, gradients))
+
+
+@pytest.fixture(scope="module")
+def gradients(pair):
+    leaves, tree = jax.tree.flatten(pair[1])
+    keys = jax.random.split(KEY, len(leaves))
+    return jax.tree.unflatten(tree, [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def test_learning_rate_warms_up_to_the_peak_and_falls_on_a_cosine():
+    rate = learning_rate(OptimizerConfig(steps=110, warmup_steps=10, learning_rate=0.5, final_rate=0.1))
+    expected = {0: 0.05, 5: 0.275, 10: 0.5, 60: 0.5 * (0.1 + 0.9 / 2), 110: 0.05}
+    expected[35] = 0.5 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, rel=1e-5), step
+
+
+@pytest.mark.parametrize(("steps", "warmup", "expected"), [(4, 50, [1 / 4, 7 / 16, 5 / 8, 13 / 16]), (4, 0, [1.0])])
+def test_learning_rate_of_a_warm_up_longer_than_the_run_and_of_none(steps, warmup, expected):
+    rate = learning_rate(OptimizerConfig(steps=steps, warmup_steps=warmup, learning_rate=1.0))
+    np.testing.assert_allclose([float(rate(step)) for step in range(len(expected))], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_weight_decay_shrinks_matrices_only(pair, optimizer):
+    zeros = jax.tree.map(jnp.zeros_like, pair[1])
+    update = first_update(pair[1], zeros, optimizer=optimizer, weight_decay=0.5)
+    for name, leaf in named(pair[1]).items():
+        factor = -0.5 * CONFIG.learning_rate / CONFIG.warmup_steps if leaf.ndim == 2 else 0.0
+        np.testing.assert_allclose(update[name], factor * leaf, rtol=1e-5, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_projection_rate_multiplies_the_projections_update_only(pair, gradients, optimizer):
+    usual = first_update(pair[1], gradients, optimizer=optimizer, weight_decay=0.1)
+    faster = first_update(pair[1], gradients, optimizer=optimizer, weight_decay=0.1, projection_rate=5.0)
+    assert sum(name.startswith("projections.") for name in usual) == len(LAYER_MAP)
+    for name, update in usual.items():
+        factor = 5 if name.startswith("projections.") else 1
+        np.testing.assert_allclose(faster[name], factor * update, rtol=1e-5, err_msg=name)
+
+
+def test_muon_orthogonalises_the_layers_matrices_and_leaves_the_rest_to_adam(pair, gradients):
+    adam, muon = (first_update(pair[1], gradients, optimizer=optimizer) for optimizer in Optimizer)
+    for name, update in muon.items():
+        if ".layers." in name and update.ndim == 2:
+            rate = CONFIG.learning_rate / CONFIG.warmup_steps * 0.2 * max(update.shape) ** 0.5
+            singular = np.linalg.svd(update, compute_uv=False) / rate
+            assert 0.5 < singular.min() <= singular.max() < 1.5, name
+        else:
+            np.testing.assert_allclose(update, adam[name], rtol=1e-5, err_msg=name)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_interrupted_training_resumes_to_the_same_bits(primary, pair, tmp_path, optimizer):
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    loss = tandem_loss(pair[0], primary[0], gammas=[1, 2, 4])  # draws from the step's key
+
+    def run(folder, stop_after=99):
+        asked = itertools.count(1)
+        return train(
+            loss, pair[1], primary[1], batches, config, seed=3, folder=folder,
+            should_stop=lambda: next(asked) >= stop_after,
+        )  # fmt: skip
+
+    undisturbed = run(tmp_path / "a")
+    for done, stop_after in ((1, 1), (4, 3)):
+        with pytest.raises(Interrupted, match=f"stopped after step {done} of 5"):
+            run(tmp_path / "b", stop_after)
+    assert_same(run(tmp_path / "b"), undisturbed)
+
+
+def test_accumulated_micro_batches_are_one_batch(primary, pair, tmp_path):
+    reported, results = [], []
+    for parts in (1, 4):
+        config = dataclasses.replace(CONFIG, steps=2, accumulate=parts)
+        results.append(
+            train(
+                tandem_loss(pair[0], primary[0], gammas=[2]), pair[1], primary[1], batches, config, seed=0,
+                folder=tmp_path / str(parts), report=lambda step, total, values: reported.append(values), report_every=1,
+            )
+        )  # fmt: skip
+    for name in ("cross_entropy", "gradient_norm"):
+        values = [entry[name] for entry in reported]
+        np.testing.assert_allclose(values[2:], values[:2], rtol=1e-4)
+    for name, leaf in named(results[0]).items():
+        np.testing.assert_allclose(named(results[1])[name], leaf, atol=0.02 * CONFIG.learning_rate, err_msg=name)
+
+
+def test_loss_falls_on_text_that_can_be_learnt(tmp_path):
+    graph, weights = decoder(SECONDARY, 1)
+    count = lambda step: (np.arange(4)[:, None] + 4 * step + np.arange(13)) % 37  # noqa: E731
+    losses = []
+    config = dataclasses.replace(CONFIG, steps=40, warmup_steps=100)
+    train(
+        decoder_loss(graph), weights, None, count, config, seed=0, folder=tmp_path,
+        report=lambda step, total, values: losses.append(values["cross_entropy"]),
+    )  # fmt: skip
+    assert losses[-1] < 0.25 * losses[0]
+    assert losses == sorted(losses, reverse=True)
+
+
+def parabola(trained, fixed, tokens, key):
+    """A loss without a model; a negative token makes it not a number."""
+    value = jnp.sum(trained["weight"] ** 2) * jnp.where(tokens[0, 0] < 0, jnp.nan, 1.0)
+    return value, {"cross_entropy": value, "token": tokens[0, 0]}
+
+
+PARABOLA = {"weight": jnp.ones(3)}
+
+
+def test_metrics_are_reported_once_at_their_steps_also_across_an_interruption(tmp_path):
+    config = dataclasses.replace(CONFIG, steps=25)
+    reports: list[tuple] = []
+    asked = itertools.count(1)
+
+    def run():
+        return train(
+            parabola, PARABOLA, None, lambda step: np.full((1, 2), step), config, seed=0, folder=tmp_path,
+            report=lambda step, total, values: reports.append((step, total, values)),
+            should_stop=lambda: next(asked) == 10,
+        )  # fmt: skip
+
+    with pytest.raises(Interrupted):
+        run()
+    assert [step for step, _, _ in reports] == [10]
+    run()
+    assert [(step, total) for step, total, _ in reports] == [(10, 25), (20, 25), (25, 25)]
+    for step, _, values in reports:
+        assert values["token"] == step - 1
+        assert values["learning_rate"] == pytest.approx(float(learning_rate(config)(step - 1)))
+        assert values["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("report_every", [1, 100])
+def test_a_loss_that_is_not_a_number_stops_with_its_step_and_leaves_the_last_good_checkpoint(tmp_path, report_every):
+    with pytest.raises(EnvironmentFailure, match="diverged at step 4: cross_entropy is nan; lower the learning rate"):
+        train(
+            parabola, PARABOLA, None, lambda step: np.full((1, 2), -1 if step == 3 else 0), CONFIG, seed=0,
+            folder=tmp_path, report_every=report_every, checkpoint_seconds=0.0,
+        )  # fmt: skip
+    assert checkpoint.metadata(tmp_path / CHECKPOINT) == {"step": 3}
+
+
+def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path):
+    path = tmp_path / CHECKPOINT
+    state = {"trained": PARABOLA, "optimizer": make_optimizer(CONFIG).init(PARABOLA)}
+    resume = lambda: train(parabola, PARABOLA, None, batches, CONFIG, seed=0, folder=tmp_path)  # noqa: E731
+    checkpoint.save(path, state, {"step": 2})
+    whole = path.read_bytes()
+    for damaged in (whole[:-5], whole[:20], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(EnvironmentFailure, match=f"{path}: not a readable checkpoint"):
+            resume()
+    checkpoint.save(path, {"trained": {"other": jnp.ones(3)}}, {"step": 2})
+    with pytest.raises(EnvironmentFailure, match=f"{path}: not a checkpoint of this model: lacks optimizer"):
+        resume()
+
+
+# --- FF_Tandem in closed form -----------------------------------------------------------------------------------------
+
+
+def inputs_and_outputs(primary, pair, tokens):
+    """For each projection: the primary's normalised states [n, 48], and the secondary's layer inputs [n, 16]."""
+    model = nnx.merge(*pair)
+    states = nnx.merge(*primary).states(jnp.asarray(tokens), PRIMARY.num_layers)
+    own = model.secondary.states(jnp.asarray(tokens), SECONDARY.num_layers)
+    x = [normalise(states[layer], PRIMARY.norm_eps) for layer in LAYER_MAP]
+    return [np.asarray(a, np.float64).reshape(-1, a.shape[-1]) for a in x], [
+        np.asarray(b, np.float64).reshape(-1, b.shape[-1]) for b in own[: len(LAYER_MAP)]
+    ]
+
+
+def test_least_squares_is_the_ridge_solution_whatever_the_order_of_batches(primary, pair):
+    data = [batches(step)[:, :-1] for step in range(5)]
+    ridge = 1e-2
+    solved = named(least_squares(pair[0], pair[1], *primary, data, ridge=ridge))
+    again = named(least_squares(pair[0], pair[1], *primary, data[::-1], ridge=ridge))
+    inputs, outputs = inputs_and_outputs(primary, pair, np.concatenate(data))
+    for index, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
+        penalty = np.sqrt(ridge * np.sum(x * x) / 48) * np.eye(48)
+        expected = np.linalg.lstsq(np.concatenate([x, penalty]), np.concatenate([y, np.zeros((48, 16))]))[0]
+        name = next(name for name in solved if name.startswith(f"projections.{index}."))
+        np.testing.assert_allclose(solved[name], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(again[name], solved[name], rtol=1e-4, atol=1e-6)
+        assert np.mean((x @ expected - y) ** 2) < 0.8 * np.mean((x @ named(pair[1])[name] - y) ** 2)
+    for name, leaf in named(pair[1]).items():
+        assert name.startswith("projections.") or np.array_equal(solved[name], leaf)
+
+
+def test_where_an_exact_linear_map_exists_the_tandem_becomes_its_secondary(primary, pair):
+    """Without residual branches every state is a function of its token, and 48 dimensions hold 37 tokens."""
+
+    def without_branches(weights):
+        branch = lambda path: any(f".{part}." in path_name(path) for part in ("output", "down"))  # noqa: E731
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * (0 if branch(path) else 1), weights)
+
+    tokens = jnp.asarray(batches(9)[:, :-1])
+    flat_primary, flat_tandem = (primary[0], without_branches(primary[1])), (pair[0], without_branches(pair[1]))
+    # Layer 1 mixes positions again in the secondary whose logits are compared, so the attention is really read.
+    solved = least_squares(*flat_tandem, *flat_primary, (batches(step)[:, :-1] for step in range(20)), ridge=1e-8)
+    for x, y, (_, kernel) in zip(
+        *inputs_and_outputs(flat_primary, flat_tandem, tokens),
+        sorted(item for item in named(solved).items() if item[0].startswith("projections.")),
+        strict=True,
+    ):
+        np.testing.assert_allclose(x @ kernel, y, atol=1e-2 * np.abs(y).max())
+
+
+def test_after_least_squares_the_tandem_is_far_nearer_to_its_secondary(primary, pair):
+    tokens = jnp.asarray(batches(9)[:, :-1])
+    solved = least_squares(*pair, *primary, [batches(step)[:, :-1] for step in range(20)])
+
+    @jax.jit
+    def run(weights):
+        model = nnx.merge(pair[0], weights)
+        states = nnx.merge(*primary).states(tokens, PRIMARY.num_layers)
+        return model.secondary(tokens), model(tokens, states, block_numbers(12, 2)[None])
+
+    distances = []
+    for weights in (pair[1], solved):
+        secondary, own = (np.asarray(values, np.float64) for values in run(weights))
+        distances.append(divergence(secondary, own))
+    assert distances[1] < 0.5 * distances[0]
+
+
+def test_least_squares_needs_data(primary, pair):
+    with pytest.raises(ValueError, match="at least one batch"):
+        least_squares(*pair, *primary, [])
