@@ -17,8 +17,10 @@ from launch import steps
 from launch.graph import Step
 from tandem.config import (
     Corpus,
+    DecodeConfig,
     DecoderConfig,
     Drafter,
+    DType,
     Experiment,
     Measure,
     OptimizerConfig,
@@ -105,7 +107,9 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 estimate_s=30,
             )
         )
+    dtype = decoding_dtype(decode)
     decoding = {
+        "dtype": dtype,
         "prompts": evaluation.prompts,
         "prompt_tokens": decode.prompt_tokens,
         "max_new_tokens": decode.max_new_tokens,
@@ -122,9 +126,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 version=1,
                 config={"gamma": experiment.gamma, "drafters": drafters, **decoding},
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in drafters}},
-                run=steps.speed(
-                    evaluation, drafters, experiment.gamma, decode.prompt_tokens, decode.max_new_tokens, experiment.seed
-                ),
+                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed),
                 size=sizes,
                 estimate_s=90,
             )
@@ -138,14 +140,23 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 version=1,
                 config={"gamma": evaluation.standalone_gamma, "models": alone, **decoding},
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in alone}},
-                run=steps.standalone(
-                    evaluation, alone, decode.prompt_tokens, decode.max_new_tokens, experiment.seed
-                ),
+                run=steps.standalone(evaluation, decode, dtype, alone, experiment.seed),
                 size=sizes,
                 estimate_s=60,
             )
         )
     return made
+
+
+def decoding_dtype(decode: DecodeConfig) -> str:
+    """The type that decoding multiplies in; `auto` is bfloat16 where the processor has instructions for it."""
+    if decode.dtype is not DType.auto:
+        return decode.dtype.value
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        flags = []
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 
 
 def _drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
@@ -269,6 +280,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
         config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
     models, pair = experiment.scale.models, experiment.model
     frozen = train.primary is PrimaryMode.frozen
+    how = f"γ {' '.join(map(str, train.gamma))}, primary {train.primary.value}"
     return Step(
         kind="tandem",
         name=name,
@@ -276,7 +288,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
         config=config,
         inputs=inputs,
         run=steps.tandem(train, layer_map, stage, experiment.seed),
-        size=f"{_millions(models[pair.secondary])}, {_tokens(train):,} further tokens, γ {train.gamma}, primary {train.primary.value}",
+        size=f"{_millions(models[pair.secondary])}, {_tokens(train):,} further tokens, {how}",
         estimate_s=_further_seconds(train, models[pair.secondary], models[pair.primary]) * (1 if frozen else 2),
     )
 

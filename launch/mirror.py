@@ -63,8 +63,11 @@ def _summary(table: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def mirror(experiment: Experiment, directory: Path, targets: Sequence[Step], signal: Callable[[], int]) -> Iterator[Mirror]:
-    """The mirror of a run while it works; it is closed with the run's exit code. `signal` gives the number of the signal received."""
+def mirror(
+    experiment: Experiment, directory: Path, targets: Sequence[Step], signal: Callable[[], int]
+) -> Iterator[Mirror]:
+    """The mirror of a run while it works; it is closed with the run's exit code. `signal` gives the number of the
+    signal received."""
     options = experiment.tracking
     group = options.group or f"{experiment.model.name}-{experiment.train.name}"
     options = replace(options, group=group, tags=[*_tags(experiment), *options.tags])

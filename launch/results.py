@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "sentencepiece", "hydra-core", "omegaconf", "wandb")
 
 
-def gather(experiment: Experiment, targets: list[Step], directories: Mapping[str, Path], seconds: float) -> dict[str, Any]:
+def gather(
+    experiment: Experiment, targets: list[Step], directories: Mapping[str, Path], seconds: float
+) -> dict[str, Any]:
     """The content of `results.json`: the tables of the measuring steps, the models, and the provenance."""
     results: dict[str, Any] = {
         "provenance": provenance(experiment, targets, seconds),
@@ -120,7 +122,9 @@ def _cpu_name() -> str:
 def _git(*arguments: str) -> str:
     """Git's answer about this checkout; empty outside of one."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()

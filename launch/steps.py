@@ -6,7 +6,6 @@ Files of a step: models are `weights.safetensors` (a jointly trained primary `pr
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from launch.graph import Context
 from launch.store import write_json_atomic
 from tandem.config import (
     DataConfig,
+    DecodeConfig,
     DecoderConfig,
     EvalConfig,
     OptimizerConfig,
@@ -48,12 +48,16 @@ def corpus(data: DataConfig, vocab_size: int, tokenizer: Path | None) -> Callabl
 
         group = split_group(data)
         if tokenizer is None:
-            training = (d for d in documents(data, tfds_documents) if not is_heldout(group(d.name), data.heldout_fraction))
+            training = (
+                d for d in documents(data, tfds_documents) if not is_heldout(group(d.name), data.heldout_fraction)
+            )
             model = train_tokenizer((document.text for document in training), vocab_size)
         else:
             model = tokenizer.read_bytes()
         (context.out / TOKENIZER).write_bytes(model)
-        meta = pack(documents(data, tfds_documents), Tokenizer(model), context.out / "tokens", data.heldout_fraction, group)
+        meta = pack(
+            documents(data, tfds_documents), Tokenizer(model), context.out / "tokens", data.heldout_fraction, group
+        )
         context.log(train_tokens=meta["train"]["tokens"], heldout_tokens=meta["heldout"]["tokens"])
 
     return run
@@ -191,7 +195,9 @@ def agreement(evaluation: EvalConfig, seq_len: int, reference: str) -> Callable[
         from tandem.measure import agreement as measures
         from tandem.model import checkpoint
 
-        windows = heldout_windows(open_tokens(context.inputs["corpus"] / "tokens", "heldout").array, evaluation.sequences, seq_len)
+        windows = heldout_windows(
+            open_tokens(context.inputs["corpus"] / "tokens", "heldout").array, evaluation.sequences, seq_len
+        )
         names = [name for name in context.inputs if name != "corpus"]
         rows, positions = [], []
         for done, name in enumerate(names):
@@ -199,11 +205,15 @@ def agreement(evaluation: EvalConfig, seq_len: int, reference: str) -> Callable[
             path = context.inputs[name] / WEIGHTS
             is_tandem = "decoder" not in checkpoint.metadata(path)
             graph, weights = checkpoint.load_tandem(path) if is_tandem else checkpoint.load_decoder(path)
-            primary, primary_weights = checkpoint.load_decoder(_primary_of(context.inputs[name], context.inputs[reference]))
+            primary, primary_weights = checkpoint.load_decoder(
+                _primary_of(context.inputs[name], context.inputs[reference])
+            )
             for gamma in evaluation.gammas if is_tandem else [None]:
                 values = measures.measure(primary, primary_weights, graph, weights, windows, gamma)
                 row = {"name": name} if gamma is None else {"name": name, "gamma": gamma}
-                rows.append({**row, **measures.means(values), "parameters": _count(weights), "tokens": windows[:, 1:].size})
+                rows.append(
+                    {**row, **measures.means(values), "parameters": _count(weights), "tokens": windows[:, 1:].size}
+                )
                 if gamma is not None:
                     by_position = measures.means_by_position(values, gamma)
                     positions += [{**row, "position": index, **means} for index, means in enumerate(by_position)]
@@ -213,51 +223,63 @@ def agreement(evaluation: EvalConfig, seq_len: int, reference: str) -> Callable[
     return run
 
 
-def speed(evaluation: EvalConfig, drafters: Mapping[str, str], gamma: int, prompt_tokens: int, new_tokens: int, seed: int
-) -> Callable[[Context], None]:  # fmt: skip
-    """Table `speed`; inputs are corpus, primary and the drafters by row name, `drafters` says which are tandems."""
+def speed(
+    evaluation: EvalConfig, decode: DecodeConfig, dtype: str, gamma: int, drafters: Mapping[str, str], seed: int
+) -> Callable[[Context], None]:
+    """Table `speed`: SPEED with each of `drafters` {row name: kind}. Inputs: corpus, primary, the drafters by name."""
 
     def run(context: Context) -> None:
         from tandem.measure.speed import speed_rows
 
-        tandems = [context.inputs[name] for name, kind in drafters.items() if kind == "tandem"]
-        primary, weights = _load(_primary_of(tandems[0] if tandems else None, context.inputs["primary"]))
-        loaded = {name: _drafter(context.inputs[name], kind) for name, kind in drafters.items()}
-        texts = _prompts(context, evaluation.prompts, prompt_tokens, seed)
+        primary, weights = _primary_with(context, drafters, dtype)
         rows = speed_rows(
-            primary, weights, loaded, gamma, texts, new_tokens, evaluation.repeats,
-            lambda done, total: context.progress(done, total), lambda: _stop_between(context),
-        )  # fmt: skip
+            primary,
+            weights,
+            {name: _drafter(context.inputs[name], kind, dtype) for name, kind in drafters.items()},
+            gamma,
+            _prompts(context, evaluation, decode, seed),
+            decode.max_new_tokens,
+            evaluation.repeats,
+            context.progress,
+            lambda: _stop_between(context),
+        )
         write_json_atomic(context.out / RESULTS, {"speed": rows})
 
     return run
 
 
 def standalone(
-    evaluation: EvalConfig, models: Mapping[str, str], prompt_tokens: int, new_tokens: int, seed: int
+    evaluation: EvalConfig, decode: DecodeConfig, dtype: str, models: Mapping[str, str], seed: int
 ) -> Callable[[Context], None]:
-    """Table `standalone`: tandems alone with the free token, and decoders alone; inputs corpus, primary, and `models` {row name: kind}."""
+    """Table `standalone`: each of `models` {row name: kind} alone. Inputs: corpus, primary, and the models by name."""
 
     def run(context: Context) -> None:
         from tandem.measure.speed import standalone_rows
 
-        tandems = [context.inputs[name] for name, kind in models.items() if kind == "tandem"]
-        primary, weights = _load(_primary_of(tandems[0] if tandems else None, context.inputs["primary"]))
-        alone = {name: _load(context.inputs[name] / WEIGHTS) for name, kind in models.items() if kind != "tandem"}
-        loaded = {name: _drafter(context.inputs[name], kind) for name, kind in models.items() if kind == "tandem"}
-        texts = _prompts(context, evaluation.prompts, prompt_tokens, seed)
+        primary, weights = _primary_with(context, models, dtype)
+        tandems = [name for name, kind in models.items() if kind == "tandem"]
         rows = standalone_rows(
-            primary, weights, loaded, alone, evaluation.standalone_gamma, texts, new_tokens, evaluation.repeats,
-            lambda done, total: context.progress(done, total), lambda: _stop_between(context),
-        )  # fmt: skip
+            primary,
+            weights,
+            {name: _drafter(context.inputs[name], "tandem", dtype) for name in tandems},
+            {
+                name: _decoding(context.inputs[name] / WEIGHTS, kind, dtype)
+                for name, kind in models.items()
+                if kind == "decoder"
+            },
+            evaluation.standalone_gamma,
+            _prompts(context, evaluation, decode, seed),
+            decode.max_new_tokens,
+            evaluation.repeats,
+            context.progress,
+            lambda: _stop_between(context),
+        )
         write_json_atomic(context.out / RESULTS, {"standalone": rows})
 
     return run
 
 
-def _train(
-    context: Context, loss: Any, trained: Any, fixed: Any, config: OptimizerConfig, seed: int
-) -> Any:
+def _train(context: Context, loss: Any, trained: Any, fixed: Any, config: OptimizerConfig, seed: int) -> Any:
     from tandem.training.loop import CHECKPOINT, train
 
     def report(step: int, total: int, metrics: dict[str, float]) -> None:
@@ -291,32 +313,42 @@ def _stage_seed(seed: int, stage: int) -> int:
     return 10 * seed + stage
 
 
-def _prompts(context: Context, count: int, length: int, seed: int) -> np.ndarray:
+def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> np.ndarray:
     tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
-    return prompts(tokens.array, tokens.offsets, count, length, seed)
+    return prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed)
 
 
-def _primary_of(model: Path | None, default: Path) -> Path:
+def _primary_of(model: Path, default: Path) -> Path:
     """The primary that a tandem reads: its own where they were trained together."""
-    return model / PRIMARY if model and (model / PRIMARY).exists() else default / WEIGHTS
+    return model / PRIMARY if (model / PRIMARY).exists() else default / WEIGHTS
 
 
-def _load(path: Path) -> tuple[Any, Any]:
+def _primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
+    """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
+
+    path = context.inputs["primary"] / WEIGHTS
+    for name, kind in models.items():
+        if kind == "tandem":
+            path = _primary_of(context.inputs[name], context.inputs["primary"])
+    return _decoding(path, "decoder", dtype)
+
+
+def _decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
+    """A model as it is decoded with: products in `dtype`, matrices kept in it."""
     from tandem.model import checkpoint
+    from tandem.model.decoder import cast_matrices
 
-    return checkpoint.load_decoder(path)
+    load = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
+    graph, weights = load(path, dtype)
+    return graph, cast_matrices(weights, dtype)
 
 
-def _drafter(directory: Path, kind: str) -> tuple[Any, Any]:
+def _drafter(directory: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     from tandem.decoding.drafters.independent import Independent
     from tandem.decoding.drafters.tandem import TandemDrafter
-    from tandem.model import checkpoint
 
-    if kind == "tandem":
-        graph, weights = checkpoint.load_tandem(directory / WEIGHTS)
-        return TandemDrafter(graph), weights
-    graph, weights = checkpoint.load_decoder(directory / WEIGHTS)
-    return Independent(graph), weights
+    graph, weights = _decoding(directory / WEIGHTS, kind, dtype)
+    return TandemDrafter(graph) if kind == "tandem" else Independent(graph), weights
 
 
 def _count(weights: Any) -> int:
@@ -328,8 +360,3 @@ def _count(weights: Any) -> int:
 def _stop_between(context: Context) -> None:
     if context.should_stop():
         raise Interrupted(context.name)
-
-
-def meaning(config: Any) -> Any:
-    """A dataclass as plain JSON for a step's fingerprint."""
-    return dataclasses.asdict(config)

@@ -66,6 +66,12 @@ class Measure(StrEnum):
     standalone = "standalone"
 
 
+class DType(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class TrackingMode(StrEnum):
     offline = "offline"
     online = "online"
@@ -185,6 +191,8 @@ class DecodeConfig:
     """How text is generated."""
 
     name: str = "greedy"
+    # The type of products with weights: float32, bfloat16, or auto, which is bfloat16 where the processor has it.
+    dtype: DType = DType.auto
     prompt_tokens: int = 64
     max_new_tokens: int = 128
 

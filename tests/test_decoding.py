@@ -108,7 +108,9 @@ def test_standalone_follows_equation_2_with_a_free_token_in_each_block(primary, 
     model, primary_model = nnx.merge(tandem_graph, tandem_weights), nnx.merge(graph, weights)
     for row, length in enumerate(LENGTHS):
         text = jnp.asarray(np.concatenate([PROMPTS[row, :length], output[row]])[None])
-        offset = np.arange(text.shape[1]) - (length - 1)  # position in the response, counted from the prompt's last token
+        offset = np.arange(text.shape[1]) - (
+            length - 1
+        )  # position in the response, counted from the prompt's last token
         blocks = jnp.asarray(np.where(offset < 0, 0, 1 + offset // (gamma + 1)))[None]
         states = primary_model.states(text, PRIMARY.num_layers)
         by_secondary = np.argmax(np.asarray(model(text, states, blocks)[0]), axis=-1)

@@ -106,7 +106,8 @@ def test_rows_extend_at_their_own_positions_and_do_not_read_stale_entries(pair):
 
 @pytest.mark.parametrize("gamma", [1, 2, 4])
 def test_block_mode_logits_are_the_cached_logits_of_drafting(pair, gamma):
-    """Training sees what serving sees: block mode equals absorbing earlier blocks and extending over the current one."""
+    """Training sees what serving sees: block mode equals absorbing earlier blocks and extending over the current
+    one."""
     primary, model, tokens = pair
     states = primary.states(tokens, PRIMARY.num_layers)
     trained = model(tokens, states, block_numbers(LENGTH, gamma)[None])

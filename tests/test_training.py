@@ -1,4 +1,5 @@
-"""Training: the losses against numpy, the update rule part by part, and a loop that goes on exactly where it stopped."""
+"""Training: the losses against numpy, the update rule part by part, and a loop that goes on exactly where it
+stopped."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pairs
 import pytest
 from flax import nnx
-from pairs import PRIMARY, SECONDARY, decoder, tandem
+from pairs import SECONDARY, decoder, tandem
 
-from tandem.config import Optimizer, OptimizerConfig, PrimaryMode
+from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PrimaryMode
 from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model import checkpoint
 from tandem.model.checkpoint import path_name
@@ -24,9 +26,19 @@ from tandem.training.objective import decoder_loss, distillation, tandem_loss
 from tandem.training.optimizer import learning_rate, make_optimizer
 from tandem.training.projection_init import least_squares
 
-LAYER_MAP = (1, 3)  # the primary's fourth layer is not read
+PRIMARY = dataclasses.replace(pairs.PRIMARY, num_layers=3)
+LAYER_MAP = (1, 2)  # the primary's third layer is not read
 CONFIG = OptimizerConfig(steps=5, batch_size=4, seq_len=12, learning_rate=1e-2, warmup_steps=2, weight_decay=0.0)
 KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Running these programs takes no time; compiling them well does."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def batches(step: int) -> np.ndarray:
@@ -50,7 +62,16 @@ def primary():
 
 @pytest.fixture(scope="module")
 def pair():
-    return tandem(1, layer_map=LAYER_MAP)
+    return tandem(1, PRIMARY, SECONDARY, LAYER_MAP)
+
+
+@pytest.fixture(scope="module")
+def small_loss():
+    """(loss, trained, fixed) of a pair of one layer each that draws block lengths, for the loop."""
+    primary, secondary = DecoderConfig(1, 24, 3, 1, 32, vocab_size=37), DecoderConfig(1, 8, 2, 2, 12, vocab_size=37)
+    graph, weights = decoder(primary, 0)
+    small, trained = tandem(1, primary, secondary, (1,))
+    return tandem_loss(small, graph, gammas=[1, 2, 4]), trained, weights
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +111,21 @@ def divergence(teacher: np.ndarray, student: np.ndarray, temperature: float = 1.
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("weight", "temperature"), [(0.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 2.0), (0.25, 0.5)])
-def test_decoder_loss_mixes_cross_entropy_and_the_divergence_from_the_teacher(
-    primary, pair, logits, weight, temperature
-):
+def test_decoder_loss_mixes_cross_entropy_and_the_divergence_from_the_teacher(primary, pair, logits):
     graph, weights = nnx.split(nnx.merge(*pair).secondary)
-    loss = decoder_loss(graph, primary[0], distil_weight=weight, temperature=temperature)
-    value, metrics = jax.jit(loss)(weights, primary[1], jnp.asarray(batches(0)), KEY)
+
+    @jax.jit
+    def run(weight, temperature):
+        loss = decoder_loss(graph, primary[0], distil_weight=weight, temperature=temperature)
+        return loss(weights, primary[1], jnp.asarray(batches(0)), KEY)
+
     text = cross_entropies(logits["secondary"]).mean()
-    teacher = temperature**2 * divergence(logits["primary"], logits["secondary"], temperature)
-    assert metrics["cross_entropy"] == pytest.approx(text, rel=1e-4)
-    assert metrics["distillation"] == pytest.approx(teacher, rel=1e-4)
-    assert value == pytest.approx((1 - weight) * text + weight * teacher, rel=1e-4)
+    for weight, temperature in [(0.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 2.0), (0.25, 0.5)]:
+        value, metrics = run(weight, temperature)
+        teacher = temperature**2 * divergence(logits["primary"], logits["secondary"], temperature)
+        assert metrics["cross_entropy"] == pytest.approx(text, rel=1e-4)
+        assert metrics["distillation"] == pytest.approx(teacher, rel=1e-4)
+        assert value == pytest.approx((1 - weight) * text + weight * teacher, rel=1e-4)
 
 
 def test_the_gradient_of_distillation_reaches_the_student_alone(primary, pair, logits):
@@ -111,22 +135,29 @@ def test_the_gradient_of_distillation_reaches_the_student_alone(primary, pair, l
     np.testing.assert_array_equal(teachers, 0)
 
 
-@pytest.mark.parametrize("weight", [None, 0.0, 0.5])
-@pytest.mark.parametrize("mode", list(PrimaryMode))
-def test_tandem_loss_is_the_sum_of_its_parts(primary, pair, logits, mode, weight):
-    loss = tandem_loss(pair[0], primary[0], mode=mode, gammas=[2], distil_weight=weight)
-    frozen = mode is PrimaryMode.frozen
-    trained, fixed = (pair[1], primary[1]) if frozen else ({"tandem": pair[1], "primary": primary[1]}, None)
-    value, metrics = jax.jit(loss)(trained, fixed, jnp.asarray(batches(0)), KEY)
-    expected = cross_entropies(logits["tandem 2"]).mean()
-    if weight is not None:
-        expected = (1 - weight) * expected + weight * divergence(logits["primary"], logits["tandem 2"])
-    if mode is PrimaryMode.joint_both:
-        own = cross_entropies(logits["primary"]).mean()
-        assert metrics["primary_cross_entropy"] == pytest.approx(own, rel=1e-4)
-        expected += own
-    assert value == pytest.approx(expected, rel=1e-4)
-    assert ("primary_cross_entropy" in metrics) == (mode is PrimaryMode.joint_both)
+def test_tandem_loss_is_the_sum_of_its_parts(primary, pair, logits):
+    cases = list(itertools.product(PrimaryMode, [None, 0.0, 0.5]))
+
+    @jax.jit
+    def run(weights, primary_weights):
+        joint = {"tandem": weights, "primary": primary_weights}
+        values = []
+        for mode, weight in cases:
+            loss = tandem_loss(pair[0], primary[0], mode=mode, gammas=[2], distil_weight=weight)
+            of = (weights, primary_weights) if mode is PrimaryMode.frozen else (joint, None)
+            values.append(loss(*of, jnp.asarray(batches(0)), KEY))
+        return values
+
+    text = cross_entropies(logits["tandem 2"]).mean()
+    own = cross_entropies(logits["primary"]).mean()
+    for (mode, weight), (value, metrics) in zip(cases, run(pair[1], primary[1]), strict=True):
+        both = mode is PrimaryMode.joint_both
+        teacher = divergence(logits["primary"], logits["tandem 2"])
+        expected = (text if weight is None else (1 - weight) * text + weight * teacher) + both * own
+        assert value == pytest.approx(expected, rel=1e-4), (mode, weight)
+        assert metrics["cross_entropy"] == pytest.approx(text, rel=1e-4)
+        assert metrics.get("primary_cross_entropy", 0) == pytest.approx(both * own, rel=1e-4)
+        assert ("distillation" in metrics) == (weight is not None)
 
 
 @pytest.mark.parametrize("weight", [None, 1.0])
@@ -136,7 +167,7 @@ def test_jointly_trained_primary_learns_only_through_the_states_that_the_tandem_
     trained = {"tandem": pair[1], "primary": primary[1]}
     gradients = jax.jit(jax.grad(loss, has_aux=True))(trained, None, jnp.asarray(batches(0)), KEY)[0]["primary"]
     for name, gradient in named(gradients).items():
-        read = name.startswith(("embedding", "layers.0", "layers.1", "layers.2"))
+        read = name.startswith(("embedding", "layers.0", "layers.1"))
         assert bool(np.any(gradient)) == read, name
 
 
@@ -176,14 +207,14 @@ def stored_for_the_backward_pass(pair, mode: PrimaryMode, layers: int, weight: f
 
 @pytest.mark.parametrize("weight", [None, 0.5])
 def test_nothing_of_a_frozen_primary_is_stored_but_the_states_that_are_read(pair, weight):
-    stored = stored_for_the_backward_pass(pair, PrimaryMode.frozen, 4, weight)
-    assert stored == stored_for_the_backward_pass(pair, PrimaryMode.frozen, 8, weight)
+    stored = stored_for_the_backward_pass(pair, PrimaryMode.frozen, 3, weight)
+    assert stored == stored_for_the_backward_pass(pair, PrimaryMode.frozen, 6, weight)
     wide = [shape for shape in stored if PRIMARY.d_model in shape or PRIMARY.d_ff in shape]
     # The gradient of a projection's kernel needs its input; of the primary's matrices and activations nothing is there.
     kernels = [(PRIMARY.d_model, SECONDARY.d_model)] * len(LAYER_MAP)
     assert [shape for shape in wide if shape not in kernels] == [(4, 12, PRIMARY.d_model)] * len(LAYER_MAP)
-    joint = stored_for_the_backward_pass(pair, PrimaryMode.joint_both, 4, weight)
-    assert len(joint) < len(stored_for_the_backward_pass(pair, PrimaryMode.joint_both, 8, weight))
+    joint = stored_for_the_backward_pass(pair, PrimaryMode.joint_both, 3, weight)
+    assert len(joint) < len(stored_for_the_backward_pass(pair, PrimaryMode.joint_both, 6, weight))
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))
@@ -202,27 +233,24 @@ def test_training_changes_the_primary_only_where_it_may(primary, pair, tmp_path,
     trained, fixed = (pair[1], primary[1]) if frozen else ({"tandem": pair[1], "primary": primary[1]}, None)
     loss = tandem_loss(pair[0], primary[0], mode=mode)
     result = train(loss, trained, fixed, batches, CONFIG, seed=0, folder=tmp_path)
-    assert_same(primary[1], {**before}) if False else None
     for name, leaf in named(primary[1]).items():
         np.testing.assert_array_equal(leaf, before[name], err_msg=f"the caller's {name}")
     changed = named(result if frozen else result["tandem"])
     assert all(np.any(leaf != changed[name]) for name, leaf in named(pair[1]).items())
     if not frozen:
         for name, leaf in named(result["primary"]).items():
-            read = name.startswith(("embedding", "layers.0", "layers.1", "layers.2"))
+            read = name.startswith(("embedding", "layers.0", "layers.1"))
             assert bool(np.any(leaf != before[name])) == read, name
 
 
-def test_remat_stores_less_and_gives_the_same_gradients(primary, pair):
+def test_remat_stores_less_and_gives_the_same_gradients(pair):
     mode = PrimaryMode.joint_both
-    stored = [stored_for_the_backward_pass(pair, mode, 4, 0.5, remat) for remat in (False, True)]
+    stored = [stored_for_the_backward_pass(pair, mode, 3, 0.5, remat) for remat in (False, True)]
     sizes = [sum(math.prod(shape) for shape in shapes) for shapes in stored]
     assert sizes[1] < 0.8 * sizes[0]
-    trained = {"tandem": pair[1], "primary": primary[1]}
+    graph, weights = decoder(SECONDARY, 1)
     plain, remat = (
-        jax.jit(jax.grad(tandem_loss(pair[0], primary[0], mode=mode, distil_weight=0.5, remat=remat), has_aux=True))(
-            trained, None, jnp.asarray(batches(0)), KEY
-        )[0]
+        jax.jit(jax.grad(decoder_loss(graph, remat=remat), has_aux=True))(weights, None, jnp.asarray(batches(0)), KEY)[0]
         for remat in (False, True)
     )
     for name, gradient in named(plain).items():
@@ -263,7 +291,8 @@ def test_weight_decay_shrinks_matrices_only(pair, optimizer):
     zeros = jax.tree.map(jnp.zeros_like, pair[1])
     update = first_update(pair[1], zeros, optimizer=optimizer, weight_decay=0.5)
     for name, leaf in named(pair[1]).items():
-        factor = -0.5 * CONFIG.learning_rate / CONFIG.warmup_steps if leaf.ndim == 2 else 0.0
+        decayed = leaf.ndim == 2 and (optimizer is Optimizer.adamw or ".layers." in name)
+        factor = -0.5 * CONFIG.learning_rate / CONFIG.warmup_steps if decayed else 0.0
         np.testing.assert_allclose(update[name], factor * leaf, rtol=1e-5, atol=1e-12, err_msg=name)
 
 
@@ -278,46 +307,48 @@ def test_projection_rate_multiplies_the_projections_update_only(pair, gradients,
 
 
 def test_muon_orthogonalises_the_layers_matrices_and_leaves_the_rest_to_adam(pair, gradients):
-    adam, muon = (first_update(pair[1], gradients, optimizer=optimizer) for optimizer in Optimizer)
-    for name, update in muon.items():
+    rate = CONFIG.learning_rate / CONFIG.warmup_steps
+    for name, update in first_update(pair[1], gradients, optimizer=Optimizer.muon).items():
         if ".layers." in name and update.ndim == 2:
-            rate = CONFIG.learning_rate / CONFIG.warmup_steps * 0.2 * max(update.shape) ** 0.5
-            singular = np.linalg.svd(update, compute_uv=False) / rate
-            assert 0.5 < singular.min() <= singular.max() < 1.5, name
+            singular = np.linalg.svd(update, compute_uv=False) / (rate * 0.2 * max(update.shape) ** 0.5)
+            # Five iterations leave the least of the sixteen or so directions behind; plain gradients spread far wider.
+            assert 0.6 < singular[-2] <= singular[0] < 1.2, name
         else:
-            np.testing.assert_allclose(update, adam[name], rtol=1e-5, err_msg=name)
+            # Adam's first step has one size everywhere; Nesterov momentum (b1 = 0.9) makes it 1 + 0.9 / 1.9 of the
+            # rate.
+            expected = -rate * (1 + 0.9 / 1.9) * np.sign(named(gradients)[name])
+            np.testing.assert_allclose(update, expected, rtol=1e-3, err_msg=name)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", list(Optimizer))
-def test_interrupted_training_resumes_to_the_same_bits(primary, pair, tmp_path, optimizer):
+@pytest.mark.parametrize(("optimizer", "done"), [(Optimizer.adamw, 1), (Optimizer.muon, 4)])
+def test_interrupted_training_resumes_to_the_same_bits(small_loss, tmp_path, optimizer, done):
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
-    loss = tandem_loss(pair[0], primary[0], gammas=[1, 2, 4])  # draws from the step's key
 
     def run(folder, stop_after=99):
         asked = itertools.count(1)
         return train(
-            loss, pair[1], primary[1], batches, config, seed=3, folder=folder,
+            *small_loss, batches, config, seed=3, folder=folder,
             should_stop=lambda: next(asked) >= stop_after,
         )  # fmt: skip
 
     undisturbed = run(tmp_path / "a")
-    for done, stop_after in ((1, 1), (4, 3)):
-        with pytest.raises(Interrupted, match=f"stopped after step {done} of 5"):
-            run(tmp_path / "b", stop_after)
+    with pytest.raises(Interrupted, match=f"stopped after step {done} of 5"):
+        run(tmp_path / "b", done)
     assert_same(run(tmp_path / "b"), undisturbed)
 
 
-def test_accumulated_micro_batches_are_one_batch(primary, pair, tmp_path):
+def test_accumulated_micro_batches_are_one_batch(tmp_path):
+    graph, weights = decoder(SECONDARY, 1)
     reported, results = [], []
     for parts in (1, 4):
         config = dataclasses.replace(CONFIG, steps=2, accumulate=parts)
         results.append(
             train(
-                tandem_loss(pair[0], primary[0], gammas=[2]), pair[1], primary[1], batches, config, seed=0,
-                folder=tmp_path / str(parts), report=lambda step, total, values: reported.append(values), report_every=1,
+                decoder_loss(graph), weights, None, batches, config, seed=0, folder=tmp_path / str(parts),
+                report=lambda step, total, values: reported.append(values), report_every=1,
             )
         )  # fmt: skip
     for name in ("cross_entropy", "gradient_norm"):
@@ -331,13 +362,13 @@ def test_loss_falls_on_text_that_can_be_learnt(tmp_path):
     graph, weights = decoder(SECONDARY, 1)
     count = lambda step: (np.arange(4)[:, None] + 4 * step + np.arange(13)) % 37  # noqa: E731
     losses = []
-    config = dataclasses.replace(CONFIG, steps=40, warmup_steps=100)
+    config = dataclasses.replace(CONFIG, steps=150, learning_rate=3e-2, warmup_steps=10)
     train(
-        decoder_loss(graph), weights, None, count, config, seed=0, folder=tmp_path,
+        decoder_loss(graph), weights, None, count, config, seed=0, folder=tmp_path, report_every=50,
         report=lambda step, total, values: losses.append(values["cross_entropy"]),
     )  # fmt: skip
-    assert losses[-1] < 0.25 * losses[0]
     assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.5, "a third of the entropy that a learner without context is left with is far away"
 
 
 def parabola(trained, fixed, tokens, key):
@@ -428,40 +459,39 @@ def test_least_squares_is_the_ridge_solution_whatever_the_order_of_batches(prima
         assert name.startswith("projections.") or np.array_equal(solved[name], leaf)
 
 
-def test_where_an_exact_linear_map_exists_the_tandem_becomes_its_secondary(primary, pair):
-    """Without residual branches every state is a function of its token, and 48 dimensions hold 37 tokens."""
+def test_the_nearer_states_are_to_linear_maps_the_nearer_least_squares_brings_the_tandem_to_its_secondary(primary, pair):
+    """Without residual branches each state is a function of its token, and 48 dimensions hold 37 tokens: an exact map exists.
 
-    def without_branches(weights):
-        branch = lambda path: any(f".{part}." in path_name(path) for part in ("output", "down"))  # noqa: E731
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * (0 if branch(path) else 1), weights)
+    The secondary's last layer keeps its branches, so that what is read through the projections reaches the logits.
+    """
 
-    tokens = jnp.asarray(batches(9)[:, :-1])
-    flat_primary, flat_tandem = (primary[0], without_branches(primary[1])), (pair[0], without_branches(pair[1]))
-    # Layer 1 mixes positions again in the secondary whose logits are compared, so the attention is really read.
-    solved = least_squares(*flat_tandem, *flat_primary, (batches(step)[:, :-1] for step in range(20)), ridge=1e-8)
-    for x, y, (_, kernel) in zip(
-        *inputs_and_outputs(flat_primary, flat_tandem, tokens),
-        sorted(item for item in named(solved).items() if item[0].startswith("projections.")),
-        strict=True,
-    ):
-        np.testing.assert_allclose(x @ kernel, y, atol=1e-2 * np.abs(y).max())
+    def damped(weights, factor: float):
+        def scale(path, leaf):
+            name = path_name(path)
+            branch = any(f".{part}." in name for part in ("output", "down")) and "secondary.layers.1" not in name
+            return leaf * (factor if branch else 0.5 if "layers." in name else 1)  # 0.5: no all-or-nothing attention
+
+        return jax.tree_util.tree_map_with_path(scale, weights)
+
+    data = [batches(step)[:, :-1] for step in range(20)]
+    for factor, largest in ((0.0, 1e-5), (0.5, 0.5)):
+        large, small = (primary[0], damped(primary[1], factor)), (pair[0], damped(pair[1], factor))
+        solved = least_squares(*small, *large, data, ridge=1e-9)
+        before, after = distance_from_the_secondary(large, small), distance_from_the_secondary(large, (pair[0], solved))
+        assert after < largest * before, factor
 
 
-def test_after_least_squares_the_tandem_is_far_nearer_to_its_secondary(primary, pair):
-    tokens = jnp.asarray(batches(9)[:, :-1])
-    solved = least_squares(*pair, *primary, [batches(step)[:, :-1] for step in range(20)])
+def distance_from_the_secondary(primary, pair) -> float:
+    """KL(plain secondary ‖ tandem at γ = 2) on text that least squares has not seen."""
+    tokens = jnp.asarray(batches(99)[:, :-1])
 
     @jax.jit
-    def run(weights):
-        model = nnx.merge(pair[0], weights)
-        states = nnx.merge(*primary).states(tokens, PRIMARY.num_layers)
-        return model.secondary(tokens), model(tokens, states, block_numbers(12, 2)[None])
+    def run(primary_weights, weights):
+        model, decoder = nnx.merge(pair[0], weights), nnx.merge(primary[0], primary_weights)
+        return model.secondary(tokens), model(tokens, decoder.states(tokens, 2), block_numbers(12, 2)[None])
 
-    distances = []
-    for weights in (pair[1], solved):
-        secondary, own = (np.asarray(values, np.float64) for values in run(weights))
-        distances.append(divergence(secondary, own))
-    assert distances[1] < 0.5 * distances[0]
+    secondary, own = (np.asarray(values, np.float64) for values in run(primary[1], pair[1]))
+    return divergence(secondary, own)
 
 
 def test_least_squares_needs_data(primary, pair):

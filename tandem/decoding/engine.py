@@ -1,6 +1,7 @@
 """Block decoding: draft γ tokens, run the primary once over them, keep what it confirms; one compiled loop.
 
-Everything is this loop. Autoregressive decoding is γ = 0 with no drafter. SPEED verifies (paper section 3, Tandem + SPEED).
+Everything is this loop. Autoregressive decoding is γ = 0 with no drafter. SPEED verifies (paper section 3, Tandem +
+SPEED).
 Tandem standalone keeps every draft: the primary's pass only brings new representations and the free token. So a
 baseline and a method always share arithmetic.
 
@@ -66,8 +67,8 @@ class Engine:
     ) -> DecodingState:
         """The state after `prompts` [B, P], of which the first `lengths` [B] tokens count, at least 2.
 
-        The primary reads all but each prompt's last token, with which decoding starts; so no free token follows the prompt
-        (paper section 3, "representation generation only").
+        The primary reads all but each prompt's last token, with which decoding starts; so no free token follows the
+        prompt (paper section 3, "representation generation only").
         """
         batch, width = prompts.shape
         length = width + max_new_tokens + self.width
@@ -86,7 +87,8 @@ class Engine:
     def _decode(
         self, weights: Weights, drafter_weights: Weights, state: DecodingState, limits: jax.Array
     ) -> DecodingState:
-        """Run until each row's `position` has reached `limits` [B], the index of the last token wanted, or passed it."""
+        """Run until each row's `position` has reached `limits` [B], the index of the last token wanted, or passed
+        it."""
         block = partial(self.block, weights, drafter_weights, limits)
         return jax.lax.while_loop(lambda state: jnp.any(state.position < limits), block, state)
 
@@ -118,7 +120,8 @@ class Engine:
             cache=cache,
             drafter=drafter_state,
             primary_runs=state.primary_runs + running,
-            accepted_lengths=state.accepted_lengths + running[:, None] * jax.nn.one_hot(accepted, self.gamma + 1, dtype=int),
+            accepted_lengths=state.accepted_lengths
+            + running[:, None] * jax.nn.one_hot(accepted, self.gamma + 1, dtype=int),
         )
 
     def draft_block(self, weights: Weights, state: DecodingState) -> tuple[jax.Array, Any]:
@@ -127,9 +130,7 @@ class Engine:
             return jnp.zeros((state.tokens.shape[0], 0), jnp.int32), None
         drafter = self.drafter
         first = state.position - (drafter.reach - 1)
-        logits, drafter_state = drafter.draft(
-            weights, state.drafter, take(state.tokens, first, drafter.reach), first
-        )
+        logits, drafter_state = drafter.draft(weights, state.drafter, take(state.tokens, first, drafter.reach), first)
         drafts = jnp.zeros((state.tokens.shape[0], self.gamma), jnp.int32).at[:, 0].set(greedy(logits))
 
         def more(index: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:

@@ -53,10 +53,11 @@ def measure(
         decoder = nnx.merge(primary, primary_weights)
         states = decoder.states(tokens, decoder.config.num_layers)
         reader = nnx.merge(model, weights)
-        if gamma is None:
-            logits = reader(tokens)
-        else:
+        if isinstance(reader, Tandem):
+            assert gamma is not None, "a tandem is read at a block length"
             logits = reader(tokens, states, block_numbers(tokens.shape[1], gamma)[None])
+        else:
+            logits = reader(tokens)
         return token_measures(logits, decoder.logits(states[-1]), targets)
 
     parts = [run(primary_weights, weights, batch) for batch in _batches(windows, batch_size)]
@@ -69,7 +70,8 @@ def means(measures: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def means_by_position(measures: dict[str, np.ndarray], gamma: int) -> list[dict[str, float]]:
-    """Each measure's mean by position in the block, 0 … gamma - 1: position 0 is the first query after the primary's states.
+    """Each measure's mean by position in the block, 0 … gamma - 1: position 0 is the first query after the primary's
+    states.
 
     The first block is left out: no primary state lies before it.
     """
@@ -77,7 +79,10 @@ def means_by_position(measures: dict[str, np.ndarray], gamma: int) -> list[dict[
     positions = np.arange(length) % gamma
     later = np.arange(length) >= gamma
     return [
-        {name: float(values[:, later & (positions == position)].mean(dtype=np.float64)) for name, values in measures.items()}
+        {
+            name: float(values[:, later & (positions == position)].mean(dtype=np.float64))
+            for name, values in measures.items()
+        }
         for position in range(gamma)
     ]
 

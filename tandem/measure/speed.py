@@ -48,8 +48,11 @@ class Outcome:
         return int(self.lengths.sum())
 
 
-def run_prompts(method: Method, prompts: np.ndarray, max_new_tokens: int) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Responses [N, max_new_tokens] to `prompts` [N, P], accepted lengths [γ + 1], seconds of prefill and of decoding."""
+def run_prompts(
+    method: Method, prompts: np.ndarray, max_new_tokens: int
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Responses [N, max_new_tokens] to `prompts` [N, P], accepted lengths [γ + 1], seconds of prefill and of
+    decoding."""
     engine, length = method.engine, prompts.shape[1]
     lengths, limits = jnp.array([length]), jnp.array([length - 1 + max_new_tokens])
     responses, counts, prefill, decode = [], 0, 0.0, 0.0
@@ -103,7 +106,8 @@ def speedup(baseline: Outcome, outcome: Outcome, end_to_end: bool = False) -> fl
 
 
 def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats: int = 3) -> float:
-    """Seconds of one draft, as a block's γ drafts and what the drafter learns from its verification, over γ; best of `repeats`.
+    """Seconds of one draft, as a block's γ drafts and what the drafter learns from its verification, over γ; best of
+    `repeats`.
 
     Measured in a compiled loop without the primary.
     """
@@ -111,7 +115,11 @@ def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats:
     assert engine.drafter is not None
     drafter = engine.drafter
     state = engine.prefill(
-        method.weights, method.drafter_weights, jnp.asarray(prompt[None]), jnp.array([len(prompt)]), max_new_tokens=engine.width
+        method.weights,
+        method.drafter_weights,
+        jnp.asarray(prompt[None]),
+        jnp.array([len(prompt)]),
+        max_new_tokens=engine.width,
     )
     config = nnx.merge(engine.primary, method.weights).config
     primary_states = [jnp.ones((1, engine.width, config.d_model))] * (config.num_layers + 1)
@@ -157,12 +165,16 @@ def speed_rows(
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """The speed table (paper, tables 2, 5 and 8): autoregressive decoding and SPEED with each of `drafters` {name: (drafter, weights)}.
+    """The speed table (paper, tables 2, 5 and 8): autoregressive decoding and SPEED with each of `drafters` {name:
+    (drafter, weights)}.
 
     `identical_to_primary` is the share of prompts whose response is that of autoregressive decoding at the width of
-    verification, the same arithmetic; `identical_to_baseline` that of the baseline, whose narrower passes may break near-ties otherwise.
+    verification, the same arithmetic; `identical_to_baseline` that of the baseline, whose narrower passes may break
+    near-ties otherwise.
     """
-    baselines = {f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS}
+    baselines = {
+        f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS
+    }
     speculative = {
         name: Method(Engine(primary, drafter, gamma=gamma), weights, drafter_weights)
         for name, (drafter, drafter_weights) in drafters.items()
@@ -223,12 +235,15 @@ def standalone_rows(
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """The speed of models on their own (paper, table 3, last row): `tandems` at block length γ with the free token, and plain `decoders`.
+    """The speed of models on their own (paper, table 3, last row): `tandems` at block length γ with the free token,
+    and plain `decoders`.
 
     `agreement_with_primary` is the share of tokens that equal the primary's own response at the same place,
     `common_prefix` the mean number of tokens before the first difference.
     """
-    baselines = {f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS}
+    baselines = {
+        f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS
+    }
     methods = dict(baselines)
     for name, (drafter, drafter_weights) in tandems.items():
         methods[name] = Method(Engine(primary, drafter, gamma=gamma, verify=False), weights, drafter_weights)
@@ -238,7 +253,10 @@ def standalone_rows(
     baseline = min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
 
     rows = []
-    for name, outcome in {**{name: outcomes[name] for name in [*tandems, *decoders]}, "autoregressive": baseline}.items():
+    for name, outcome in {
+        **{name: outcomes[name] for name in [*tandems, *decoders]},
+        "autoregressive": baseline,
+    }.items():
         equal = outcome.responses == baseline.responses
         rows.append(
             {
@@ -247,7 +265,9 @@ def standalone_rows(
                 "prompts": len(prompts),
                 "speedup_decode": speedup(baseline, outcome),
                 "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
-                "tokens_per_second_decode": prompts.shape[0] * max_new_tokens / float(np.median(outcome.decode_seconds)),
+                "tokens_per_second_decode": prompts.shape[0]
+                * max_new_tokens
+                / float(np.median(outcome.decode_seconds)),
                 "agreement_with_primary": float(equal.mean()),
                 "common_prefix": float(np.cumprod(equal, axis=1).sum(axis=1).mean()),
                 "repetition_rate": repetition_rate(outcome.responses),

@@ -8,7 +8,8 @@ import numpy as np
 
 
 def expected_tokens(acceptance: Sequence[float]) -> float:
-    """E = 1 + Σ_k Π_{j ≤ k} α_j, tokens per primary run when draft k is accepted with probability α_k after its predecessors."""
+    """E = 1 + Σ_k Π_{j ≤ k} α_j, tokens per primary run when draft k is accepted with probability α_k after its
+    predecessors."""
     return 1.0 + float(np.sum(np.cumprod(np.asarray(acceptance, dtype=np.float64))))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
@@ -23,7 +24,9 @@ from tandem.model.tandem import Tandem
 
 def path_name(path: Any) -> str:
     """A pytree path as a dotted name, such as `layers.0.query`."""
-    parts = [getattr(entry, attribute) for entry in path for attribute in ("key", "name", "idx") if hasattr(entry, attribute)]
+    parts = [
+        getattr(entry, attribute) for entry in path for attribute in ("key", "name", "idx") if hasattr(entry, attribute)
+    ]
     return ".".join(str(part) for part in parts)
 
 
@@ -46,7 +49,8 @@ def save(path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: A
 
 
 def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
-    """The tree of `template` (arrays or their shapes) with the values of `path`, cast to the template's types; and the metadata.
+    """The tree of `template` (arrays or their shapes) with the values of `path`, cast to the template's types; and
+    the metadata.
 
     Raises EnvironmentFailure if the file is missing, damaged, or holds other names or shapes.
     """
@@ -67,7 +71,7 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     ]
     if problems:
         raise EnvironmentFailure(f"{path}: not a checkpoint of this model: {'; '.join(problems[:3])}")
-    values = [jax.numpy.asarray(stored[path_name(key)].astype(leaf.dtype)) for key, leaf in leaves]
+    values = [jnp.asarray(stored[path_name(key)].astype(leaf.dtype)) for key, leaf in leaves]
     return jax.tree_util.tree_unflatten(treedef, values), metadata
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,8 @@ class KVCache:
 
 
 def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B or 1, T, 1, E/2] of the rotary embedding (RoFormer, arXiv 2104.09864) at `positions` [B or 1, T]."""
+    """Cosines and sines [B or 1, T, 1, E/2] of the rotary embedding (RoFormer, arXiv 2104.09864) at `positions` [B or
+    1, T]."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
@@ -94,6 +97,40 @@ def write(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
     return buffer
 
 
+def dot(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+    """`x` […, D] times `kernel` [D, F] in `dtype`, accumulated and returned in float32.
+
+    Backwards, the gradient of x is a product in `dtype` too; that of the kernel is one in float32, because it is summed
+    into float32 weights.
+    """
+    return _dot(dtype, x, kernel)  # type: ignore[return-value]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dot(dtype: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _dot_forward(dtype: Any, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return dot(x, kernel, dtype), (x, kernel)
+
+
+def _dot_backward(dtype: Any, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    x_gradient = jnp.matmul(cotangent.astype(dtype), kernel.astype(dtype).T, preferred_element_type=jnp.float32)
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    kernel_gradient = rows.T @ cotangent.reshape(-1, cotangent.shape[-1])
+    return x_gradient.astype(x.dtype), kernel_gradient.astype(kernel.dtype)
+
+
+_dot.defvjp(_dot_forward, _dot_backward)
+
+
+def cast_matrices(weights: Any, dtype: Any) -> Any:
+    """Weights that are not trained, with their matrices in `dtype` once and for all."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim == 2 else leaf, weights)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation with a learned scale (arXiv 1910.07467), computed in float32."""
 
@@ -118,11 +155,11 @@ def _matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nn
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and gated MLP, each added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         width, head_dim = config.d_model, config.head_dim
         # Residual branches start small, so that the stream's variance does not grow with depth.
         branch = (2 * config.num_layers) ** -0.5
-        self.head_dim = head_dim
+        self.head_dim, self.dtype = head_dim, dtype
         self.attention_norm = RMSNorm(width, config.norm_eps)
         self.query = _matrix(rngs, width, config.num_heads * head_dim)
         self.key = _matrix(rngs, width, config.num_kv_heads * head_dim)
@@ -134,32 +171,37 @@ class DecoderLayer(nnx.Module):
         self.down = _matrix(rngs, config.d_ff, width, branch)
 
     def keys_and_values(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Rotated keys and plain values [B, T, K, E] of the layer inputs `x` [B, T, D], after the pre-attention norm."""
+        """Rotated keys and plain values [B, T, K, E] of the layer inputs `x` [B, T, D], after the pre-attention
+        norm."""
         normed = self.attention_norm(x)
-        keys = rotate(self._heads(normed @ self.key[...]), cos, sin)
-        return keys, self._heads(normed @ self.value[...])
+        keys = rotate(self._heads(dot(normed, self.key[...], self.dtype)), cos, sin)
+        return keys, self._heads(dot(normed, self.value[...], self.dtype))
 
     def queries(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """Rotated queries [B, T, H, E] of the layer inputs `x` [B, T, D]."""
-        return rotate(self._heads(self.attention_norm(x) @ self.query[...]), cos, sin)
+        return rotate(self._heads(dot(self.attention_norm(x), self.query[...], self.dtype)), cos, sin)
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The layer's output [B, T, D] from its input and the attention's result [B, T, H * E]."""
-        x = x + attended @ self.output[...]
+        x = x + dot(attended, self.output[...], self.dtype)
         normed = self.mlp_norm(x)
-        return x + (jax.nn.silu(normed @ self.gate[...]) * (normed @ self.up[...])) @ self.down[...]
+        gated = jax.nn.silu(dot(normed, self.gate[...], self.dtype)) * dot(normed, self.up[...], self.dtype)
+        return x + dot(gated, self.down[...], self.dtype)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
 
 
 class Decoder(nnx.Module):
-    """A causal language model; tokens [B, T] → logits [B, T, V] in float32."""
+    """A causal language model; tokens [B, T] → logits [B, T, V] in float32.
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    `dtype` is that of its products with weights; everything between them is float32.
+    """
+
+    def __init__(self, config: DecoderConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config, self.dtype = config, jnp.dtype(dtype)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.d_model)) * 0.02)
-        self.layers = nnx.List([DecoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.layers = nnx.List([DecoderLayer(config, dtype=self.dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         if not config.tie_embeddings:
             self.unembedding = _matrix(rngs, config.d_model, config.vocab_size)
@@ -169,14 +211,12 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Layer 1's input [B, T, D]."""
-        return self.embedding[...][tokens]
+        return self.embedding[...][tokens].astype(jnp.float32)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
-        normed = self.norm(x)
-        if self.config.tie_embeddings:
-            return jnp.einsum("btd,vd->btv", normed, self.embedding[...], preferred_element_type=jnp.float32)
-        return jnp.einsum("btd,dv->btv", normed, self.unembedding[...], preferred_element_type=jnp.float32)
+        kernel = self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
+        return dot(self.norm(x), kernel, self.dtype)
 
     def states(self, tokens: jax.Array, depth: int, *, remat: bool = False) -> list[jax.Array]:
         """The residual stream [B, T, D] after 0, 1, … `depth` layers: x^(0) … x^(depth) in the paper's notation."""

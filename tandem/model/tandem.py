@@ -1,7 +1,7 @@
 """The tandem secondary: a small decoder that reads the large one's states of all earlier blocks (paper, equation 2).
 
-With 0-indexed positions and γ the block length, block(i) = ⌊i/γ⌋. Query i of secondary layer j+1 attends, in one softmax,
-to ŷ_m = FF_Tandem^(j)(x_m^(ℓ(j))) where block(m) < block(i), and to the secondary's own y_m^(j) where
+With 0-indexed positions and γ the block length, block(i) = ⌊i/γ⌋. Query i of secondary layer j+1 attends, in one
+softmax, to ŷ_m = FF_Tandem^(j)(x_m^(ℓ(j))) where block(m) < block(i), and to the secondary's own y_m^(j) where
 block(m) = block(i) and m ≤ i. (The paper prints k = ⌊i/γ⌋γ with 1-indexed positions, one off its own figure 1.)
 The secondary's own norm, W_K and W_V turn ŷ into keys and values at position m: there are no new attention weights.
 """
@@ -9,40 +9,49 @@ The secondary's own norm, W_K and W_V turn ŷ into keys and values at position m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, KVCache, Source, attend, normalise, write
+from tandem.model.decoder import Decoder, KVCache, Source, attend, dot, normalise, write
 
 
 class Projection(nnx.Module):
-    """FF_Tandem^(j): the primary's normalised state [B, T, D_L] → a stand-in for the secondary's layer input [B, T, D_S].
+    """FF_Tandem^(j): the primary's normalised state [B, T, D_L] → a stand-in for the secondary's layer input [B, T,
+    D_S].
 
-    The state is divided by its root mean square first: residual streams grow with depth, and a linear map of them as they
-    are would start at another magnitude in each layer.
+    The state is divided by its root mean square first: residual streams grow with depth, and a linear map of them as
+    they are would start at another magnitude in each layer.
     """
 
-    def __init__(self, primary_width: int, secondary_width: int, eps: float, *, rngs: nnx.Rngs):
+    def __init__(self, primary_width: int, secondary_width: int, eps: float, *, dtype: Any, rngs: nnx.Rngs):
         draw = jax.random.normal(rngs.params(), (primary_width, secondary_width))
         self.kernel = nnx.Param(draw * primary_width**-0.5)
-        self.eps = eps
+        self.eps, self.dtype = eps, dtype
 
     def __call__(self, state: jax.Array) -> jax.Array:
-        return normalise(state, self.eps) @ self.kernel[...]
+        return dot(normalise(state, self.eps), self.kernel[...], self.dtype)
 
 
 class Tandem(nnx.Module):
     """The secondary decoder with its projections; the primary stays outside and is given as states."""
 
-    def __init__(self, primary: DecoderConfig, secondary: DecoderConfig, layer_map: Sequence[int], *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        primary: DecoderConfig,
+        secondary: DecoderConfig,
+        layer_map: Sequence[int],
+        *,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.layer_map = tuple(layer_map)
-        self.secondary = Decoder(secondary, rngs=rngs)
-        self.projections = nnx.List(
-            [Projection(primary.d_model, secondary.d_model, primary.norm_eps, rngs=rngs) for _ in layer_map]
-        )
+        self.secondary = Decoder(secondary, dtype=dtype, rngs=rngs)
+        widths, dtype = (primary.d_model, secondary.d_model), self.secondary.dtype
+        self.projections = nnx.List([Projection(*widths, primary.norm_eps, dtype=dtype, rngs=rngs) for _ in layer_map])
 
     @property
     def depth(self) -> int:
@@ -52,8 +61,8 @@ class Tandem(nnx.Module):
     def __call__(self, tokens: jax.Array, primary_states: Sequence[jax.Array], blocks: jax.Array) -> jax.Array:
         """Logits [B, T, V] in block mode.
 
-        `primary_states` are x^(0) … x^(depth), each [B, T, D_L]; `blocks` [B or 1, T] are block numbers, not falling along
-        a sequence. All positions in one block is the plain secondary, whatever the projections.
+        `primary_states` are x^(0) … x^(depth), each [B, T, D_L]; `blocks` [B or 1, T] are block numbers, not falling
+        along a sequence. All positions in one block is the plain secondary, whatever the projections.
         """
         secondary = self.secondary
         cos, sin = secondary.rotary(jnp.arange(tokens.shape[1])[None])
@@ -70,10 +79,11 @@ class Tandem(nnx.Module):
         return secondary.logits(y)
 
     def absorb(self, cache: KVCache, primary_states: Sequence[jax.Array], starts: jax.Array) -> KVCache:
-        """Write the projected states [B, W, D_L] of positions `starts` [B] … starts + W - 1 over the cache's entries there.
+        """Write the projected states [B, W, D_L] of positions `starts` [B] … starts + W - 1 over the cache's entries
+        there.
 
-        After this `Decoder.extend` of the secondary, on later positions, is the cached form of block mode: entries written
-        here are earlier blocks, entries that `extend` writes are the current one.
+        After this `Decoder.extend` of the secondary, on later positions, is the cached form of block mode: entries
+        written here are earlier blocks, entries that `extend` writes are the current one.
         """
         positions = starts[:, None] + jnp.arange(primary_states[0].shape[1])
         cos, sin = self.secondary.rotary(positions)

@@ -1,4 +1,5 @@
-"""The one train loop: reads top to bottom, resumes exactly, dispatches a step before it reads the last one's metrics."""
+"""The one train loop: reads top to bottom, resumes exactly, dispatches a step before it reads the last one's
+metrics."""
 
 from __future__ import annotations
 
@@ -37,11 +38,12 @@ def train(
     report_every: int = 10,
     checkpoint_seconds: float = 120.0,
 ) -> Weights:
-    """`trained` after `config.steps` steps on `batches(step)` [B, T + 1]; continues from a checkpoint in `folder` if one is there.
+    """`trained` after `config.steps` steps on `batches(step)` [B, T + 1]; continues from a checkpoint in `folder` if
+    one is there.
 
-    `report(step, total, metrics)` is called every `report_every` steps and at the last. When `should_stop()` turns true the
-    state is saved and Interrupted raised; the same call then goes on to bitwise the same weights. A loss that is not a
-    number raises EnvironmentFailure with the step, and the last checkpoint stays.
+    `report(step, total, metrics)` is called every `report_every` steps and at the last. When `should_stop()` turns
+    true the state is saved and Interrupted raised; the same call then goes on to bitwise the same weights. A loss
+    that is not a number raises EnvironmentFailure with the step, and the last checkpoint stays.
     """
     optimizer = make_optimizer(config)
     schedule = learning_rate(config)
@@ -112,7 +114,7 @@ def _report(
 ) -> None:
     step, metrics = pending
     values = _finite(step, metrics)
-    values["learning_rate"] = float(schedule(step - 1))
+    values["learning_rate"] = float(jnp.asarray(schedule(step - 1)))
     seconds = time.monotonic() - started
     values["tokens_per_second"] = (step - first) * config.batch_size * config.seq_len / seconds
     report(step, config.steps, values)
@@ -122,5 +124,7 @@ def _finite(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
     values = {name: float(value) for name, value in metrics.items()}
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise EnvironmentFailure(f"training diverged at step {step}: {bad[0]} is {values[bad[0]]}; lower the learning rate")
+        raise EnvironmentFailure(
+            f"training diverged at step {step}: {bad[0]} is {values[bad[0]]}; lower the learning rate"
+        )
     return values

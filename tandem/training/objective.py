@@ -1,7 +1,7 @@
 """What is minimised: cross entropy with the text, distillation from the primary, for plain and for tandem models.
 
-A loss function takes (trained, fixed, tokens [B, T + 1], key) and gives the mean over tokens with its parts. Weights that
-are not trained are in `fixed`, apart from `trained`, so that no gradient, optimizer state or stored activation of
+A loss function takes (trained, fixed, tokens [B, T + 1], key) and gives the mean over tokens with its parts. Weights
+that are not trained are in `fixed`, apart from `trained`, so that no gradient, optimizer state or stored activation of
 theirs can exist.
 """
 
@@ -29,7 +29,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """Divergence KL(teacher ‖ student) per token [B, T] at a temperature, times its square (arXiv 1503.02531, section 2).
+    """Divergence KL(teacher ‖ student) per token [B, T] at a temperature, times its square (arXiv 1503.02531, section
+    2).
 
     The teacher is a constant: no gradient passes through it.
     """

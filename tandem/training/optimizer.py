@@ -28,7 +28,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Optax's own optimizers behind one clip; FF_Tandem has a rate of its own, `projection_rate` times the others'.
 
     Muon (as in optax, arXiv 2502.16982 for the scale 0.2 that makes one rate right for both parts) takes the layers'
-    matrices; embeddings, norms and projections stay with Adam. Weight decay is on matrices only.
+    matrices; embeddings, norms and projections stay with Adam, there with Nesterov momentum. Weight decay is on
+    matrices only, under Muon on those that it takes.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

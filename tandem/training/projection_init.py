@@ -22,10 +22,11 @@ def least_squares(
     batches: Iterable[np.ndarray],
     ridge: float = 1e-4,
 ) -> Any:
-    """The tandem's weights with each projection P_j the minimiser of ‖x P - y‖² + ridge · trace(xᵀx)/D_L · ‖P‖² over `batches`.
+    """The tandem's weights with each projection P_j the minimiser of ‖x P - y‖² + ridge · trace(xᵀx)/D_L · ‖P‖² over
+    `batches`.
 
-    x [n, D_L] are the primary's normalised states after ℓ(j) layers, y [n, D_S] the inputs of the secondary's layer j + 1
-    when it reads the same tokens [B, T] on its own. The sums are accumulated in float32 and solved in float64.
+    x [n, D_L] are the primary's normalised states after ℓ(j) layers, y [n, D_S] the inputs of the secondary's layer j
+    + 1 when it reads the same tokens [B, T] on its own. The sums are accumulated in float32 and solved in float64.
     """
     layer_map = nnx.merge(model, weights).layer_map
 
@@ -46,7 +47,7 @@ def least_squares(
     if sums is None:
         raise ValueError("least squares needs at least one batch")
 
-    tandem = nnx.merge(model, weights)
+    tandem = nnx.merge(model, weights, copy=True)  # else the caller's own weights would change
     for projection, (xx, xy) in zip(tandem.projections, sums, strict=True):
         penalty = ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
         projection.kernel[...] = jnp.asarray(np.linalg.solve(xx + penalty, xy), projection.kernel.dtype)

@@ -18,8 +18,8 @@ Weights = Any
 class Drafter(Protocol):
     """Drafts one token at a time; B rows, each with its own position."""
 
-    # How many of the last known tokens the first draft of a block reads: 1, or 2 where the drafter itself has to catch up
-    # with the last token of a block that was accepted whole.
+    # How many of the last known tokens the first draft of a block reads: 1, or 2 where the drafter itself has to
+    # catch up with the last token of a block that was accepted whole.
     reach: int
 
     def start(self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int) -> State:
@@ -34,5 +34,6 @@ class Drafter(Protocol):
         ...
 
     def learn(self, weights: Weights, state: State, primary_states: Sequence[jax.Array], starts: jax.Array) -> State:
-        """What the drafter takes from a verification: the primary's states [B, W, D] of positions `starts` [B] and on."""
+        """What the drafter takes from a verification: the primary's states [B, W, D] of positions `starts` [B] and
+        on."""
         ...

@@ -17,9 +17,7 @@ class Independent:
     def __init__(self, model: nnx.GraphDef[Decoder]):
         self.model = model
 
-    def start(
-        self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int
-    ) -> KVCache:
+    def start(self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int) -> KVCache:
         decoder = nnx.merge(self.model, weights)
         origin = jax.numpy.zeros(tokens.shape[0], jax.numpy.int32)
         return decoder.extend(tokens, origin, decoder.empty_cache(tokens.shape[0], length))[1]

@@ -19,9 +19,7 @@ class TandemDrafter:
     def __init__(self, model: nnx.GraphDef[Tandem]):
         self.model = model
 
-    def start(
-        self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int
-    ) -> KVCache:
+    def start(self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int) -> KVCache:
         tandem = nnx.merge(self.model, weights)
         origin = jnp.zeros(tokens.shape[0], jnp.int32)
         return tandem.absorb(tandem.secondary.empty_cache(tokens.shape[0], length), primary_states, origin)
