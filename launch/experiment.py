@@ -216,7 +216,7 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
         kind="pretrain",
         name=name,
         version=1,
-        config={"decoder": asdict(config), "optimizer": _optimizer(optimizer), "seed": experiment.seed},
+        config={"decoder": asdict(config), "optimizer": optimizer_meaning(optimizer), "seed": experiment.seed},
         inputs={"corpus": corpus},
         run=steps.pretrain(config, optimizer, experiment.seed),
         size=f"{_millions(config)}, {_tokens(optimizer):,} tokens from scratch{why}",
@@ -240,14 +240,14 @@ def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str
         return " (the package has no pretrained weights for it)"
     except (OSError, ValueError, KeyError):
         return f" ({path.name} in the package is not readable)"
-    if about.get("decoder") != asdict(config) or about.get("pretrain") != _optimizer(optimizer):
+    if about.get("decoder") != asdict(config) or about.get("pretrain") != optimizer_meaning(optimizer):
         return " (the shipped weights were made with other settings)"
     return ""
 
 
 def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
     train = experiment.train
-    config = {"stage": stage, "optimizer": _optimizer(train), "seed": experiment.seed}
+    config = {"stage": stage, "optimizer": optimizer_meaning(train), "seed": experiment.seed}
     if stage == 2:
         config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
     size = experiment.scale.models[experiment.model.secondary]
@@ -268,7 +268,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
     train = experiment.train
     config: dict[str, Any] = {
         "stage": stage,
-        "optimizer": _optimizer(train),
+        "optimizer": optimizer_meaning(train),
         "gamma": train.gamma,
         "primary": train.primary.value,
         "layer_map": layer_map,
@@ -293,7 +293,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
     )
 
 
-def _optimizer(config: OptimizerConfig) -> dict[str, Any]:
+def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:
     """The optimisation alone, also of a TrainConfig; remat changes what is kept in memory, not the result."""
     names = OptimizerConfig.__dataclass_fields__
     return {name: value for name, value in asdict(config).items() if name in names and name != "remat"}

@@ -325,7 +325,6 @@ def _primary_of(model: Path, default: Path) -> Path:
 
 def _primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
     """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
-
     path = context.inputs["primary"] / WEIGHTS
     for name, kind in models.items():
         if kind == "tandem":
@@ -338,7 +337,7 @@ def _decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     from tandem.model import checkpoint
     from tandem.model.decoder import cast_matrices
 
-    load = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
+    load: Callable[..., tuple[Any, Any]] = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
     graph, weights = load(path, dtype)
     return graph, cast_matrices(weights, dtype)
 

@@ -33,7 +33,7 @@ POLL_S = 0.2
 
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_text_atomic(path: Path, text: str) -> None:

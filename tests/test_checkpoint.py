@@ -64,7 +64,11 @@ def test_weights_stored_in_half_the_bytes_load_as_float32_rounded_once(model, pa
 
 def test_a_tree_of_scalars_integers_and_transposed_arrays_keeps_shapes_and_types(path):
     """Counters of an optimizer are 0-dimensional, and a transposed array is not laid out in memory as it is read."""
-    tree = {"count": jnp.int32(7), "nested": [jnp.arange(6).reshape(2, 3), {"flag": jnp.array(True)}], "rate": np.float32(0.5)}
+    tree = {
+        "count": jnp.int32(7),
+        "nested": [jnp.arange(6).reshape(2, 3), {"flag": jnp.array(True)}],
+        "rate": np.float32(0.5),
+    }
     tree["transposed"] = np.arange(6.0, dtype=np.float32).reshape(2, 3).T
     checkpoint.save(path, tree, {"step": 3}, np.float16)
     loaded, metadata = checkpoint.load(path, tree)
@@ -148,5 +152,5 @@ def test_a_rename_that_fails_is_named_too(path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(EnvironmentFailure, match="gone/weights: could not be written: .*No such file"):
+    with pytest.raises(EnvironmentFailure, match=r"gone/weights: could not be written: .*No such file"):
         checkpoint.save(tmp_path / "gone" / "weights", {"a": np.ones(3)})

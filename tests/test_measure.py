@@ -150,6 +150,7 @@ def test_the_best_block_length_and_its_speedup(alpha, cost, gamma, speedup):
 
 # --- speed ------------------------------------------------------------------------------------------------------------
 
+
 def test_repetition_rate_counts_n_grams_that_stood_earlier_in_the_same_response():
     assert repetition_rate(np.array([[1, 2, 3, 4, 1, 2, 3, 4]])) == pytest.approx(1 / 5)
     assert repetition_rate(np.zeros((1, 8), int)) == pytest.approx(4 / 5)

@@ -19,12 +19,10 @@ from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PrimaryMode
 from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model import checkpoint
 from tandem.model.checkpoint import path_name
-from tandem.model.decoder import normalise
 from tandem.model.tandem import block_numbers
 from tandem.training.loop import CHECKPOINT, train
 from tandem.training.objective import decoder_loss, distillation, tandem_loss
 from tandem.training.optimizer import learning_rate, make_optimizer
-from tandem.training.projection_init import least_squares
 
 PRIMARY = dataclasses.replace(pairs.PRIMARY, num_layers=3)
 LAYER_MAP = (1, 2)  # the primary's third layer is not read
@@ -249,10 +247,9 @@ def test_remat_stores_less_and_gives_the_same_gradients(pair):
     sizes = [sum(math.prod(shape) for shape in shapes) for shapes in stored]
     assert sizes[1] < 0.8 * sizes[0]
     graph, weights = decoder(SECONDARY, 1)
-    plain, remat = (
-        jax.jit(jax.grad(decoder_loss(graph, remat=remat), has_aux=True))(weights, None, jnp.asarray(batches(0)), KEY)[0]
-        for remat in (False, True)
-    )
+    tokens = jnp.asarray(batches(0))
+    losses = [decoder_loss(graph, remat=remat) for remat in (False, True)]
+    plain, remat = (jax.jit(jax.grad(loss, has_aux=True))(weights, None, tokens, KEY)[0] for loss in losses)
     for name, gradient in named(plain).items():
         np.testing.assert_allclose(named(remat)[name], gradient, rtol=1e-3, atol=1e-5, err_msg=name)
 
@@ -374,7 +371,7 @@ def test_loss_falls_on_text_that_can_be_learnt(tmp_path):
 def parabola(trained, fixed, tokens, key):
     """A loss without a model; a negative token makes it not a number."""
     value = jnp.sum(trained["weight"] ** 2) * jnp.where(tokens[0, 0] < 0, jnp.nan, 1.0)
-    return value, {"cross_entropy": value, "token": tokens[0, 0]}
+    return value, {"cross_entropy": value, "token": tokens[0, 0], "draw": jax.random.uniform(key)}
 
 
 PARABOLA = {"weight": jnp.ones(3)}
@@ -401,6 +398,7 @@ def test_metrics_are_reported_once_at_their_steps_also_across_an_interruption(tm
         assert values["token"] == step - 1
         assert values["learning_rate"] == pytest.approx(float(learning_rate(config)(step - 1)))
         assert values["tokens_per_second"] > 0
+    assert len({values["draw"] for _, _, values in reports}) == 3, "each step has a key of its own"
 
 
 @pytest.mark.parametrize("report_every", [1, 100])
@@ -426,74 +424,3 @@ def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path):
     checkpoint.save(path, {"trained": {"other": jnp.ones(3)}}, {"step": 2})
     with pytest.raises(EnvironmentFailure, match=f"{path}: not a checkpoint of this model: lacks optimizer"):
         resume()
-
-
-# --- FF_Tandem in closed form -----------------------------------------------------------------------------------------
-
-
-def inputs_and_outputs(primary, pair, tokens):
-    """For each projection: the primary's normalised states [n, 48], and the secondary's layer inputs [n, 16]."""
-    model = nnx.merge(*pair)
-    states = nnx.merge(*primary).states(jnp.asarray(tokens), PRIMARY.num_layers)
-    own = model.secondary.states(jnp.asarray(tokens), SECONDARY.num_layers)
-    x = [normalise(states[layer], PRIMARY.norm_eps) for layer in LAYER_MAP]
-    return [np.asarray(a, np.float64).reshape(-1, a.shape[-1]) for a in x], [
-        np.asarray(b, np.float64).reshape(-1, b.shape[-1]) for b in own[: len(LAYER_MAP)]
-    ]
-
-
-def test_least_squares_is_the_ridge_solution_whatever_the_order_of_batches(primary, pair):
-    data = [batches(step)[:, :-1] for step in range(5)]
-    ridge = 1e-2
-    solved = named(least_squares(pair[0], pair[1], *primary, data, ridge=ridge))
-    again = named(least_squares(pair[0], pair[1], *primary, data[::-1], ridge=ridge))
-    inputs, outputs = inputs_and_outputs(primary, pair, np.concatenate(data))
-    for index, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
-        penalty = np.sqrt(ridge * np.sum(x * x) / 48) * np.eye(48)
-        expected = np.linalg.lstsq(np.concatenate([x, penalty]), np.concatenate([y, np.zeros((48, 16))]))[0]
-        name = next(name for name in solved if name.startswith(f"projections.{index}."))
-        np.testing.assert_allclose(solved[name], expected, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(again[name], solved[name], rtol=1e-4, atol=1e-6)
-        assert np.mean((x @ expected - y) ** 2) < 0.8 * np.mean((x @ named(pair[1])[name] - y) ** 2)
-    for name, leaf in named(pair[1]).items():
-        assert name.startswith("projections.") or np.array_equal(solved[name], leaf)
-
-
-def test_the_nearer_states_are_to_linear_maps_the_nearer_least_squares_brings_the_tandem_to_its_secondary(primary, pair):
-    """Without residual branches each state is a function of its token, and 48 dimensions hold 37 tokens: an exact map exists.
-
-    The secondary's last layer keeps its branches, so that what is read through the projections reaches the logits.
-    """
-
-    def damped(weights, factor: float):
-        def scale(path, leaf):
-            name = path_name(path)
-            branch = any(f".{part}." in name for part in ("output", "down")) and "secondary.layers.1" not in name
-            return leaf * (factor if branch else 0.5 if "layers." in name else 1)  # 0.5: no all-or-nothing attention
-
-        return jax.tree_util.tree_map_with_path(scale, weights)
-
-    data = [batches(step)[:, :-1] for step in range(20)]
-    for factor, largest in ((0.0, 1e-5), (0.5, 0.5)):
-        large, small = (primary[0], damped(primary[1], factor)), (pair[0], damped(pair[1], factor))
-        solved = least_squares(*small, *large, data, ridge=1e-9)
-        before, after = distance_from_the_secondary(large, small), distance_from_the_secondary(large, (pair[0], solved))
-        assert after < largest * before, factor
-
-
-def distance_from_the_secondary(primary, pair) -> float:
-    """KL(plain secondary ‖ tandem at γ = 2) on text that least squares has not seen."""
-    tokens = jnp.asarray(batches(99)[:, :-1])
-
-    @jax.jit
-    def run(primary_weights, weights):
-        model, decoder = nnx.merge(pair[0], weights), nnx.merge(primary[0], primary_weights)
-        return model.secondary(tokens), model(tokens, decoder.states(tokens, 2), block_numbers(12, 2)[None])
-
-    secondary, own = (np.asarray(values, np.float64) for values in run(primary[1], pair[1]))
-    return divergence(secondary, own)
-
-
-def test_least_squares_needs_data(primary, pair):
-    with pytest.raises(ValueError, match="at least one batch"):
-        least_squares(*pair, *primary, [])

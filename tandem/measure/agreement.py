@@ -6,7 +6,8 @@ relative accuracy [argmax q = argmax p]; total variation ½ Σ |p - q|.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import jax
@@ -44,24 +45,34 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """The four measures of every predicted token of `windows` [N, T + 1]: each [N, T] float32.
 
-    A tandem is read in block mode at block length `gamma`; a decoder on its own needs none.
+    A tandem is read in block mode at block length `gamma`; a decoder on its own has none.
     """
 
+    reader = _reader(primary, model)
+    block_length = jnp.int32(gamma or 0)
+    parts = [reader(primary_weights, weights, batch, block_length) for batch in _batches(windows, batch_size)]
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(windows)] for name in MEASURES}
+
+
+@cache
+def _reader(
+    primary: nnx.GraphDef[Decoder], model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]
+) -> Callable[..., dict[str, jax.Array]]:
+    """The compiled measuring of a batch of windows; the block length is data."""
+
     @jax.jit
-    def run(primary_weights: Any, weights: Any, window: jax.Array) -> dict[str, jax.Array]:
+    def read(primary_weights: Any, weights: Any, window: jax.Array, gamma: jax.Array) -> dict[str, jax.Array]:
         tokens, targets = window[:, :-1], window[:, 1:]
         decoder = nnx.merge(primary, primary_weights)
         states = decoder.states(tokens, decoder.config.num_layers)
         reader = nnx.merge(model, weights)
         if isinstance(reader, Tandem):
-            assert gamma is not None, "a tandem is read at a block length"
             logits = reader(tokens, states, block_numbers(tokens.shape[1], gamma)[None])
         else:
             logits = reader(tokens)
         return token_measures(logits, decoder.logits(states[-1]), targets)
 
-    parts = [run(primary_weights, weights, batch) for batch in _batches(windows, batch_size)]
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(windows)] for name in MEASURES}
+    return read
 
 
 def means(measures: dict[str, np.ndarray]) -> dict[str, float]:

@@ -6,9 +6,11 @@ baseline is the fastest autoregressive decoder of the same engine.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tandem.decoding.drafters import Drafter
 from tandem.decoding.engine import DecodingState, Engine
 from tandem.measure import acceptance, theory
 from tandem.model.decoder import Decoder
@@ -32,6 +35,26 @@ class Method:
     engine: Engine
     weights: Any
     drafter_weights: Any = None
+
+
+@cache
+def _engine(
+    primary: nnx.GraphDef[Decoder],
+    drafter: Drafter | None = None,
+    gamma: int = 0,
+    width: int | None = None,
+    verify: bool = True,
+) -> Engine:
+    """The engine of these arguments, the same for equal ones: what is compiled once serves all models of one shape."""
+    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify)
+
+
+def _baselines(primary: nnx.GraphDef[Decoder], weights: Any) -> dict[str, Method]:
+    return {f"width {width}": Method(_engine(primary, width=width), weights) for width in BASELINE_WIDTHS}
+
+
+def _fastest(baselines: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> Outcome:
+    return min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
 
 
 @dataclass
@@ -176,13 +199,13 @@ def speed_rows(
         f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS
     }
     speculative = {
-        name: Method(Engine(primary, drafter, gamma=gamma), weights, drafter_weights)
+        name: Method(_engine(primary, drafter, gamma), weights, drafter_weights)
         for name, (drafter, drafter_weights) in drafters.items()
     }
-    reference = Method(Engine(primary, width=gamma + 1), weights)
+    reference = Method(_engine(primary, width=gamma + 1), weights)
     methods = {**baselines, **speculative, "reference": reference}
     outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
-    baseline = min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
+    baseline = _fastest(baselines, outcomes)
     exact = outcomes["reference"]
     verify_cost = float(np.median(np.asarray(exact.decode_seconds) / np.asarray(baseline.decode_seconds)))
     primary_seconds = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
@@ -209,7 +232,8 @@ def speed_rows(
             by_position = acceptance.acceptance_by_position(outcome.lengths)
             row |= {
                 "acceptance_rate": acceptance.acceptance_rate(outcome.lengths),
-                "acceptance_by_position": by_position,
+                # Null for a position that no block reached.
+                "acceptance_by_position": [None if math.isnan(rate) else rate for rate in by_position],
                 "accepted_lengths": outcome.lengths.tolist(),
                 "cost_ratio": cost_ratio,
                 "verify_cost": verify_cost,
@@ -246,11 +270,11 @@ def standalone_rows(
     }
     methods = dict(baselines)
     for name, (drafter, drafter_weights) in tandems.items():
-        methods[name] = Method(Engine(primary, drafter, gamma=gamma, verify=False), weights, drafter_weights)
+        methods[name] = Method(_engine(primary, drafter, gamma, verify=False), weights, drafter_weights)
     for name, (graph, own_weights) in decoders.items():
-        methods[name] = Method(Engine(graph), own_weights)
+        methods[name] = Method(_engine(graph), own_weights)
     outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
-    baseline = min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
+    baseline = _fastest(baselines, outcomes)
 
     rows = []
     for name, outcome in {

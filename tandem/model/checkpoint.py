@@ -23,7 +23,9 @@ from tandem.model.tandem import Tandem
 
 
 def path_name(path: Any) -> str:
-    """A pytree path as a dotted name, such as `layers.0.query`."""
+    """A pytree path as a dotted name, such as `layers.0.query`; that a leaf is an NNX variable's value goes unsaid."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
     parts = [
         getattr(entry, attribute) for entry in path for attribute in ("key", "name", "idx") if hasattr(entry, attribute)
     ]

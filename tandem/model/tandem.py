@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, KVCache, Source, attend, dot, normalise, write
+from tandem.model.decoder import Decoder, DecoderLayer, KVCache, Source, attend, causal_mask, dot, normalise, write
 
 
 class Projection(nnx.Module):
@@ -58,29 +58,33 @@ class Tandem(nnx.Module):
         """The number of primary layers whose outputs are needed."""
         return max(self.layer_map)
 
-    def __call__(self, tokens: jax.Array, primary_states: Sequence[jax.Array], blocks: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, primary_states: Sequence[jax.Array], blocks: jax.Array, *, remat: bool = False
+    ) -> jax.Array:
         """Logits [B, T, V] in block mode.
 
         `primary_states` are x^(0) … x^(depth), each [B, T, D_L]; `blocks` [B or 1, T] are block numbers, not falling
         along a sequence. All positions in one block is the plain secondary, whatever the projections.
         """
-        secondary = self.secondary
-        cos, sin = secondary.rotary(jnp.arange(tokens.shape[1])[None])
+        cos, sin = self.secondary.rotary(jnp.arange(tokens.shape[1])[None])
         earlier = blocks[:, None, :] < blocks[:, :, None]
-        current = (blocks[:, None, :] == blocks[:, :, None]) & jnp.tril(jnp.ones(2 * tokens.shape[1:], dtype=bool))
-        y = secondary.embed(tokens)
-        for layer, projection, source_layer in zip(secondary.layers, self.projections, self.layer_map, strict=True):
-            projected = projection(primary_states[source_layer])
+        current = (blocks[:, None, :] == blocks[:, :, None]) & causal_mask(tokens.shape[1])
+
+        def run(layer: DecoderLayer, y: jax.Array, projected: jax.Array) -> jax.Array:
             sources = [
                 Source(*layer.keys_and_values(projected, cos, sin), earlier),
                 Source(*layer.keys_and_values(y, cos, sin), current),
             ]
-            y = layer.finish(y, attend(layer.queries(y, cos, sin), sources))
-        return secondary.logits(y)
+            return layer.finish(y, attend(layer.queries(y, cos, sin), sources))
+
+        y = self.secondary.embed(tokens)
+        layers = zip(self.secondary.layers, self.projections, self.layer_map, strict=True)
+        for layer, projection, source_layer in layers:
+            y = (nnx.remat(run) if remat else run)(layer, y, projection(primary_states[source_layer]))
+        return self.secondary.logits(y)
 
     def absorb(self, cache: KVCache, primary_states: Sequence[jax.Array], starts: jax.Array) -> KVCache:
-        """Write the projected states [B, W, D_L] of positions `starts` [B] … starts + W - 1 over the cache's entries
-        there.
+        """Write the projected states [B, W, D_L] of positions `starts` [B] … starts + W - 1 over what the cache holds.
 
         After this `Decoder.extend` of the secondary, on later positions, is the cached form of block mode: entries
         written here are earlier blocks, entries that `extend` writes are the current one.

@@ -62,7 +62,7 @@ def train(
             stacked = jax.lax.map(lambda part: gradients(trained, fixed, *part), (parts, keys))
             (_, metrics), grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), stacked)
         updates, optimizer_state = optimizer.update(grads, optimizer_state, trained)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return optax.apply_updates(trained, updates), optimizer_state, metrics
 
     update = jax.jit(update, donate_argnums=(0, 1))

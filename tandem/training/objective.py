@@ -99,7 +99,7 @@ def tandem_loss(
         primary_logits = decoder.logits(states[-1]) if needs_logits else None
 
         gamma = jax.random.choice(key, lengths, (inputs.shape[0], 1))
-        logits = tandem(inputs, states, jnp.broadcast_to(block_numbers(inputs.shape[1], gamma), inputs.shape))
+        logits = tandem(inputs, states, block_numbers(inputs.shape[1], gamma), remat=remat)
         teacher_logits = None if distil_weight is None else primary_logits
         total, parts = _mixed_loss(logits, targets, teacher_logits, distil_weight or 0.0, temperature)
         if mode is PrimaryMode.joint_both:

@@ -1,13 +1,13 @@
 """Drafters: what proposes tokens for the primary to verify.
 
-A drafter holds no weights and no state of its own, so that the engine can carry both through one compiled loop. To add
-one, write a file here with a class of this shape.
+A drafter holds no weights and no state of its own, so that the engine can carry both through one compiled loop, and is
+hashable, so that engines can be shared. To add one, write a file here with a class of this shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 
@@ -20,7 +20,7 @@ class Drafter(Protocol):
 
     # How many of the last known tokens the first draft of a block reads: 1, or 2 where the drafter itself has to
     # catch up with the last token of a block that was accepted whole.
-    reach: int
+    reach: ClassVar[int]
 
     def start(self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int) -> State:
         """The state after a prompt: `tokens` [B, P] at positions 0 … P - 1, the primary's states there, [B, P, D] each.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 from flax import nnx
@@ -11,11 +13,10 @@ from tandem.decoding.drafters import Weights
 from tandem.model.decoder import Decoder, KVCache
 
 
+@dataclass(frozen=True)
 class Independent:
-    reach = 2
-
-    def __init__(self, model: nnx.GraphDef[Decoder]):
-        self.model = model
+    model: nnx.GraphDef[Decoder]
+    reach: ClassVar[int] = 2
 
     def start(self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int) -> KVCache:
         decoder = nnx.merge(self.model, weights)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,10 @@ from tandem.model.decoder import KVCache
 from tandem.model.tandem import Tandem
 
 
+@dataclass(frozen=True)
 class TandemDrafter:
-    reach = 1
-
-    def __init__(self, model: nnx.GraphDef[Tandem]):
-        self.model = model
+    model: nnx.GraphDef[Tandem]
+    reach: ClassVar[int] = 1
 
     def start(self, weights: Weights, tokens: jax.Array, primary_states: Sequence[jax.Array], length: int) -> KVCache:
         tandem = nnx.merge(self.model, weights)

@@ -1,0 +1,85 @@
+"""The arrows between packages, and what may not be installed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"tensorflow", "tensorflow_datasets", "seqio", "t5", "wandb", "hydra"}
+MAY_IMPORT = {
+    "tandem": {"tandem"},
+    "tasks": {"tandem", "tasks"},
+    "sweeps": {"tandem", "sweeps"},
+    "launch": {"tandem", "tasks", "sweeps", "launch"},
+}
+ROOMS = set(MAY_IMPORT)
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Top-level package of every import of a file, and whether it stands at module level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    at_top = {id(node) for statement in tree.body for node in ([statement] if not _is_typing_block(statement) else [])}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name.split(".")[0], id(node) in at_top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.append((node.module.split(".")[0], id(node) in at_top))
+    return found
+
+
+def _is_typing_block(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If)
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_imports_only_the_rooms_below_it(room):
+    assert sources(room)
+    for path in sources(room):
+        others = {name for name, _ in imports(path)} & ROOMS
+        assert others <= MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {others - MAY_IMPORT[room]}"
+
+
+def test_the_science_knows_no_framework_around_it():
+    for path in sources("tandem"):
+        found = {name for name, _ in imports(path)} & HEAVY
+        assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+def test_tensorflow_is_imported_by_tasks_alone_and_only_inside_functions():
+    for room in ROOMS:
+        for path in sources(room):
+            for name, at_top in imports(path):
+                if name in {"tensorflow", "tensorflow_datasets", "seqio", "t5"}:
+                    assert room == "tasks", f"{path.relative_to(ROOT)} imports {name}"
+                    assert not at_top, f"{path.relative_to(ROOT)} imports {name} when it is imported"
+
+
+def test_training_and_decoding_load_no_tensorflow_wandb_or_hydra():
+    modules = "tandem.training.loop, tandem.decoding.engine, tandem.measure.speed, tandem.measure.agreement, tasks.text"
+    code = f"import sys, {modules}; print(sorted(set(sys.modules) & {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_nightly_build_and_no_second_tensorflow_is_installed():
+    names = {(distribution.metadata["Name"] or "").lower() for distribution in metadata.distributions()}
+    assert "seqio" in names, "the environment is not the project's"
+    assert not [name for name in names if name.endswith("-nightly")]
+    assert "tensorflow" not in names
+
+
+def test_files_stay_short_enough_to_hold_one_idea():
+    for room in ROOMS:
+        for path in sources(room):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path.relative_to(ROOT)

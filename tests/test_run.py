@@ -1,0 +1,240 @@
+"""The main job end to end, on real text at the smallest scale: what it leaves, finds again, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from wandb_log import history, logs, only, read_log
+
+from launch.compose import compose
+from launch.experiment import build, build_models
+from launch.graph import topological
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAINED = {"gecko", "gecko_ce", "gecko_distil", "tandem_ce", "tandem_distil", "otter", "bison"}
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, str(ROOT / "launch" / "run.py"), "experiment=debug", *words]
+
+
+def launch(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def events(folder: Path) -> list[tuple[str, str]]:
+    lines = (folder / "runs" / "store" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(entry["event"], entry["step"]) for entry in map(json.loads, lines)]
+
+
+def run_directory(folder: Path) -> Path:
+    (directory,) = [path for path in (folder / "runs").iterdir() if path.name != "store"]
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("main")
+    return folder, launch(folder, "tracking=offline")
+
+
+@pytest.mark.slow
+def test_the_main_job_leaves_everything_that_it_promises(finished):
+    folder, done = finished
+    directory = run_directory(folder)
+    results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    agreement = {(row["name"], row.get("gamma")): row for row in results["agreement"]}
+    assert {name for name, _ in agreement} == TRAINED
+    assert {gamma for name, gamma in agreement if name == "tandem_distil"} == {2, 4}
+    assert agreement["bison", None]["relative_accuracy"] == 1.0
+    assert agreement["bison", None]["total_variation"] == 0.0
+    for row in agreement.values():
+        assert 0 <= row["accuracy"] <= 1
+        assert 0 < row["cross_entropy"] < 10
+        assert row["parameters"] > 0
+    positions = [row for row in results["agreement_by_position"] if row["gamma"] == 4 and row["name"] == "tandem_ce"]
+    assert [row["position"] for row in positions] == [0, 1, 2, 3]
+
+    speed = {row["name"]: row for row in results["speed"]}
+    assert set(speed) == {"autoregressive", "gecko_distil", "tandem_distil"}
+    for name in ("gecko_distil", "tandem_distil"):
+        row = speed[name]
+        assert row["identical_to_primary"] == 1.0
+        assert row["secondary_runs"] == row["gamma"] * row["primary_runs"]
+        assert sum(row["accepted_lengths"]) == row["primary_runs"] * row["prompts"]
+        assert row["tokens_per_primary_run"] == pytest.approx(1 + row["gamma"] * row["acceptance_rate"])
+        assert min(row[key] for key in ("cost_ratio", "verify_cost", "speedup_decode", "speedup_predicted")) > 0
+    assert {"tandem_distil", "gecko_distil", "autoregressive"} <= {row["name"] for row in results["standalone"]}
+
+    provenance = results["provenance"]
+    assert set(provenance["steps"]) == TRAINED | {"corpus", "agreement", "speed", "standalone"}
+    assert provenance["packages"]["jax"]
+    assert provenance["hardware"]["cores"] >= 1
+    assert "stand-in" in (directory / "report.html").read_text(encoding="utf-8")
+    config = (directory / "config.yaml").read_text(encoding="utf-8")
+    assert "layer_map" in config
+    assert "${" not in config
+    metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {"tandem_ce", "tandem_distil", "bison"} <= {record["step_name"] for record in metrics}
+    mirrored = [record for log in logs(directory) for record in read_log(log)]
+    assert {"bison/cross_entropy", "tandem_distil/distillation", "agreement"} <= {
+        key for row in history(mirrored) for key in row
+    }
+    steps = [row["global_step"] for row in history(mirrored) if "global_step" in row]
+    assert steps == sorted(steps)
+    started = only(mirrored, "run")
+    assert started.job_type == "run"
+    assert started.run_group == "tandem_bison_gecko-distil"
+    assert {"tandem_bison_gecko", "tiny", "distil"} <= set(started.tags)
+    assert only(mirrored, "exit").exit_code == 0
+    for words in ("tandem_distil", "paper", "identical", str(directory.relative_to(folder) / "report.html")):
+        assert words in done.stdout
+
+
+@pytest.mark.slow
+def test_a_second_run_finds_all_steps_and_another_gamma_trains_nothing(finished):
+    folder, first = finished
+    before = len(events(folder))
+    began = time.monotonic()
+    again = launch(folder, "tracking=offline")
+    assert time.monotonic() - began < 30
+    assert {event for event, _ in events(folder)[before:]} == {"found"}
+    tables = first.stdout.split("report   ")[0]
+    assert again.stdout.split("report   ")[0] == tables
+
+    before = len(events(folder))
+    launch(folder, "tracking=disabled", "gamma=2", "tau=0.5", "eval.measures=[speed]")
+    done = [step for event, step in events(folder)[before:] if event == "run"]
+    assert done == ["speed"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path):
+    words = ("scale.pretrain.gecko.steps=60", "train=pretrain", "eval.measures=[agreement]", "tracking=disabled")
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    launch(undisturbed, *words)
+    process = subprocess.Popen(command(*words), cwd=disturbed, stderr=subprocess.PIPE, text=True, bufsize=1)
+    assert process.stderr is not None
+    metrics = disturbed / "runs"
+    while process.poll() is None and not list(metrics.glob("store/pretrain-*.partial/metrics.jsonl")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, said
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert "interrupted" in {event for event, _ in events(disturbed)}
+    launch(disturbed, *words)
+    assert "resume" in {event for event, _ in events(disturbed)}
+
+    def weights(folder: Path) -> dict[str, bytes]:
+        return {
+            path.parent.name: path.read_bytes() for path in folder.glob("runs/store/pretrain-*/weights.safetensors")
+        }
+
+    assert weights(disturbed) == weights(undisturbed)
+    assert len(weights(disturbed)) == 3
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_do_each_step_once(tmp_path):
+    words = ("train=pretrain", "eval.measures=[agreement]", "tracking=disabled")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(command(*words), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=600)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    ran = [step for event, step in events(tmp_path) if event == "run"]
+    assert sorted(ran) == sorted({"corpus", "gecko", "otter", "bison", "agreement"})
+
+
+def graph(*words: str):
+    return {step.name: step for step in topological(build(compose(list(words))))}
+
+
+def test_the_graph_shares_what_means_the_same():
+    base = graph("scale=tiny")
+    assert set(base) == TRAINED | {"corpus", "agreement", "speed", "standalone"}
+    other = graph("scale=tiny", "gamma=3", "tau=0.1", "runs_dir=elsewhere", "name=x", "tracking=online")
+    assert {name for name in base if base[name].fingerprint != other[name].fingerprint} == {"speed"}
+    seed = graph("scale=tiny", "seed=1")
+    assert base["corpus"].fingerprint == seed["corpus"].fingerprint
+    assert all(base[name].fingerprint != seed[name].fingerprint for name in base if name != "corpus")
+    stage_two = graph("scale=tiny", "train.distil_weight=0.7")
+    changed = {name for name in base if base[name].fingerprint != stage_two[name].fingerprint}
+    assert changed == {"gecko_distil", "tandem_distil", "agreement", "speed", "standalone"}
+    projection = graph("scale=tiny", "train.projection_init=random")
+    changed = {name for name in base if base[name].fingerprint != projection[name].fingerprint}
+    assert changed == {"tandem_ce", "tandem_distil", "agreement", "speed", "standalone"}
+
+
+def test_compared_rows_get_the_same_further_tokens():
+    steps = graph("scale=tiny")
+    for one, other in (("gecko_ce", "tandem_ce"), ("gecko_distil", "tandem_distil")):
+        assert steps[one].config["optimizer"] == steps[other].config["optimizer"]
+        assert steps[one].config["stage"] == steps[other].config["stage"]
+    assert steps["gecko_distil"].inputs["base"] is steps["gecko_ce"]
+    assert steps["tandem_distil"].inputs["tandem"] is steps["tandem_ce"]
+    assert steps["tandem_ce"].inputs["secondary"] is steps["gecko"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows"),
+    [("pretrain", {"gecko", "otter", "bison"}), ("ce", {"gecko", "gecko_ce", "tandem_ce", "otter", "bison"})],
+)
+def test_a_shorter_recipe_has_fewer_models(recipe, rows):
+    assert set(build_models(compose([f"train={recipe}", "scale=tiny"]))) == rows
+
+
+def test_shipped_stand_ins_are_used_only_for_the_configuration_that_made_them(tmp_path, monkeypatch):
+    shipped = graph("scale=laptop")
+    assert {shipped[name].kind for name in ("bison", "otter", "gecko")} == {"shipped"}
+    other = graph("scale=laptop", "scale.pretrain.gecko.steps=5")
+    assert other["gecko"].kind == "pretrain"
+    assert "made with other settings" in other["gecko"].size
+    assert other["bison"].kind == "shipped"
+    assert {graph("scale=laptop", "train=pretrain")[name].kind for name in ("bison", "gecko")} == {"pretrain"}
+    text = tmp_path / "text.txt"
+    text.write_text("one\n<|endoftext|>\ntwo\n", encoding="utf-8")
+    assert graph("scale=laptop", "data=text", f"data.path={text}")["bison"].kind == "pretrain"
+    monkeypatch.setattr("launch.experiment.PRETRAINED", tmp_path)
+    absent = graph("scale=laptop")
+    assert absent["bison"].kind == "pretrain"
+    assert "no pretrained weights" in absent["bison"].size
+
+
+def test_shipped_stand_ins_are_small_and_have_cards():
+    folder = ROOT / "tandem" / "pretrained" / "laptop"
+    files = [path for path in folder.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 32e6
+    losses = {}
+    for name in ("bison", "otter", "gecko"):
+        card = (folder / f"{name}.md").read_text(encoding="utf-8")
+        assert "stand-in" in card
+        found = re.search(r"cross entropy ([\d.]+) nats", card)
+        assert found is not None
+        losses[name] = float(found.group(1))
+    assert losses["bison"] < losses["otter"] < losses["gecko"]
+    assert losses["gecko"] - losses["bison"] >= 0.4
+
+
+def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):
+    done = launch(tmp_path, "dry_run=true")
+    for name in (*TRAINED, "corpus", "agreement", "speed", "standalone"):
+        assert re.search(rf"^{name} +[0-9a-f]{{16}} +to run", done.stdout, re.MULTILINE), name
+    assert "11 of 11 steps to run" in done.stdout
+    assert not list(tmp_path.iterdir())
