@@ -78,7 +78,7 @@ class TrackingMode(StrEnum):
     disabled = "disabled"
 
 
-@dataclass
+@dataclass(unsafe_hash=True)  # never changed once composed; a model's graph is a cache key, and holds its sizes
 class DecoderConfig:
     """Sizes of one decoder (Llama-shaped: RMSNorm, rotary positions, grouped-query attention, gated MLP)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
@@ -16,8 +17,8 @@ SECONDARY = DecoderConfig(num_layers=2, d_model=16, num_heads=2, num_kv_heads=2,
 LAYER_MAP = (2, 4)
 
 
-def decoder(config: DecoderConfig, seed: int) -> tuple[nnx.GraphDef[Decoder], Any]:
-    graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
+def decoder(config: DecoderConfig, seed: int, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Decoder], Any]:
+    graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(seed)))
     return graph, jax.tree.map(lambda leaf: leaf * (20 if leaf.shape == (37, config.d_model) else 2), weights)
 
 

@@ -11,12 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from wandb_log import history, logs, only, read_log
 
+import launch.experiment as experiment_module
+from launch import ship
 from launch.compose import compose
 from launch.experiment import build, build_models
 from launch.graph import topological
+from tandem.model import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINED = {"gecko", "gecko_ce", "gecko_distil", "tandem_ce", "tandem_distil", "otter", "bison"}
@@ -26,7 +31,7 @@ def command(*words: str) -> list[str]:
     return [sys.executable, str(ROOT / "launch" / "run.py"), "experiment=debug", *words]
 
 
-def launch(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def launch_run(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -45,7 +50,7 @@ def run_directory(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("main")
-    return folder, launch(folder, "tracking=offline")
+    return folder, launch_run(folder, "tracking=offline")
 
 
 @pytest.mark.slow
@@ -106,14 +111,14 @@ def test_a_second_run_finds_all_steps_and_another_gamma_trains_nothing(finished)
     folder, first = finished
     before = len(events(folder))
     began = time.monotonic()
-    again = launch(folder, "tracking=offline")
+    again = launch_run(folder, "tracking=offline")
     assert time.monotonic() - began < 30
     assert {event for event, _ in events(folder)[before:]} == {"found"}
     tables = first.stdout.split("report   ")[0]
     assert again.stdout.split("report   ")[0] == tables
 
     before = len(events(folder))
-    launch(folder, "tracking=disabled", "gamma=2", "tau=0.5", "eval.measures=[speed]")
+    launch_run(folder, "tracking=disabled", "gamma=2", "tau=0.5", "eval.measures=[speed]")
     done = [step for event, step in events(folder)[before:] if event == "run"]
     assert done == ["speed"]
 
@@ -124,7 +129,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
     undisturbed.mkdir()
     disturbed.mkdir()
-    launch(undisturbed, *words)
+    launch_run(undisturbed, *words)
     process = subprocess.Popen(command(*words), cwd=disturbed, stderr=subprocess.PIPE, text=True, bufsize=1)
     assert process.stderr is not None
     metrics = disturbed / "runs"
@@ -136,7 +141,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
     assert "interrupted" in {event for event, _ in events(disturbed)}
-    launch(disturbed, *words)
+    launch_run(disturbed, *words)
     assert "resume" in {event for event, _ in events(disturbed)}
 
     def weights(folder: Path) -> dict[str, bytes]:
@@ -146,6 +151,29 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path):
 
     assert weights(disturbed) == weights(undisturbed)
     assert len(weights(disturbed)) == 3
+
+
+@pytest.mark.slow
+def test_stand_ins_of_a_run_are_shipped_with_cards_and_taken_up(tmp_path, monkeypatch):
+    launch_run(tmp_path, "train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "name=new")
+    monkeypatch.setattr(experiment_module, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr(ship, "PRETRAINED", tmp_path / "pretrained")
+    assert ship.main([str(tmp_path / "runs" / "new")]) == 0
+    words = ("experiment=debug", "scale.shipped=true")
+    assert {graph(*words)[name].kind for name in ("bison", "otter", "gecko")} == {"shipped"}
+    assert graph(*words, "scale.pretrain.otter.steps=9")["otter"].kind == "pretrain"
+    (stored,) = (tmp_path / "runs" / "store").glob(
+        f"pretrain-{graph('experiment=debug', 'train=pretrain')['gecko'].fingerprint}"
+    )
+    trained = checkpoint.load_decoder(stored / "weights.safetensors")[1]
+    shipped = checkpoint.load_decoder(tmp_path / "pretrained" / "tiny" / "gecko.safetensors")[1]
+    for one, other in zip(jax.tree.leaves(trained), jax.tree.leaves(shipped), strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float16), np.asarray(other))
+    card = (tmp_path / "pretrained" / "tiny" / "bison.md").read_text(encoding="utf-8")
+    results = json.loads((tmp_path / "runs" / "new" / "results.json").read_text(encoding="utf-8"))
+    loss = next(row["cross_entropy"] for row in results["agreement"] if row["name"] == "bison")
+    assert f"cross entropy {loss:.3f}" in card
+    assert ship.main([str(tmp_path)]) == 2
 
 
 @pytest.mark.slow
@@ -233,7 +261,7 @@ def test_shipped_stand_ins_are_small_and_have_cards():
 
 
 def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):
-    done = launch(tmp_path, "dry_run=true")
+    done = launch_run(tmp_path, "dry_run=true")
     for name in (*TRAINED, "corpus", "agreement", "speed", "standalone"):
         assert re.search(rf"^{name} +[0-9a-f]{{16}} +to run", done.stdout, re.MULTILINE), name
     assert "11 of 11 steps to run" in done.stdout

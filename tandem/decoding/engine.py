@@ -67,8 +67,9 @@ class Engine:
     ) -> DecodingState:
         """The state after `prompts` [B, P], of which the first `lengths` [B] tokens count, at least 2.
 
-        The primary reads all but each prompt's last token, with which decoding starts; so no free token follows the
-        prompt (paper section 3, "representation generation only").
+        Decoding starts with each prompt's last token, as if the primary had read only those before it: there is no free
+        token after the prompt (paper section 3, "representation generation only"). What the pass writes at the last
+        token and in the padding is stale from the start.
         """
         batch, width = prompts.shape
         length = width + max_new_tokens + self.width
