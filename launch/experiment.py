@@ -30,6 +30,7 @@ from tandem.config import (
     parameter_count,
 )
 from tandem.data.corpus import corpus_identity
+from tandem.errors import EnvironmentFailure
 from tandem.validate import resolve_layer_map
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
@@ -90,6 +91,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     made: list[Step] = []
     if Measure.agreement in evaluation.measures:
         seq_len = experiment.train.seq_len
+        kinds = {name: model.kind for name, model in models.items()}
         made.append(
             Step(
                 kind="agreement",
@@ -99,10 +101,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "gammas": evaluation.gammas,
                     "sequences": evaluation.sequences,
                     "seq_len": seq_len,
-                    "models": {name: model.kind for name, model in models.items()},
+                    "models": kinds,
                 },
                 inputs={"corpus": corpus, **{name: model.step for name, model in models.items()}},
-                run=steps.agreement(evaluation, seq_len, pair.primary),
+                run=steps.agreement(evaluation, seq_len, kinds, pair.primary),
                 size=f"{evaluation.sequences * seq_len:,} held-out tokens",
                 estimate_s=30,
             )
@@ -238,8 +240,9 @@ def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str
         about = {name: json.loads(value) for name, value in header["__metadata__"].items()}
     except FileNotFoundError:
         return " (the package has no pretrained weights for it)"
-    except (OSError, ValueError, KeyError):
-        return f" ({path.name} in the package is not readable)"
+    except (OSError, ValueError, KeyError) as error:
+        problem = "not a readable checkpoint; restore it, or delete it to have the model pretrained from scratch"
+        raise EnvironmentFailure(f"{path}: {problem}") from error
     if about.get("decoder") != asdict(config) or about.get("pretrain") != optimizer_meaning(optimizer):
         return " (the shipped weights were made with other settings)"
     return ""

@@ -82,7 +82,7 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     if same:
         ranked = difflib.get_close_matches(key, same_group or same, n=1, cutoff=0.0)
         return f"; did you mean {ranked[0]}?"
-    return nearest(key, known)
+    return nearest(key, known) or "; --help lists the keys"
 
 
 def closest(value: str, options: Sequence[str]) -> str:

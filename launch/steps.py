@@ -85,6 +85,9 @@ def shipped(path: Path) -> Callable[[Context], None]:
     """A stand-in that the package ships trained."""
 
     def run(context: Context) -> None:
+        from tandem.model import checkpoint
+
+        checkpoint.load_decoder(path)  # a damaged file is found here, under its own name
         shutil.copyfile(path, context.out / WEIGHTS)
 
     return run
@@ -188,36 +191,46 @@ def _new_tandem(
     return graph, weights
 
 
-def agreement(evaluation: EvalConfig, seq_len: int, reference: str) -> Callable[[Context], None]:
-    """Tables `agreement` and `agreement_by_position`; inputs are the corpus and the models by row name."""
+def agreement(
+    evaluation: EvalConfig, seq_len: int, models: Mapping[str, str], reference: str
+) -> Callable[[Context], None]:
+    """Tables `agreement` and `agreement_by_position` of `models` {row name: kind}. Inputs: corpus, the models by name.
+
+    Decoders are compared with `reference`, a tandem with the primary that it reads. A primary that was trained jointly
+    is another model than `reference` and gets a row of its own.
+    """
 
     def run(context: Context) -> None:
-        from tandem.measure import agreement as measures
+        from tandem.measure.agreement import means, means_by_position, measure
         from tandem.model import checkpoint
 
-        windows = heldout_windows(
-            open_tokens(context.inputs["corpus"] / "tokens", "heldout").array, evaluation.sequences, seq_len
-        )
-        names = [name for name in context.inputs if name != "corpus"]
-        rows, positions = [], []
-        for done, name in enumerate(names):
+        tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout").array
+        windows = heldout_windows(tokens, evaluation.sequences, seq_len)
+        bison = checkpoint.load_decoder(context.inputs[reference] / WEIGHTS)
+        rows: list[dict[str, Any]] = []
+        positions: list[dict[str, Any]] = []
+
+        def add(name: str, primary: tuple[Any, Any], model: tuple[Any, Any], gamma: int | None = None) -> None:
+            values = measure(*primary, *model, windows, gamma)
+            row = {"name": name} if gamma is None else {"name": name, "gamma": gamma}
+            rows.append({**row, **means(values), "parameters": _count(model[1]), "tokens": windows[:, 1:].size})
+            if gamma is not None:
+                by_position = means_by_position(values, gamma)
+                positions.extend({**row, "position": index, **at} for index, at in enumerate(by_position))
+
+        for done, (name, kind) in enumerate(models.items()):
             _stop_between(context)
-            path = context.inputs[name] / WEIGHTS
-            is_tandem = "decoder" not in checkpoint.metadata(path)
-            graph, weights = checkpoint.load_tandem(path) if is_tandem else checkpoint.load_decoder(path)
-            primary, primary_weights = checkpoint.load_decoder(
-                _primary_of(context.inputs[name], context.inputs[reference])
-            )
-            for gamma in evaluation.gammas if is_tandem else [None]:
-                values = measures.measure(primary, primary_weights, graph, weights, windows, gamma)
-                row = {"name": name} if gamma is None else {"name": name, "gamma": gamma}
-                rows.append(
-                    {**row, **measures.means(values), "parameters": _count(weights), "tokens": windows[:, 1:].size}
-                )
-                if gamma is not None:
-                    by_position = measures.means_by_position(values, gamma)
-                    positions += [{**row, "position": index, **means} for index, means in enumerate(by_position)]
-            context.progress(done + 1, len(names))
+            folder = context.inputs[name]
+            if kind == "decoder":
+                add(name, bison, checkpoint.load_decoder(folder / WEIGHTS))
+            else:
+                joint = (folder / PRIMARY).exists()
+                primary = checkpoint.load_decoder(folder / PRIMARY) if joint else bison
+                for gamma in evaluation.gammas:
+                    add(name, primary, checkpoint.load_tandem(folder / WEIGHTS), gamma)
+                if joint:
+                    add(f"{reference}_of_{name}", bison, primary)
+            context.progress(done + 1, len(models))
         write_json_atomic(context.out / RESULTS, {"agreement": rows, "agreement_by_position": positions})
 
     return run
@@ -318,17 +331,12 @@ def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, see
     return prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed)
 
 
-def _primary_of(model: Path, default: Path) -> Path:
-    """The primary that a tandem reads: its own where they were trained together."""
-    return model / PRIMARY if (model / PRIMARY).exists() else default / WEIGHTS
-
-
 def _primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
     """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
     path = context.inputs["primary"] / WEIGHTS
     for name, kind in models.items():
-        if kind == "tandem":
-            path = _primary_of(context.inputs[name], context.inputs["primary"])
+        if kind == "tandem" and (context.inputs[name] / PRIMARY).exists():
+            path = context.inputs[name] / PRIMARY
     return _decoding(path, "decoder", dtype)
 
 

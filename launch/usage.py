@@ -32,6 +32,9 @@ def usage(program: str) -> str:
     for group, options in groups().items():
         marked = ", ".join(f"{option}*" if option == chosen.get(group) else option for option in options)
         lines += textwrap.wrap(f"{group:<12}{marked}", 110, initial_indent="  ", subsequent_indent=" " * 14)
+    lines.append(
+        "  hydra/launcher  basic* (one after the other), or any launcher plugin that is installed; used with -m"
+    )
     lines += ["", "Keys (key=value), with their defaults:"]
     lines += [f"  {spec.name:<12}{_shown(config.get(spec.name, spec.default))}" for spec in _top_level_keys()]
     lines.append("A key inside a group is set by its dotted name: train.steps=200, eval.gammas=[2,4]")

@@ -260,6 +260,27 @@ def test_shipped_stand_ins_are_small_and_have_cards():
     assert losses["gecko"] - losses["bison"] >= 0.4
 
 
+@pytest.mark.parametrize("keep", [0, 5, 1000])
+def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path, keep):
+    shipped = ROOT / "tandem" / "pretrained" / "laptop" / "gecko.safetensors"
+    (tmp_path / "laptop").mkdir()
+    damaged = tmp_path / "laptop" / "gecko.safetensors"
+    damaged.write_bytes(shipped.read_bytes()[:keep])
+    code = (
+        "import sys, pathlib, launch.experiment, launch.run;"
+        f"launch.experiment.PRETRAINED = pathlib.Path({str(tmp_path)!r});"
+        "sys.exit(launch.run.command_line())"
+    )
+    words = ["dry_run=true", "tracking=disabled"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert str(damaged) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):
     done = launch_run(tmp_path, "dry_run=true")
     for name in (*TRAINED, "corpus", "agreement", "speed", "standalone"):
