@@ -177,6 +177,32 @@ def test_stand_ins_of_a_run_are_shipped_with_cards_and_taken_up(tmp_path, monkey
 
 
 @pytest.mark.slow
+def test_joint_training_on_own_text_with_mixed_block_lengths(tmp_path):
+    """The other ways through the graph at once: joint primary, a text corpus, several γ, the random start."""
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split()
+    documents = [" ".join(words[start : start + 120]) for start in range(0, len(words) - 120, 7)]
+    (tmp_path / "corpus.txt").write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
+    launch_run(
+        tmp_path,
+        "train=joint_both",
+        "train.gamma=[1,2,4]",
+        "train.projection_init=random",
+        "train.accumulate=2",
+        "data=text",
+        "data.path=corpus.txt",
+        "eval.measures=[agreement,speed]",
+        "gamma=2",
+    )
+    results = json.loads((run_directory(tmp_path) / "results.json").read_text(encoding="utf-8"))
+    agreement = {row["name"]: row for row in results["agreement"]}
+    for stage in ("ce", "distil"):
+        own = agreement[f"bison_of_tandem_{stage}"]
+        assert 0 < own["total_variation"] < 1, "a jointly trained primary differs from bison"
+        assert own["cross_entropy"] != agreement["bison"]["cross_entropy"]
+    assert [row["identical_to_primary"] for row in results["speed"]] == [1.0] * 3
+
+
+@pytest.mark.slow
 def test_two_runs_at_once_do_each_step_once(tmp_path):
     words = ("train=pretrain", "eval.measures=[agreement]", "tracking=disabled")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

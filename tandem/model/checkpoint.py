@@ -82,10 +82,10 @@ def save_decoder(path: Path, config: DecoderConfig, weights: Any, dtype: Any = N
     save(path, weights, {"decoder": dataclasses.asdict(config), **about}, dtype)
 
 
-def load_decoder(path: Path) -> tuple[nnx.GraphDef[Decoder], Any]:
-    """A decoder written by `save_decoder`, weights in float32."""
+def load_decoder(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Decoder], Any]:
+    """A decoder written by `save_decoder`, that multiplies in `dtype`; weights in float32."""
     config = _sizes(path, "decoder")
-    graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
     return graph, load(path, template)[0]
 
 
@@ -97,11 +97,11 @@ def save_tandem(
     save(path, weights, {**sizes, "layer_map": list(layer_map)})
 
 
-def load_tandem(path: Path) -> tuple[nnx.GraphDef[Tandem], Any]:
-    """A tandem written by `save_tandem`, weights in float32."""
-    primary, secondary = _sizes(path, "primary"), _sizes(path, "secondary")
+def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tandem], Any]:
+    """A tandem written by `save_tandem`, that multiplies in `dtype`; weights in float32."""
+    sizes = [_sizes(path, "primary"), _sizes(path, "secondary")]
     layer_map = _stored(path, "layer_map")
-    graph, template = nnx.split(nnx.eval_shape(lambda: Tandem(primary, secondary, layer_map, rngs=nnx.Rngs(0))))
+    graph, template = nnx.split(nnx.eval_shape(lambda: Tandem(*sizes, layer_map, dtype=dtype, rngs=nnx.Rngs(0))))
     return graph, load(path, template)[0]
 
 
