@@ -99,9 +99,13 @@ def save_tandem(
 
 def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tandem], Any]:
     """A tandem written by `save_tandem`, that multiplies in `dtype`; weights in float32."""
-    sizes = [_sizes(path, "primary"), _sizes(path, "secondary")]
+    primary, secondary = _sizes(path, "primary"), _sizes(path, "secondary")
     layer_map = _stored(path, "layer_map")
-    graph, template = nnx.split(nnx.eval_shape(lambda: Tandem(*sizes, layer_map, dtype=dtype, rngs=nnx.Rngs(0))))
+
+    def make() -> Tandem:
+        return Tandem(primary, secondary, layer_map, dtype=dtype, rngs=nnx.Rngs(0))
+
+    graph, template = nnx.split(nnx.eval_shape(make))
     return graph, load(path, template)[0]
 
 
