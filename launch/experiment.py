@@ -125,7 +125,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="speed",
                 name="speed",
-                version=1,
+                version=2,
                 config={"gamma": experiment.gamma, "drafters": drafters, **decoding},
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in drafters}},
                 run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed),
@@ -139,7 +139,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="standalone",
                 name="standalone",
-                version=1,
+                version=2,
                 config={"gamma": evaluation.standalone_gamma, "models": alone, **decoding},
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in alone}},
                 run=steps.standalone(evaluation, decode, dtype, alone, experiment.seed),

@@ -333,11 +333,13 @@ def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, see
 
 def _primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
     """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
+    from tandem.model.decoder import untie
+
     path = context.inputs["primary"] / WEIGHTS
     for name, kind in models.items():
         if kind == "tandem" and (context.inputs[name] / PRIMARY).exists():
             path = context.inputs[name] / PRIMARY
-    return _decoding(path, "decoder", dtype)
+    return untie(*_decoding(path, "decoder", dtype))
 
 
 def _decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:

@@ -102,7 +102,7 @@ def test_the_wrong_kind_of_model_is_refused_with_what_the_file_lacks(model, path
     with pytest.raises(EnvironmentFailure, match=f"{path}: says nothing of its primary"):
         checkpoint.load_tandem(path)
     checkpoint.save_decoder(path, dataclasses.replace(SECONDARY, d_ff=32), model[1])
-    with pytest.raises(EnvironmentFailure, match=r"layers.0.down.value is \(24, 16\), this model's is \(32, 16\)"):
+    with pytest.raises(EnvironmentFailure, match=r"layers.0.down is \(24, 16\), this model's is \(32, 16\)"):
         checkpoint.load_decoder(path)
     checkpoint.save(path, model[1], {"decoder": {**dataclasses.asdict(SECONDARY), "experts": 8}})
     with pytest.raises(EnvironmentFailure, match=f"{path}: its decoder has other sizes .*experts"):
