@@ -76,7 +76,7 @@ def test_least_squares_brings_the_tandem_to_its_secondary_as_far_as_states_are_l
     def damped(weights, factor: float):
         def scale(path, leaf):
             name = path_name(path)
-            branch = any(f".{part}." in name for part in ("output", "down")) and "secondary.layers.1" not in name
+            branch = name.rpartition(".")[2] in ("output", "down") and "secondary.layers.1" not in name
             return leaf * (factor if branch else 0.5 if "layers." in name else 1)  # 0.5: no all-or-nothing attention
 
         return jax.tree_util.tree_map_with_path(scale, weights)
