@@ -245,7 +245,7 @@ class Experiment:
     job: Job = Job.run
     name: str | None = None
     seed: int = 0
-    gamma: int = 5
+    gamma: int = 3
     tau: float = 0.8
     runs_dir: str = "runs"
     dry_run: bool = False

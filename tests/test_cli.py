@@ -102,7 +102,7 @@ def test_help(tmp_path):
         "tandem_bison_gecko*",
         "distil*",
         "paper/table1",
-        "gamma       5",
+        "gamma       3",
         "tau         0.8",
         "name        null",
     ):

@@ -54,7 +54,7 @@ def test_defaults():
     experiment = compose([])
     assert (experiment.model.primary, experiment.model.secondary) == ("bison", "gecko")
     assert experiment.scale.shipped
-    assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (5, 0.8, [2])
+    assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (3, 0.8, [2])
     assert experiment.train.recipe is Recipe.distil
     assert experiment.drafter.drafters == [Drafter.distilled, Drafter.tandem]
 
@@ -98,7 +98,7 @@ def test_hash_follows_meaning():
     base = configuration_hash(compose([]))
     for same in ("name=x", "runs_dir=/elsewhere", "tracking=disabled", "dry_run=true"):
         assert configuration_hash(compose([same])) == base
-    for other in ("seed=1", "gamma=3", "train=ce", "train.steps=7", "eval=quick"):
+    for other in ("seed=1", "gamma=4", "train=ce", "train.steps=7", "eval=quick"):
         assert configuration_hash(compose([other])) != base
 
 
