@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,10 +20,13 @@ from typing import Any, NoReturn
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tandem.config import Experiment
+from tandem.config import Experiment, Job
 from tandem.errors import ConfigurationError, UserError
 
 PROGRAM = "uv run launch/run.py"
+
+# What each job does: a function of the experiment and of `Stop`, imported when it is asked for.
+JOBS = {Job.run: "launch.run:run"}
 
 
 class Stop:
@@ -158,8 +162,9 @@ def _guarded(experiment: Experiment, stop: Stop) -> int:
     """Run one experiment; the exit code, with one line on standard error unless it is 0."""
     from launch.graph import Interrupted
 
+    module, function = JOBS[experiment.job].split(":")
     try:
-        run(experiment, stop)
+        getattr(import_module(module), function)(experiment, stop)
     except Interrupted as interruption:
         print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
         return 128 + stop.signal
