@@ -25,7 +25,8 @@ from tandem.errors import ConfigurationError, UserError
 
 PROGRAM = "uv run launch/run.py"
 
-# What each job does: a function of the experiment and of `Stop`, imported when it is asked for.
+# What each job does: a function of the experiment and of `Stop`, imported when it is asked for; it may return an exit
+# code.
 JOBS = {Job.run: "launch.run:run"}
 
 
@@ -164,14 +165,14 @@ def _guarded(experiment: Experiment, stop: Stop) -> int:
 
     module, function = JOBS[experiment.job].split(":")
     try:
-        getattr(import_module(module), function)(experiment, stop)
+        code = getattr(import_module(module), function)(experiment, stop)
     except Interrupted as interruption:
         print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
         return 128 + stop.signal
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
+    return code or 0
 
 
 def _multirun(overrides: Sequence[str], stop: Stop) -> int:
