@@ -215,6 +215,7 @@ class DecodeConfig:
     top_p: float = 1.0
     verification: Verification = Verification.token
     num_samples: int = 1  # responses to each prompt, which share its prefill
+    batch_size: int = 1  # prompts decoded together
     # Compare with autoregressive decoding by passes as wide as verification: equality is then bit for bit.
     exact: bool = False
 

@@ -224,6 +224,7 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
     if not 0 < decode.top_p <= 1:
         check.wrong("decode.top_p", decode.top_p, "must be above 0 and at most 1")
     check.at_least("decode.num_samples", decode.num_samples, 1)
+    check.at_least("decode.batch_size", decode.batch_size, 1)
     for key, values in (("eval.measures", measured.measures), ("drafter.drafters", experiment.drafter.drafters)):
         if len(set(values)) != len(values):
             check.wrong(key, [value.value for value in values], "names something twice")
