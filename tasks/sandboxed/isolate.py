@@ -32,8 +32,11 @@ def _check(result: int, what: str) -> int:
 
 
 def _syscall(name: str, *arguments: int | bytes | None) -> int:
+    number = _NUMBERS[name]
+    if number is None:
+        raise OSError(f"{name} is not there")
     packed = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    return _check(_libc.syscall(ctypes.c_long(_NUMBERS[name]), *packed), name)
+    return _check(_libc.syscall(ctypes.c_long(number), *packed), name)
 
 
 def _prctl(option: int, *arguments: int) -> None:
@@ -233,8 +236,8 @@ _SPECIAL: dict[str, tuple[int | None, int | None]] = {
     "landlock_restrict_self": (446, 446),
 }  # fmt: skip
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_COLUMN, _AUDIT_ARCH = _MACHINES.get(platform.machine(), (0, 0))
-_NUMBERS = {name: numbers[_COLUMN] for name, numbers in (_CALLS | _SPECIAL).items()}
+_COLUMN, _AUDIT_ARCH = _MACHINES.get(platform.machine(), (None, 0))
+_NUMBERS = {name: None if _COLUMN is None else numbers[_COLUMN] for name, numbers in (_CALLS | _SPECIAL).items()}
 _ALLOW, _REFUSE, _MISSING, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000
 _THREAD = 0x10000
 _TERMINAL_AND_CLOSE = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
@@ -247,7 +250,7 @@ def allow_few_calls() -> None:
     signals to others, no looking into others. What is refused fails with EPERM. Raises `OSError` where
     that cannot be had.
     """
-    if not _AUDIT_ARCH:
+    if _COLUMN is None:
         raise OSError(f"no list of system calls for {platform.machine()}")
     pid = os.getpid()
     program = [(0x20, 0, 0, 4), (0x15, 1, 0, _AUDIT_ARCH), (0x06, 0, 0, _KILL), (0x20, 0, 0, 0)]

@@ -28,10 +28,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sys": ("getsizeof", "maxsize"),
 }
 # What an assertion inside the program's text may use and still be judged here: that text is the program's.
-PURE = frozenset(
+_PURE = (
     "abs all any ascii bin bool bytes chr complex dict divmod enumerate filter float frozenset hex int isinstance len "
-    "list map max min oct ord pow range repr reversed round set slice sorted str sum tuple zip".split()  # noqa: SIM905
+    "list map max min oct ord pow range repr reversed round set slice sorted str sum tuple zip"
 )
+PURE = frozenset(_PURE.split())
 _PLAIN = (
     ast.Expression | ast.Constant | ast.Name | ast.Load | ast.Store | ast.Compare | ast.cmpop | ast.BoolOp | ast.boolop
     | ast.UnaryOp | ast.unaryop | ast.BinOp | ast.operator | ast.Call | ast.keyword | ast.Starred | ast.IfExp

@@ -186,12 +186,12 @@ def supervise(verdict: int, outputs: tuple[int, int], seconds: float) -> dict:
                 answer = _failed("the judge ended without a verdict") if started else {"refused": "it ended"}
         if not answer and max(counts) > OUTPUT_ALLOWED:
             answer = _failed(f"more than {OUTPUT_ALLOWED >> 20} MiB of output")
-    answer["seconds"] = time.monotonic() - start
+    elapsed = time.monotonic() - start
     for index, file in enumerate(outputs):
         while counts[index] <= OUTPUT_ALLOWED and select.select([file], [], [], 0)[0] and read(index):
             pass
     stdout, stderr = (bytes(text).decode("utf-8", "backslashreplace") for text in texts)
-    return answer | {"stdout": stdout, "stderr": stderr}
+    return answer | {"seconds": elapsed, "stdout": stdout, "stderr": stderr}
 
 
 def _failed(reason: str) -> dict:
