@@ -51,10 +51,11 @@ def outcome(exit_code: int) -> State:
 class SweepJob:
     """One job of a sweep; plain data, as it stands in `sweep.json`.
 
-    `id` is unique in the sweep: `p003` for the fourth point, `s01` for shared steps. `overrides` are the words that compose
-    its experiment, and `expects` the hash of the composed configuration (`submitted_hash`), which the worker checks.
-    `command` is the whole argument list; no shell ever reads it. `steps` are the fingerprints that a shared job does,
-    `waits_for` the ids of jobs that must have succeeded before. `estimate_s` orders jobs: the longest starts first.
+    `id` is unique in the sweep: `p003` for the fourth point, `s1a2b3c` for shared steps. `overrides` are the words that
+    compose its experiment, and `expects` the hash of the composed configuration (`submitted_hash` in plan.py), which the
+    worker checks. `command` is the whole argument list; no shell ever reads it. `steps` are the fingerprints that a
+    shared job does, `waits_for` the ids of jobs that must have succeeded before. `estimate_s` orders jobs: the longest
+    starts first. What a job needs of a machine is an option of the backend, the same for the whole sweep.
     """
 
     id: str
@@ -98,19 +99,28 @@ class Backend(Protocol):
     poll_s: float
     # How many attempts may be with the engine at once; None where the engine has a queue of its own.
     capacity: int | None
-    # Whether attempts end when the process that submitted them ends.
-    dies_with_parent: bool
+    # Seconds that starting a job costs, for deciding which shared steps are worth a job of their own.
+    start_s: float
+    # How often one job may be preempted and tried again before it counts as failed.
+    max_preemptions: int
+    # What becomes of attempts when the process that drives the sweep stops: cancelled if true (and, if it was killed,
+    # by the next one), otherwise they go on and are found again by their handles.
+    ends_with_parent: bool
 
     def render(self, job: SweepJob, handle: str) -> Mapping[str, Any]:
         """What would be submitted, as plain data without secrets."""
         ...
 
     def submit(self, job: SweepJob, handle: str) -> None:
-        """Hand one attempt to the engine. Submitting a handle that the engine knows already does nothing."""
+        """Hand one attempt to the engine. A handle that the engine knows already is left as it is: after `Unavailable`
+        the scheduler submits the same handle again, since nobody knows how far the first try came."""
         ...
 
     def status(self, handles: Sequence[str]) -> Mapping[str, Status]:
-        """The state of each handle; one that the engine does not know is absent."""
+        """The state of each handle; one that the engine does not know is absent.
+
+        An engine that restarts a job by itself reports `running` or `pending` meanwhile, never `preempted`.
+        """
         ...
 
     def logs(self, handle: str, lines: int) -> str:
