@@ -7,6 +7,7 @@ unknown one and would accept it after a `+`, so keys are checked against the sch
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -15,12 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from launch.schema import closest, known_keys, nearest_key, typed
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
 from tandem.validate import validate
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_NAME = "config"
@@ -163,22 +167,33 @@ def _composed(words: Sequence[str], problems: list[str]) -> dict[str, Any]:
     return _composed([], problems)
 
 
-@lru_cache(maxsize=64)  # the jobs of a multirun share their choices of options
 def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    values = tuple(word for word in words if word.startswith("++") and not word.startswith("++hydra"))
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra_compose(CONFIG_NAME, overrides=list(words))
-            return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), None
+        # Reading files and finding defaults is most of the time, and the points of a sweep have it in common. Hydra
+        # applies values last as well, by this same function.
+        config = copy.deepcopy(_files(tuple(word for word in words if word not in values)))
+        ConfigLoaderImpl._apply_overrides_to_config([_parse(word) for word in values], config)
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), None
     except (HydraException, OmegaConfBaseException) as error:
         if not words:
             raise
         return {}, _first_lines(error)
+
+
+@lru_cache(maxsize=64)
+def _files(words: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes from the files of conf/, not resolved yet."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(CONFIG_NAME, overrides=list(words))
 
 
 def _first_lines(error: Exception) -> str:
