@@ -120,15 +120,26 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     }
     sizes = f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each"
     if Measure.speed in evaluation.measures and experiment.gamma > 0:
-        drafters = _drafters(experiment, models)
+        drafters = chosen_drafters(experiment, models)
+        law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
+        file = Path(experiment.data.prompts).expanduser() if experiment.data.prompts else None
         made.append(
             Step(
                 kind="speed",
                 name="speed",
-                version=2,
-                config={"gamma": experiment.gamma, "drafters": drafters, **decoding},
+                version=3,
+                config={
+                    "gamma": experiment.gamma,
+                    "drafters": drafters,
+                    **decoding,
+                    **law,
+                    "verification": decode.verification.value,
+                    "num_samples": decode.num_samples,
+                    "exact": decode.exact,
+                    "prompts_from": _digest(file) if file else None,
+                },
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in drafters}},
-                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed),
+                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed, file),
                 size=sizes,
                 estimate_s=90,
             )
@@ -161,7 +172,7 @@ def decoding_dtype(decode: DecodeConfig) -> str:
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 
 
-def _drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
+def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
     """Rows of the speed table that can be drafted with, by what the recipe has trained."""
     last = {Recipe.pretrain: "", Recipe.ce: "_ce", Recipe.distil: "_distil"}[experiment.train.recipe]
     secondary = experiment.model.secondary
