@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.experiment import build_models, chosen_drafters, decoding_dtype
+from launch.experiment import build_models, chosen_drafters, resolve_dtype
 from launch.graph import describe, execute
 from launch.steps import PRIMARY, TOKENIZER, WEIGHTS, check_fits, decoding, drafter
 from launch.store import Store
@@ -76,7 +76,7 @@ def answer(
     from tandem.model.decoder import untie
 
     decode, gamma = experiment.decode, experiment.gamma if folder else 0
-    dtype = decoding_dtype(decode)
+    dtype = resolve_dtype(decode.dtype)
     graph, weights = untie(*decoding(primary, "decoder", dtype))
     drafting, drafter_weights = drafter(folder, kind, dtype) if folder else (None, None)
     engine = Engine(

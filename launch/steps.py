@@ -94,10 +94,10 @@ def shipped(path: Path) -> Callable[[Context], None]:
     return run
 
 
-def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Context], None]:
+def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
     """The secondary trained on alone: stage 1 by cross entropy (gecko_ce), stage 2 distilled too (gecko_distil).
 
-    Inputs: corpus, base, and for stage 2 primary.
+    `dtype` is that of the primary's products. Inputs: corpus, base, and for stage 2 primary.
     """
 
     def run(context: Context) -> None:
@@ -107,7 +107,7 @@ def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Cont
         graph, weights = checkpoint.load_decoder(context.inputs["base"] / WEIGHTS)
         teacher = teacher_weights = None
         if stage == 2:
-            teacher, teacher_weights = checkpoint.load_decoder(context.inputs["primary"] / WEIGHTS)
+            teacher, teacher_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", dtype)
         loss = decoder_loss(
             graph,
             teacher,
@@ -122,10 +122,12 @@ def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Cont
     return run
 
 
-def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) -> Callable[[Context], None]:
+def tandem(
+    train: TrainConfig, layer_map: Sequence[int], stage: int, dtype: str, seed: int
+) -> Callable[[Context], None]:
     """The tandem trained: stage 1 from the pretrained secondary and new projections, stage 2 from stage 1.
 
-    Inputs: corpus, primary, and secondary (stage 1) or tandem (stage 2).
+    `dtype` is that of the primary's products. Inputs: corpus, primary, and secondary (stage 1) or tandem (stage 2).
     """
 
     def run(context: Context) -> None:
@@ -135,7 +137,7 @@ def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) 
         tandem_from = context.inputs.get("tandem")
         joint = train.primary is not PrimaryMode.frozen
         primary_from = tandem_from / PRIMARY if joint and tandem_from else context.inputs["primary"] / WEIGHTS
-        primary, primary_weights = checkpoint.load_decoder(primary_from)
+        primary, primary_weights = decoding(primary_from, "decoder", dtype)
         primary_config = DecoderConfig(**checkpoint.metadata(primary_from)["decoder"])
         if tandem_from:
             graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS)

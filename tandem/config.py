@@ -169,6 +169,8 @@ class TrainConfig(OptimizerConfig):
     name: str = "distil"
     recipe: Recipe = Recipe.distil
     primary: PrimaryMode = PrimaryMode.frozen
+    # The type of a frozen primary's products, as of teacher or as read by the tandem; see decode.dtype.
+    primary_dtype: DType = DType.auto
     # Training block lengths; one is drawn per sequence.
     gamma: list[int] = field(default_factory=lambda: [2])
     projection_init: ProjectionInit = ProjectionInit.least_squares
