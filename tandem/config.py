@@ -16,6 +16,10 @@ class Job(StrEnum):
     run = "run"
     generate = "generate"
     speed = "speed"
+    sweep_status = "sweep_status"
+    sweep_logs = "sweep_logs"
+    sweep_cancel = "sweep_cancel"
+    sweep_resume = "sweep_resume"
 
 
 class Recipe(StrEnum):
@@ -273,3 +277,4 @@ class Experiment:
     tau: float = 0.8
     runs_dir: str = "runs"
     dry_run: bool = False
+    sweep: str | None = None
