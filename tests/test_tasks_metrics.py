@@ -149,9 +149,8 @@ def test_signatures_say_how_words_are_split():
     assert registry.signatures("boolq_v1") == {}
 
 
-ANSWER = st.lists(st.sampled_from(["the", "A", "cat", "sat.", "U.S.", "\u2018n\u2019", "no_1", "", "-"]), max_size=5).map(
-    " ".join
-)
+PIECES = ["the", "A", "cat", "sat.", "U.S.", "\u2018n\u2019", "no_1", "", "-"]
+ANSWER = st.lists(st.sampled_from(PIECES), max_size=5).map(" ".join)
 ANSWERS = st.lists(ANSWER, min_size=1, max_size=3)
 
 
