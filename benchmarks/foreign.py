@@ -3,7 +3,7 @@
 It reads one request a line from standard input and answers with one line:
 
     {"do": "load", "side": SIDE, "model": DIRECTORY, "assistant": DIRECTORY or null, "gamma": γ}
-    {"do": "generate", "side": SIDE, "prompt": [ids], "new": n}   → {"tokens": [ids], "seconds": s, "primary_runs": runs}
+    {"do": "generate", "side": SIDE, "prompt": [ids], "new": n}   → {"tokens": [ids], "seconds": s, "primary_runs": r}
 
 Greedy, without stop tokens, `new` tokens exactly, with the prompt's prefill in the time. The environment needs torch,
 transformers, llama-cpp-python and gguf; a side that cannot be loaded answers {"error": why}.

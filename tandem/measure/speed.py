@@ -21,7 +21,7 @@ from flax import nnx
 from tandem.decoding.drafters import Drafter
 from tandem.decoding.engine import DecodingState, Engine
 from tandem.measure import acceptance, theory
-from tandem.model.decoder import Decoder
+from tandem.model.decoder import Decoder, transpose_matrices
 
 # A pass of width 2 can beat one of width 1 on a CPU, where the matrix product has more threads than the matrix-vector
 # product. Whichever is faster is the baseline.
@@ -50,7 +50,12 @@ def _engine(
 
 
 def _baselines(primary: nnx.GraphDef[Decoder], weights: Any) -> dict[str, Method]:
-    return {f"width {width}": Method(_engine(primary, width=width), weights) for width in BASELINE_WIDTHS}
+    """Autoregressive decoding at each of the widths, its matrices laid out as that width reads them fastest."""
+    methods = {}
+    for width in BASELINE_WIDTHS:
+        graph, own = transpose_matrices(primary, weights) if width == 1 else (primary, weights)
+        methods[f"autoregressive, width {width}"] = Method(_engine(graph, width=width), own)
+    return methods
 
 
 def _fastest(baselines: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> Outcome:
@@ -196,9 +201,7 @@ def speed_rows(
     verification, the same arithmetic; `identical_to_baseline` that of the baseline, whose narrower passes may break
     near-ties otherwise.
     """
-    baselines = {
-        f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS
-    }
+    baselines = _baselines(primary, weights)
     speculative = {
         name: Method(_engine(primary, drafter, gamma), weights, drafter_weights)
         for name, (drafter, drafter_weights) in drafters.items()
@@ -266,9 +269,7 @@ def standalone_rows(
     `agreement_with_primary` is the share of tokens that equal the primary's own response at the same place,
     `common_prefix` the mean number of tokens before the first difference.
     """
-    baselines = {
-        f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS
-    }
+    baselines = _baselines(primary, weights)
     methods = dict(baselines)
     for name, (drafter, drafter_weights) in tandems.items():
         methods[name] = Method(_engine(primary, drafter, gamma, verify=False), weights, drafter_weights)
