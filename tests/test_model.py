@@ -159,7 +159,7 @@ def test_a_decoder_with_transposed_matrices_is_the_same_model(pair):
     graph, weights = nnx.split(primary)
     turned = nnx.merge(*transpose_matrices(graph, weights))
     assert turned.layers[0].key[...].shape == primary.layers[0].key[...].shape[::-1]
-    np.testing.assert_allclose(turned(tokens), primary(tokens), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(turned(tokens), primary(tokens), rtol=1e-4, atol=1e-3)
 
 
 def test_writing_one_position_leaves_the_positions_before_it(pair):
