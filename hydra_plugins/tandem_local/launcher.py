@@ -1,0 +1,26 @@
+"""`hydra/launcher=local`: each job its own process on this machine. The work is in `launch/fleet/local.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+
+from launch.fleet import hydra_launcher
+
+
+class LocalLauncher(hydra_launcher.FleetLauncher):
+    backend = "local"
+
+
+@dataclass
+class LocalLauncherConf:
+    """The keys for any Hydra application; this project's own are in conf/hydra/launcher/local.yaml."""
+
+    _target_: str = "hydra_plugins.tandem_local.launcher.LocalLauncher"
+    jobs: int | None = None
+    memory_gb: float | None = None
+    gpus: int | None = None
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="tandem")
