@@ -24,13 +24,13 @@ from tandem.validate import validate
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_NAME = "config"
 # What a run is called, where it is kept and who watches it do not change what it computes.
-NOT_MEANING = ("name", "runs_dir", "dry_run", "tracking", "platform")
+NOT_MEANING = ("name", "runs_dir", "dry_run", "tracking", "platform", "sweep")
 
 
 def groups() -> dict[str, list[str]]:
     """The options of each group in `conf/`; files that start with `_` are shared parts, not options."""
     found = {}
-    for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
         files = sorted(folder.rglob("*.yaml"))
         options = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
         found[folder.name] = [option for option in options if not option.rpartition("/")[2].startswith("_")]

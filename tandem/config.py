@@ -14,6 +14,10 @@ class Job(StrEnum):
     """What `launch/run.py` does with the experiment."""
 
     run = "run"
+    sweep_status = "sweep_status"
+    sweep_logs = "sweep_logs"
+    sweep_cancel = "sweep_cancel"
+    sweep_resume = "sweep_resume"
 
 
 class Recipe(StrEnum):
@@ -249,3 +253,4 @@ class Experiment:
     tau: float = 0.8
     runs_dir: str = "runs"
     dry_run: bool = False
+    sweep: str | None = None

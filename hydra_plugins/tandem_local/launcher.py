@@ -1,6 +1,8 @@
-"""`hydra/launcher=local`: each job its own process on this machine. The work is in `launch/fleet/local.py`."""
+"""`hydra/launcher=local`: each job its own process on this machine. The work is in `launch/fleet/local.py`.
 
-from __future__ import annotations
+Hydra runs the modules of plugins before they are in `sys.modules`, and then a dataclass whose annotations are text
+fails: no `from __future__ import annotations` here.
+"""
 
 from dataclasses import dataclass
 

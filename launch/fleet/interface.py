@@ -52,10 +52,10 @@ class SweepJob:
     """One job of a sweep; plain data, as it stands in `sweep.json`.
 
     `id` is unique in the sweep: `p003` for the fourth point, `s1a2b3c` for shared steps. `overrides` are the words that
-    compose its experiment, and `expects` the hash of the composed configuration (`submitted_hash` in plan.py), which the
-    worker checks. `command` is the whole argument list; no shell ever reads it. `steps` are the fingerprints that a
-    shared job does, `waits_for` the ids of jobs that must have succeeded before. `estimate_s` orders jobs: the longest
-    starts first. What a job needs of a machine is an option of the backend, the same for the whole sweep.
+    compose its experiment, and `expects` the hash of the composed configuration (`submitted_hash` in plan.py), which
+    the worker checks. `command` is the whole argument list; no shell ever reads it. `steps` are the names of the steps
+    that a shared job does, `waits_for` the ids of jobs that must have succeeded before. `estimate_s` orders jobs: the
+    longest starts first. What a job needs of a machine is an option of the backend, the same for the whole sweep.
     """
 
     id: str
@@ -132,7 +132,8 @@ class Backend(Protocol):
         ...
 
     def release(self, handle: str) -> None:
-        """An attempt is over and its last lines are kept: free what would otherwise stay (and eat quota)."""
+        """An attempt is over and its last lines are kept: free what would otherwise stay (and eat quota). It may be
+        asked twice, and for handles that the engine never knew."""
         ...
 
 

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,7 +34,7 @@ class SweepDirectory:
     """Reads and writes one sweep's files."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.logs = self.path / "logs"
         self._jobs = self.path / "jobs"
 
@@ -80,6 +81,29 @@ class SweepDirectory:
     def forget_cancelling(self) -> None:
         (self.path / "cancel").unlink(missing_ok=True)
 
+    def driver(self) -> str | None:
+        """The process that drives the sweep now, in words; None if none does."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        finally:
+            os.close(descriptor)
+
+    def _acquire(self, descriptor: int) -> None:
+        for last in (False, False, True):  # `driver()` of another process holds it for an instant
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if last:
+                    raise
+                time.sleep(0.05)
+
     @contextmanager
     def driving(self) -> Iterator[None]:
         """The right to drive the sweep. Raises `EnvironmentFailure` naming the process that has it."""
@@ -89,10 +113,9 @@ class SweepDirectory:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._acquire(descriptor)
             except BlockingIOError:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                raise EnvironmentFailure(f"sweep {self.path.name} is driven by {holder} already") from None
+                raise EnvironmentFailure(f"{self.path.name} is driven already, by {self.driver()}") from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             yield
