@@ -7,6 +7,7 @@ JobSet holds no chips and is kept for its logs until its time is up (`keep_hours
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,7 +181,8 @@ class JobSetBackend:
                 advice = "pip install 'tandem-transformers[gke]' brings it"
                 raise EnvironmentFailure(f"hydra/launcher=jobset needs the package kubernetes: {advice}") from error
             try:
-                api = config.new_client_from_config(context=self._options.context)
+                # Given by hand, as the package reads the variable once, when it is imported.
+                api = config.new_client_from_config(os.environ.get("KUBECONFIG"), self._options.context)
             except (config.ConfigException, OSError, ValueError) as error:
                 advice = "gcloud container clusters get-credentials CLUSTER makes one"
                 raise EnvironmentFailure(f"no usable kubeconfig ({error}): {advice}") from error
@@ -213,9 +215,7 @@ def _refusal(error: Any) -> EnvironmentFailure:
     if error.status == 404 and "page not found" in said:
         return EnvironmentFailure("the cluster knows no JobSets: install JobSet (jobset.x-k8s.io/v1alpha2) in it")
     if error.status == 401:
-        return EnvironmentFailure(
-            f"the cluster does not accept your credentials ({said}): gcloud auth login"
-        )
+        return EnvironmentFailure(f"the cluster does not accept your credentials ({said}): gcloud auth login")
     return EnvironmentFailure(f"the cluster refuses ({error.status}): {said}")
 
 

@@ -54,9 +54,9 @@ def telling(answers: Sequence[Answer]) -> Answer:
 
 def joint(answers: Sequence[Answer], count: int) -> Status:
     """The status of a job on `count` workers, of which worker 0 has ended."""
-    telling = telling(answers)
-    if telling.code:
-        return Status(outcome(telling.code), telling.code, f"worker {telling.worker}: exit code {telling.code}")
+    worst = telling(answers)
+    if worst.code:
+        return Status(outcome(worst.code), worst.code, f"worker {worst.worker}: exit code {worst.code}")
     if len(answers) < count or any(answer.code is None for answer in answers):
         return Status(State.running, detail="worker 0 has ended, others have not")
     return Status(State.succeeded, 0)
