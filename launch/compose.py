@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -35,6 +36,11 @@ def groups() -> dict[str, list[str]]:
         options = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
         found[folder.name] = [option for option in options if not option.rpartition("/")[2].startswith("_")]
     return found
+
+
+def launchers() -> list[str]:
+    """The options of hydra/launcher that come with this project and with Hydra; plugins add theirs."""
+    return ["basic", *sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml"))]
 
 
 def compose(overrides: Sequence[str]) -> Experiment:
@@ -178,7 +184,9 @@ def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
 def _first_lines(error: Exception) -> str:
     """The gist of Hydra's or OmegaConf's message: the key, and the first lines of the error and of its cause."""
     said = [str(problem).strip().partition("\n")[0] for problem in (error, error.__cause__) if problem]
-    return ": ".join(dict.fromkeys([*filter(None, [getattr(error, "full_key", None), *said])]))
+    text = ": ".join(dict.fromkeys([*filter(None, [getattr(error, "full_key", None), *said])]))
+    launcher = re.search(r"'hydra/launcher/(.*)'", text)
+    return text + closest(launcher[1], launchers()) if launcher else text
 
 
 def _experiment(data: Mapping[str, Any], problems: list[str]) -> Experiment:

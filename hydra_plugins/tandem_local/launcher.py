@@ -1,4 +1,7 @@
-"""`hydra/launcher=local`: each job its own process on this machine. The work is in `launch/fleet/local.py`.
+"""`hydra/launcher=tandem_local` in any Hydra application: each job its own process on this machine.
+
+Here it is `hydra/launcher=local`: conf/hydra/launcher/local.yaml, which may not have the name of the schema below, since
+Hydra 1.3 warns of that. The work is in launch/fleet/local.py.
 
 Hydra runs the modules of plugins before they are in `sys.modules`, and then a dataclass whose annotations are text
 fails: no `from __future__ import annotations` here.
@@ -17,7 +20,7 @@ class LocalLauncher(hydra_launcher.FleetLauncher):
 
 @dataclass
 class LocalLauncherConf:
-    """The keys for any Hydra application; this project's own are in conf/hydra/launcher/local.yaml."""
+    """The keys and their defaults; conf/hydra/launcher/local.yaml says what they mean."""
 
     _target_: str = "hydra_plugins.tandem_local.launcher.LocalLauncher"
     jobs: int | None = None
@@ -25,4 +28,4 @@ class LocalLauncherConf:
     gpus: int | None = None
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="tandem")
+ConfigStore.instance().store(group="hydra/launcher", name="tandem_local", node=LocalLauncherConf, provider="tandem")

@@ -66,17 +66,18 @@ def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
     groups = shared_groups(missing, start_s * STARTS_WORTH)
     where = {step.fingerprint: _group_id(group) for group in groups for step in group}
     by_id = dict(zip(missing, points, strict=True))
-    user: dict[str, Point] = {}
+    users: dict[str, list[Point]] = {}
     for id, steps in missing.items():
         for step in steps:
-            user.setdefault(step.fingerprint, by_id[id])
+            users.setdefault(step.fingerprint, []).append(by_id[id])
     titles = _titles(points)
     jobs = []
     for group in groups:
         inputs = {where.get(step.fingerprint) for made in group for step in made.inputs.values()}
         names = tuple(step.name for step in group)
         # Any point that has these steps composes them.
-        job = _job(_group_id(group), ", ".join(names), user[group[0].fingerprint], sweep, names)
+        composer = users[group[0].fingerprint][0]
+        job = _job(_group_id(group), _title(names, users[group[0].fingerprint], points), composer, sweep, names)
         waits_for = tuple(sorted(id for id in inputs if id not in (None, job.id)))
         jobs.append(replace(job, waits_for=waits_for, estimate_s=_seconds(group)))
     for (id, steps), title in zip(missing.items(), titles, strict=True):
@@ -150,6 +151,14 @@ def _job(id: str, title: str, point: Point, sweep: str, steps: Sequence[str] = (
     only = ["--steps", ",".join(steps)] if steps else []
     command = (*WORKER, "--expect", expects, *only, "--", *words)
     return SweepJob(id, title, words, expects, command, steps=tuple(steps))
+
+
+def _title(names: Sequence[str], users: Sequence[Point], points: Sequence[Point]) -> str:
+    """The steps, and what their points have in common that not all have: `speed, for gamma=2`."""
+    everywhere = set.intersection(*(set(point.words) for point in points))
+    common = set.intersection(*(set(point.words) for point in users)) - everywhere
+    own = " ".join(word for word in users[0].words if word in common)
+    return ", ".join(names) + (f", for {own}" if own else "")
 
 
 def _titles(points: Sequence[Point]) -> list[str]:

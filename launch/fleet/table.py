@@ -14,6 +14,8 @@ from launch.progress import duration
 
 LIVE_INTERVAL_S = 0.25
 PLAIN_INTERVAL_S = 30.0
+# Estimates are rough: time left is told when this much has been done for each second of work that is left.
+ENOUGH_TO_JUDGE = 0.1
 # What needs a person's eye first.
 ORDER = (State.failed, State.running, State.pending, State.cancelled, State.succeeded)
 WORDS = {State.succeeded: "done", State.pending: "waiting"}
@@ -120,7 +122,7 @@ class LiveTable:
         began, done_then = self._began
         done = _work(scheduler, State.succeeded) - done_then
         left = _work(scheduler, State.pending) + _work(scheduler, State.running)
-        if done <= 0 or left <= 0:
+        if left <= 0 or done < ENOUGH_TO_JUDGE * left:
             return f"; {duration(now - began)}"
         return f"; {duration(now - began)}, about {duration((now - began) * left / done)} left"
 
