@@ -1,7 +1,7 @@
 """In place of `gcloud` where it is not installed: the commands that the project uses, against TANDEM_TPU_API.
 
 It follows what gcloud 528 was seen to do: the requests it makes, what it prints, its exit codes (0, 1; 2 for unknown
-flags), and that it starts `ssh` from the PATH for each worker. tests/test_queued_resources.py runs the same tests with both.
+flags), and that it starts `ssh` from the PATH for each worker. The same tests run with both.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 ROOT = os.environ["TANDEM_TPU_API"]
 
@@ -48,7 +49,7 @@ if (kind, verb) == ("queued-resources", "create"):
     node["labels"] = dict(pair.split("=", 1) for pair in given.labels.split(","))
     for pair in given.metadata_from_file.split(","):
         key, _, path = pair.partition("=")
-        node["metadata"][key] = open(path, encoding="utf-8").read()
+        node["metadata"][key] = Path(path).read_text(encoding="utf-8")
     spec = {"node": node, "nodeId": given.node_id, "parent": where.removeprefix("/v2/")}
     body = {"tpu": {"nodeSpec": [spec]}, **({"spot": {}} if given.spot else {})}
     call(said, "POST", f"{where}/queuedResources?queuedResourceId={given.what}", body)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launch.fleet.backends import checked_options, open_backend
-from launch.fleet.interface import PREEMPTED_CODES, State, SweepJob, Unavailable
+from launch.fleet.interface import PREEMPTED_CODES, NoRoom, State, SweepJob, Unavailable
 from launch.fleet.jobset import JobSetBackend, JobSetOptions
 from launch.fleet.manifest import TOPOLOGIES, Slice, jobset, literal
 from launch.fleet.state import SweepDirectory
@@ -326,7 +326,7 @@ def test_other_sweeps_are_not_seen(backend, api, tmp_path):
     [
         (503, "etcdserver: leader changed", Unavailable, "cannot take it now: etcdserver"),
         (429, "too many requests", Unavailable, "too many requests"),
-        (403, "exceeded quota: chips", Unavailable, "exceeded quota"),
+        (403, "exceeded quota: chips", NoRoom, "exceeded quota"),
         (403, "jobsets is forbidden", EnvironmentFailure, "forbidden"),
         (401, "Unauthorized", EnvironmentFailure, "gcloud auth login"),
         (422, "spec.replicatedJobs invalid", EnvironmentFailure, "replicatedJobs invalid"),

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from launch.fleet.backends import checked_options, open_backend
-from launch.fleet.interface import State, Status, Sweep, SweepJob, Unavailable
+from launch.fleet.interface import NoRoom, State, Status, Sweep, SweepJob, Unavailable
 from launch.fleet.queued_resources import QueuedResourcesBackend, QueuedResourcesOptions
-from launch.fleet.queued_state import CHIPS, Answer, Ledger, hosts, joint, read_answers, request_status
-from launch.fleet.scheduler import Scheduler
+from launch.fleet.queued_state import Answer, Ledger, hosts, joint, read_answers, request_status
+from launch.fleet.scheduler import GIVE_UP_S, Scheduler
 from launch.fleet.state import SweepDirectory
 from tandem.errors import ConfigurationError, EnvironmentFailure
+from tests.fake_ssh import moved
 from tests.tpu_api import TpuApi
 
 HERE = Path(__file__).parent
@@ -64,63 +67,48 @@ class Machines:
         executable(self.bin / "curl", '#!/bin/sh\necho "$WORKER"\n')
         executable(self.bin / "mountpoint", "#!/bin/sh\nexit 0\n")
         (root / "ssh").mkdir()
-        executable(
-            root / "ssh" / "ssh",
-            f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(HERE.parent)!r})\n"
-            f"from tests.test_queued_resources import ssh\nsys.exit(ssh({str(root)!r}, sys.argv[1:]))\n",
-        )
+        start = shlex.join([sys.executable, "-S", str(HERE / "fake_ssh.py"), str(root)])
+        executable(root / "ssh" / "ssh", f'#!/bin/sh\nexec {start} "$@"\n')
 
-    def boot(self, id: str, node: dict) -> None:
-        for worker in range(hosts(node["acceleratorType"])):
-            place = self.root / "workers" / f"127.0.0.{10 + worker}" / id
-            place.mkdir(parents=True, exist_ok=True)
+    def boot(self, id: str, node: dict, addresses: list[str]) -> None:
+        for worker, address in enumerate(addresses):
+            place = self.root / "workers" / address
+            place.mkdir(parents=True)
+            (place / "request").write_text(id)
             script = place / "startup-script"
             script.write_text(moved(node["metadata"]["startup-script"], place), encoding="utf-8")
-            (place.parent / "current").write_text(id)
-            environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "WORKER": str(worker), "WORKER_ID": id}
-            self.processes.append(
-                subprocess.Popen(["bash", str(script)], env=environment, start_new_session=True, cwd=place)
-            )
+            self.reboot(place, worker)
+
+    def reboot(self, place: Path, worker: int) -> None:
+        environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "WORKER": str(worker), "WORKER_PLACE": str(place)}
+        start = ["bash", str(place / "startup-script")]
+        self.processes.append(subprocess.Popen(start, env=environment, start_new_session=True, cwd=place))
+
+    def places(self, id: str) -> list[Path]:
+        return [path.parent for path in self.root.glob("workers/*/request") if path.read_text() == id]
 
     def end(self, id: str) -> None:
         """The machines of a request are taken away, with everything that runs on them."""
+        marks = [f"WORKER_PLACE={place}\0".encode() for place in self.places(id)]
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
-                try:
-                    mine = f"WORKER_ID={id}\0".encode() in (entry / "environ").read_bytes()
-                except OSError:
-                    continue
-                if mine:
-                    os.kill(int(entry.name), 9)
-        for place in self.root.glob(f"workers/*/{id}"):
+                with suppress(OSError):
+                    environment = (entry / "environ").read_bytes()
+                    if any(mark in environment for mark in marks):
+                        os.kill(int(entry.name), 9)
+        for place in self.places(id):
             shutil.rmtree(place, ignore_errors=True)
 
 
-def moved(text: str, place: Path) -> str:
-    return text.replace("/var/lib/tandem", f"{place}/var").replace("store=/tandem", f"store={place.parents[2]}/store")
-
-
-def ssh(root: str, arguments: list[str]) -> int:
-    """`ssh [options] USER@ADDRESS -- COMMAND...` or a probe; 255 where nobody answers."""
-    address = next(word.partition("@")[2] for word in arguments if "@127.0.0." in word)
-    after = arguments[next(n for n, word in enumerate(arguments) if "@127.0.0." in word) + 1 :]
-    command = " ".join(word for word in after if word != "--")
-    place = Path(root) / "workers" / address
-    if (Path(root) / "unreachable").exists() or not place.exists():
-        print(f"ssh: connect to host {address} port 22: Connection timed out", file=sys.stderr)
-        return 255
-    home = place / (place / "current").read_text()
-    return subprocess.run(["bash", "-c", moved(command, home)], cwd=home).returncode
-
-
-@pytest.fixture(params=["real", "stand-in"])
+@pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.slow)])
 def api(request, tmp_path, monkeypatch):
     if request.param == "real" and REAL_GCLOUD is None:
         pytest.skip("gcloud is not installed")
     machines = Machines(tmp_path / "machines")
     path = f"{machines.root / 'ssh'}:{os.environ['PATH']}"
     if request.param == "stand-in":
-        executable(machines.root / "ssh" / "gcloud", f"#!{sys.executable}\n{(HERE / 'fake_gcloud.py').read_text()}")
+        start = shlex.join([sys.executable, "-S", str(HERE / "fake_gcloud.py")])
+        executable(machines.root / "ssh" / "gcloud", f'#!/bin/sh\nexec {start} "$@"\n')
     home = tmp_path / "home"
     home.mkdir()
     with TpuApi(on_active=machines.boot, on_gone=machines.end) as api:
@@ -273,9 +261,7 @@ def test_setup_that_fails_fails_the_job(api, tmp_path):
 def test_a_reboot_in_the_middle_counts_as_preemption(api, backend):
     backend.submit(job(command=("sleep", "600")), ONE)
     wait_for(backend, ONE, State.running)
-    place = api.machines.root / "workers/127.0.0.10" / ONE
-    environment = {"PATH": f"{api.machines.bin}:{os.environ['PATH']}", "WORKER": "0", "WORKER_ID": ONE}
-    subprocess.run(["bash", str(place / "startup-script")], env=environment, check=True)
+    api.machines.reboot(api.machines.places(ONE)[0], 0)
     status = wait_for(backend, ONE, State.preempted, State.failed)
     assert status.exit_code == 42
     backend.cancel([ONE])
@@ -316,7 +302,7 @@ def test_a_machine_that_does_not_answer_is_not_given_up(api, backend, monkeypatc
 
 def test_quota_and_other_refusals(api, backend, tmp_path):
     api.refuse["POST"] = [("RESOURCE_EXHAUSTED", "Quota limit 'TPUV5sLitepod' has been exceeded")]
-    with pytest.raises(Unavailable, match="TPUV5sLitepod"):
+    with pytest.raises(NoRoom, match="TPUV5sLitepod"):
         backend.submit(job(), ONE)
     api.refuse["POST"] = [("PERMISSION_DENIED", "Cloud TPU API has not been used in project p")]
     with pytest.raises(EnvironmentFailure, match="has not been used") as caught:
@@ -368,3 +354,202 @@ def test_no_gcloud_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EnvironmentFailure, match="Google Cloud CLI"):
         make(tmp_path).status([ONE])
+
+
+# A sweep's life, driven by the scheduler.
+
+
+def drive(
+    tmp_path: Path, jobs: list[SweepJob], stop=lambda: False, look=lambda scheduler: None, **changes
+) -> Scheduler:
+    backend = make(tmp_path, **changes)
+    directory = SweepDirectory(tmp_path / "sweeps" / "sweep-1")
+    sweep = Sweep("sweep-1", backend.name, {}, (), str(tmp_path), tuple(jobs))
+    directory.write(sweep)
+    scheduler = Scheduler(sweep, directory, backend, stop, look=look)
+    scheduler.finished = scheduler.run()  # type: ignore[attr-defined]
+    return scheduler
+
+
+def outcomes(scheduler: Scheduler) -> dict[str, tuple[State, int]]:
+    return {id: (record.state, record.attempt) for id, record in scheduler.records.items()}
+
+
+def test_a_sweep_outlives_preemption_and_failure_and_leaves_no_request(api, tmp_path):
+    counts = tmp_path / "runs"
+    counts.mkdir()
+    # Each job writes a line a start; the first start of p001 and p002 would last for ever.
+    slow = f"echo x >> {counts}/$0; [ $(wc -l < {counts}/$0) -ge 2 ] || sleep 600"
+    jobs = [job("s000", ("true",))]
+    jobs += [job(id, ("bash", "-c", slow, id), ("s000",)) for id in ("p001", "p002")]
+    jobs += [job("p003", ("bash", "-c", "echo ValueError: broken; exit 1"), ("s000",))]
+    taken = {"p001": "SUSPENDED", "p002": "FAILED"}
+
+    def look(scheduler: Scheduler) -> None:
+        for id in list(taken):
+            if (counts / id).exists() and scheduler.records[id].state is State.running:
+                api.set_state(f"sweep-1-{id}-1", taken.pop(id))
+
+    scheduler = drive(tmp_path, jobs, look=look)
+    done = State.succeeded
+    assert outcomes(scheduler) == {"s000": (done, 1), "p001": (done, 2), "p002": (done, 2), "p003": (State.failed, 1)}
+    assert "ValueError: broken" in scheduler.records["p003"].last_lines
+    assert all((counts / id).read_text() == "x\nx\n" for id in ("p001", "p002"))
+    assert api.alive() == {}
+    assert [call for call in api.calls if call.startswith("POST") and call.endswith("queuedResources")] != []
+    assert max(concurrent(api)) <= 4
+
+
+def concurrent(api: TpuApi) -> list[int]:
+    """How many requests there were after each creation and deletion."""
+    count, counts = 0, []
+    for call in api.calls:
+        created = call.startswith("POST") and call.endswith("/queuedResources")
+        count += created - call.startswith("DELETE")
+        counts.append(count)
+    return counts
+
+
+def test_stopping_deletes_every_request_and_resuming_finishes(api, tmp_path):
+    jobs = [job(id, ("bash", "-c", f"[ -e {tmp_path}/go ] || sleep 600")) for id in ("p000", "p001")]
+    running = []
+
+    def look(scheduler: Scheduler) -> None:
+        running.extend(r for r in scheduler.records.values() if r.state is State.running)
+
+    scheduler = drive(tmp_path, jobs, stop=lambda: len(running) > 0, look=look)
+    assert not scheduler.finished  # type: ignore[attr-defined]
+    assert api.alive() == {}
+    (tmp_path / "go").touch()
+    scheduler = drive(tmp_path, jobs)
+    assert all(record.state is State.succeeded for record in scheduler.records.values())
+    assert api.alive() == {}
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.test_queued_resources import drive, job
+drive(Path(sys.argv[1]), [job(id, ("bash", "-c", f"[ -e {sys.argv[1]}/go ] || sleep 600")) for id in ("p000", "p001")])
+"""
+
+
+def test_a_killed_driver_leaves_nothing_that_the_next_does_not_delete(api, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    killed = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(api.alive()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(killed.pid, 9)
+    killed.wait()
+    before = set(api.alive())
+    assert before == {ONE, TWO}
+    (tmp_path / "go").touch()
+    jobs = [job(id, ("true",)) for id in ("p000", "p001")]
+    scheduler = drive(tmp_path, jobs)
+    assert all(record.state is State.succeeded for record in scheduler.records.values())
+    assert api.alive() == {}
+
+
+def test_requests_that_are_kept_go_on_and_are_found_again(api, tmp_path):
+    command = ("bash", "-c", f"echo x >> {tmp_path}/starts; while [ ! -e {tmp_path}/go ]; do sleep 0.1; done")
+    started = tmp_path / "starts"
+    drive(tmp_path, [job("p000", command)], stop=started.exists, keep=True)
+    assert api.alive() == {ONE: "ACTIVE"}
+    (tmp_path / "go").touch()
+    scheduler = drive(tmp_path, [job("p000", command)], keep=True)
+    assert outcomes(scheduler) == {"p000": (State.succeeded, 1)}
+    assert started.read_text() == "x\n"
+    assert api.alive() == {}
+
+
+class JumpingClock:
+    """Real time, with an hour's jump at each wait."""
+
+    def __init__(self) -> None:
+        self.jumped = 0.0
+
+    def now(self) -> float:
+        return time.time() + self.jumped
+
+    def sleep(self, seconds, until):
+        self.jumped += 2 * GIVE_UP_S
+
+
+def test_want_of_quota_is_waited_out_however_long_it_lasts(api, tmp_path):
+    full = ("RESOURCE_EXHAUSTED", "Quota limit 'TPUV5sLitepod' has been exceeded")
+    api.refuse["POST"] = [full] * 3
+    backend = make(tmp_path)
+    directory = SweepDirectory(tmp_path / "sweeps" / "sweep-1")
+    sweep = Sweep("sweep-1", backend.name, {}, (), str(tmp_path), (job("p000", ("true",)),))
+    directory.write(sweep)
+    notes: list[str] = []
+    assert Scheduler(sweep, directory, backend, lambda: False, JumpingClock(), notes.append).run()
+    assert sum("TPUV5sLitepod" in note for note in notes) == 1
+    assert api.alive() == {}
+
+
+def test_no_request_is_made_soon_after_one_failed_for_want_of_quota(api, backend):
+    api.grant = False
+    backend.submit(job(), ONE)
+    api.set_state(ONE, "FAILED", failedData={"error": {"code": 8, "message": "no quota"}})
+    assert backend.status([ONE])[ONE].state is State.preempted
+    with pytest.raises(NoRoom):
+        backend.submit(job(), TWO)
+    backend.release(ONE)
+    assert api.alive() == {}
+
+
+# What the machines run for real.
+
+DISTRIBUTED = """
+import os, jax, jax.numpy as jnp
+place = {"num_processes": 4, "process_id": int(os.environ["WORKER"]), "cluster_detection_method": "deactivate"}
+jax.distributed.initialize(os.environ["COORDINATOR"], **place)
+from jax.experimental.multihost_utils import process_allgather
+everyone = process_allgather(jnp.array([jax.process_index()])).ravel().tolist()
+print("host", jax.process_index(), "of", jax.process_count(), "sees", everyone, flush=True)
+assert sorted(everyone) == [0, 1, 2, 3]
+"""
+
+
+@pytest.mark.slow
+def test_a_v5litepod_16_is_four_jax_processes_that_find_each_other(api, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = {"COORDINATOR": address, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    backend = make(tmp_path, accelerator="v5litepod-16", env=env)
+    backend.submit(job(command=(sys.executable, "-c", DISTRIBUTED)), ONE)
+    status = wait_for(backend, ONE, State.succeeded, State.failed, State.preempted, seconds=400)
+    assert status == Status(State.succeeded, 0), backend.logs(ONE, 30)
+    logs = [(api.machines.root / f"store/logs/{ONE}-{host}.log").read_text() for host in range(4)]
+    for host, log in enumerate(logs):
+        assert f"host {host} of 4 sees [0, 1, 2, 3]" in log
+    backend.release(ONE)
+    assert api.alive() == {}
+
+
+@pytest.mark.slow
+def test_the_command_line_runs_a_sweep_on_tpu_vms(api, tmp_path):
+    """The whole way: the command, the plan with its shared steps, requests, the worker's check, results."""
+    setup = [f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={HERE.parent}", "export JAX_PLATFORMS=cpu"]
+    launcher = {**options(accelerator="v5litepod-1"), "setup": json.dumps(setup)}
+    words = [f"hydra.launcher.{key}={value}" for key, value in launcher.items()]
+    tiny = ["scale=tiny", "train=pretrain", "eval.measures=[]", "tracking=disabled", "data=text"]
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(f"a small document, number {n}" for n in range(4000)))
+    points = [*tiny, f"data.path={corpus}", "gamma=2,4", "hydra/launcher=queued_resources", *words]
+    command = [sys.executable, str(HERE.parent / "launch/run.py"), "-m", *points]
+    preview = subprocess.run([*command, "dry_run=true"], cwd=tmp_path, capture_output=True, text=True)
+    assert preview.returncode == 0, preview.stderr
+    assert "STARTUP_SCRIPT" in preview.stdout
+    assert api.calls == []
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert api.alive() == {}
+    store = api.machines.root / "store" / "runs"
+    assert len(list(store.glob("*/results.json"))) == 2
+    events = [json.loads(line) for line in (store / "store/log.jsonl").read_text().splitlines()]
+    made = [event["fingerprint"] for event in events if event["event"] == "run"]
+    assert len(made) == len(set(made)), "a shared step was done twice"

@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 RESOURCES = re.compile(r"/v2/projects/p/locations/z/queuedResources(?:/([^/?:]+))?")
 NODES = re.compile(r"/v2/projects/p/locations/z/nodes/([^/?:]+)(:getGuestAttributes)?")
+OPERATIONS = re.compile(r"/v2/projects/p/locations/z/operations/([^/?:]+)")
 CODES = {"ALREADY_EXISTS": 409, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "PERMISSION_DENIED": 403}
 CODES |= {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "UNAVAILABLE": 503}
 
@@ -34,13 +36,14 @@ class TpuApi:
     """`on_active` is told of a resource that became ACTIVE, `on_gone` of one whose machines go away."""
 
     grant: bool = True
-    on_active: Callable[[str, dict[str, Any]], None] = lambda id, node: None
+    on_active: Callable[[str, dict[str, Any], list[str]], None] = lambda id, node, addresses: None
     on_gone: Callable[[str], None] = lambda id: None
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     # (status, message) for the next calls of a method: refuse["POST"] = [("RESOURCE_EXHAUSTED", "...")]
     refuse: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     slow_s: float = 0.0
+    seen: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> TpuApi:
         self.lock = threading.RLock()
@@ -57,8 +60,9 @@ class TpuApi:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                with suppress(BrokenPipeError):  # the caller has given up
+                    self.end_headers()
+                    self.wfile.write(data)
 
             do_GET = do_POST = do_DELETE = do_PATCH = _serve
 
@@ -95,9 +99,16 @@ class TpuApi:
         with self.lock:
             self.resources[id]["state"] = {"state": state, **data}
         if state == "ACTIVE":
-            self.on_active(id, self.resources[id]["tpu"]["nodeSpec"][0]["node"])
+            node = self.resources[id]["tpu"]["nodeSpec"][0]["node"]
+            self.on_active(id, node, self.addresses(id))
         if state in ("SUSPENDED", "FAILED"):
             self.on_gone(id)
+
+    def addresses(self, id: str) -> list[str]:
+        """Of its workers, never those of another resource."""
+        network = self.seen.setdefault(id, len(self.seen) + 1)
+        accelerator = self.resources[id]["tpu"]["nodeSpec"][0]["node"]["acceleratorType"]
+        return [f"127.0.{network}.{worker + 1}" for worker in range(hosts(accelerator))]
 
     def alive(self) -> dict[str, str]:
         """The state of every resource that is there."""
@@ -112,7 +123,9 @@ class TpuApi:
         if match := RESOURCES.fullmatch(url.path):
             return self._resource(method, match[1], parse_qs(url.query), body)
         if match := NODES.fullmatch(url.path):
-            return self._node(match[1], method, bool(match[2]))
+            return self._node(match[1], method, bool(match[2]), body)
+        if match := OPERATIONS.fullmatch(url.path):
+            return 200, _operation(match[1])
         if url.path == "/compute/v1/projects/p":
             return 200, {"name": "p", "commonInstanceMetadata": {"items": []}}
         return _error("NOT_FOUND", f"{method} {path} is not of the stand-in")
@@ -140,22 +153,22 @@ class TpuApi:
         self.on_gone(id)
         return 200, _operation(id)
 
-    def _node(self, id: str, method: str, guest: bool) -> tuple[int, dict[str, Any]]:
+    def _node(self, id: str, method: str, guest: bool, body: dict) -> tuple[int, dict[str, Any]]:
         if self.alive().get(id) != "ACTIVE":
             return _error("NOT_FOUND", f"Resource 'projects/p/locations/z/nodes/{id}' was not found")
         if guest:
             return 200, {"guestAttributes": []}
-        if method == "PATCH":
-            return 200, _operation(id)
         node = self.resources[id]["tpu"]["nodeSpec"][0]["node"]
-        addresses = [f"127.0.0.{10 + k}" for k in range(hosts(node["acceleratorType"]))]
-        ends = [{"ipAddress": a, "accessConfig": {"externalIp": a}} for a in addresses]
+        if method == "PATCH":  # gcloud gives the machines its ssh key so
+            node["metadata"] = body["metadata"]
+            return 200, _operation(id)
+        ends = [{"ipAddress": a, "accessConfig": {"externalIp": a}} for a in self.addresses(id)]
         name = f"projects/p/locations/z/nodes/{id}"
         return 200, {**node, "name": name, "state": "READY", "networkEndpoints": ends, "id": "1"}
 
 
 def _operation(id: str) -> dict[str, Any]:
-    return {"name": f"projects/p/locations/z/operations/{id}", "done": True}
+    return {"name": f"projects/p/locations/z/operations/{id}", "done": True, "response": {}}
 
 
 def _error(status: str, message: str) -> tuple[int, dict[str, Any]]:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from launch.fleet.interface import Unavailable
+from launch.fleet.interface import NoRoom, Unavailable
 from tandem.errors import EnvironmentFailure
 
-# What passes, in gcloud's own words: quota, a busy or broken server, a resource in the middle of another operation.
+# What passes, in gcloud's own words: no quota; a busy or broken server, or a resource in the middle of an operation.
+FULL = re.compile(r"RESOURCE_EXHAUSTED|'status': 429")
 PASSING = re.compile(
-    r"RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|FAILED_PRECONDITION|INTERNAL:|'status': (429|5\d\d)"
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|FAILED_PRECONDITION|INTERNAL:|'status': 5\d\d"
     r"|network connectivity|timed out|Connection (refused|reset|aborted)|Temporary failure in name resolution",
 )
 
@@ -30,7 +31,7 @@ class Refused(EnvironmentFailure):
 
 
 def gcloud(words: Sequence[str], timeout_s: float) -> str:
-    """What `gcloud WORDS` prints. Raises `Refused`, `Unavailable` if trying again may help, or that there is none."""
+    """What `gcloud WORDS` prints. Raises `Refused`, or `NoRoom` or `Unavailable` if it may work later."""
     what = f"gcloud {' '.join(words[:4])}"
     try:
         process = subprocess.Popen(
@@ -56,6 +57,8 @@ def gcloud(words: Sequence[str], timeout_s: float) -> str:
     if process.returncode == 0:
         return output
     said = _gist(errors)
+    if FULL.search(said):
+        raise NoRoom(f"{what}: {said}")
     if PASSING.search(said):
         raise Unavailable(f"{what}: {said}")
     raise Refused(f"{what}: {said}", said)

@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.fleet import manifest
 from launch.fleet.cloud import bucket_of, environment_problems
-from launch.fleet.interface import PREEMPTED_CODES, State, Status, SweepJob, Unavailable
+from launch.fleet.interface import PREEMPTED_CODES, NoRoom, State, Status, SweepJob, Unavailable
 from launch.fleet.state import SweepDirectory
 from tandem.errors import EnvironmentFailure
 from tandem.validate import nearest
@@ -210,7 +210,9 @@ def _refusal(error: Any) -> EnvironmentFailure:
         said = json.loads(error.body)["message"]
     except (TypeError, ValueError, KeyError):
         said = str(error.body or error.reason).strip()
-    if error.status == 429 or error.status >= 500 or (error.status == 403 and "exceeded quota" in said):
+    if error.status == 403 and "exceeded quota" in said:
+        return NoRoom(f"the cluster has no room: {said}")
+    if error.status == 429 or error.status >= 500:
         return Unavailable(f"the cluster cannot take it now: {said}")
     if error.status == 404 and "page not found" in said:
         return EnvironmentFailure("the cluster knows no JobSets: install JobSet (jobset.x-k8s.io/v1alpha2) in it")

@@ -23,13 +23,15 @@ from typing import Any
 
 from launch.fleet.cloud import STORE, bucket_of, environment_problems
 from launch.fleet.gcloud import Refused, gcloud, gcloud_json
-from launch.fleet.interface import State, Status, SweepJob, Unavailable
+from launch.fleet.interface import NoRoom, State, Status, SweepJob, Unavailable
 from launch.fleet.queued_state import (
     ASK,
     CHIPS,
+    EXHAUSTED,
     HOME,
     Answer,
     Ledger,
+    failure,
     hosts,
     joint,
     read_answers,
@@ -46,6 +48,8 @@ SSH_S = 90.0
 SSH_AT_ONCE = 8
 # How long cancelling insists where a deletion is refused because another operation is under way.
 INSIST_S = 60.0
+# How long no new request is made after one failed for want of quota.
+FULL_S = 300.0
 KEPT_LINES = 2000
 DURATION = re.compile(r"[1-9][0-9]*[smhd]")
 
@@ -112,6 +116,7 @@ class QueuedResourcesBackend:
         self._directory = directory
         self._ledger = Ledger(directory.path / "queued_resources.json")
         self._states: dict[str, str] = {}
+        self._full_until = 0.0
 
     def render(self, job: SweepJob, handle: str) -> Mapping[str, Any]:
         return {
@@ -120,6 +125,8 @@ class QueuedResourcesBackend:
         }
 
     def submit(self, job: SweepJob, handle: str) -> None:
+        if time.monotonic() < self._full_until:
+            raise NoRoom("a request failed for want of quota a few minutes ago")
         self._ledger.hold(handle)
         with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
             script.write(self._script(job, handle))
@@ -139,6 +146,8 @@ class QueuedResourcesBackend:
         for handle in handles:
             if handle in listed and handle not in found:
                 found[handle] = request_status(listed[handle])
+                if failure(listed[handle])[0] == EXHAUSTED:
+                    self._full_until = time.monotonic() + FULL_S
         return found
 
     def logs(self, handle: str, lines: int) -> str:

@@ -15,7 +15,8 @@ from tandem.errors import EnvironmentFailure
 
 # Chips of TPU v5e by the Cloud TPU API's names. Up to eight are one host, more are hosts of four, unlike on GKE.
 CHIPS = {f"v5litepod-{chips}": chips for chips in (1, 4, 8, 16, 32, 64, 128, 256)}
-# Failures of a request that asking again does not mend (google.rpc.Code).
+# Failures of a request (google.rpc.Code): want of quota or chips, and what asking again does not mend.
+EXHAUSTED = 8
 HOPELESS = {3: "INVALID_ARGUMENT", 5: "NOT_FOUND", 7: "PERMISSION_DENIED", 12: "UNIMPLEMENTED", 16: "UNAUTHENTICATED"}
 # Where each job's files are on a worker (startup.sh), and what asks for them by ssh.
 HOME = "/var/lib/tandem"
@@ -67,15 +68,19 @@ def request_status(item: Mapping[str, Any]) -> Status:
     about = item.get("state", {})
     state = about.get("state", "STATE_UNSPECIFIED")
     if state == "FAILED":
-        error = about.get("failedData", {}).get("error", {})
-        said = error.get("message", "no reason given")
-        hopeless = HOPELESS.get(error.get("code", 0))
-        if hopeless:
-            return Status(State.failed, detail=f"the request failed: {hopeless}: {said}")
+        code, said = failure(item)
+        if code in HOPELESS:
+            return Status(State.failed, detail=f"the request failed: {HOPELESS[code]}: {said}")
         return Status(State.preempted, detail=f"the request failed: {said}")
     if state in ("SUSPENDING", "SUSPENDED", "DELETING"):
         return Status(State.preempted, detail=f"the request is {state}")
     return Status(State.pending, detail=state)
+
+
+def failure(item: Mapping[str, Any]) -> tuple[int, str]:
+    """Why a request FAILED, as a google.rpc.Code and in words; 0 of one that did not."""
+    error = item.get("state", {}).get("failedData", {}).get("error", {})
+    return error.get("code", 0), error.get("message", "no reason given")
 
 
 class Ledger:
