@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tandem.config import Experiment, Job
+from tandem.config import Experiment, Job, Measure
 from tandem.errors import ConfigurationError, UserError
 
 PROGRAM = "uv run launch/run.py"
@@ -29,6 +30,8 @@ PROGRAM = "uv run launch/run.py"
 # code.
 JOBS = {
     Job.run: "launch.run:run",
+    Job.speed: "launch.run:speed",
+    Job.generate: "launch.generate:generate",
     Job.sweep_status: "launch.fleet.jobs:status",
     Job.sweep_logs: "launch.fleet.jobs:logs",
     Job.sweep_cancel: "launch.fleet.jobs:cancel",
@@ -102,6 +105,18 @@ def run(experiment: Experiment, stop: Stop) -> None:
         write_json_atomic(directory / "results.json", results)
         _present(directory, results, mirrored.directory)
         mirrored.results(results)
+
+
+def speed(experiment: Experiment, stop: Stop) -> None:
+    """The run with its speed table alone."""
+    run(as_run(experiment) or experiment, stop)
+
+
+def as_run(experiment: Experiment) -> Experiment | None:
+    """The run that the experiment's job is; None for a job that is no run, and so has neither graph nor directory."""
+    if experiment.job is Job.speed:
+        return replace(experiment, eval=replace(experiment.eval, measures=[Measure.speed]))
+    return experiment if experiment.job is Job.run else None
 
 
 def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> None:

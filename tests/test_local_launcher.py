@@ -9,14 +9,14 @@ from hydra.test_utils.launcher_common_tests import (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher_name, overrides", [("tandem_local", ["hydra.launcher.jobs=2"])])
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("tandem_local", ["hydra.launcher.jobs=2"])])
 class TestLauncher(LauncherTestSuite):
     pass
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher_name, overrides", [("tandem_local", ["hydra.launcher.jobs=2", "hydra.sweeper.max_batch_size=2"])]
+    ("launcher_name", "overrides"), [("tandem_local", ["hydra.launcher.jobs=2", "hydra.sweeper.max_batch_size=2"])]
 )
 class TestBatches(BatchedSweeperTestSuite):
     pass
@@ -24,7 +24,7 @@ class TestBatches(BatchedSweeperTestSuite):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/launcher=tandem_local", "hydra.launcher.jobs=2"])]
+    ("task_launcher_cfg", "extra_flags"), [({}, ["-m", "hydra/launcher=tandem_local", "hydra.launcher.jobs=2"])]
 )
 class TestIntegration(IntegrationTestSuite):
     pass

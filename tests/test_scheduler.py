@@ -372,7 +372,7 @@ def test_cancelling_ends_all_and_resuming_does_what_is_missing(tmp_path):
     sweep, directory = a_sweep(tmp_path, jobs)
 
     def look(scheduler):
-        if scheduler.clock.now() > 1000:
+        if scheduler.clock.now() == 1005:
             directory.ask_to_cancel()
 
     made = scheduler(sweep, directory, backend, look=look)

@@ -1,7 +1,7 @@
 """`hydra/launcher=tandem_local` in any Hydra application: each job its own process on this machine.
 
-Here it is `hydra/launcher=local`: conf/hydra/launcher/local.yaml, which may not have the name of the schema below, since
-Hydra 1.3 warns of that. The work is in launch/fleet/local.py.
+Here it is `hydra/launcher=local`: conf/hydra/launcher/local.yaml, which may not have the name of the schema below,
+since Hydra 1.3 warns of that. The work is in launch/fleet/local.py.
 
 Hydra runs the modules of plugins before they are in `sys.modules`, and then a dataclass whose annotations are text
 fails: no `from __future__ import annotations` here.

@@ -6,9 +6,8 @@ application gives it overrides and a task function (`launch`): then each job is 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -19,18 +18,18 @@ from tandem.errors import ConfigurationError
 
 
 class FleetLauncher(Launcher):
-    """A launcher that hands its jobs to the backend of the same name."""
+    """A launcher that hands its jobs to a backend, named as in `launch.fleet.backends.BACKENDS`.
+
+    A plugin's module imports this module and not the class, which Hydra would take for a launcher as well.
+    """
+
+    backend: ClassVar[str]
 
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.config: DictConfig | None = None
         self.task_function: TaskFunction | None = None
         self.hydra_context: HydraContext | None = None
-
-    @property
-    @abstractmethod
-    def backend(self) -> str:
-        """The backend's name in `launch.fleet.backends.BACKENDS`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config

@@ -94,7 +94,8 @@ class LocalBackend:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **slot.environment()},
+                # Unbuffered: what it prints and what it complains of stand in the log in their order, and at once.
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **slot.environment()},
                 start_new_session=True,  # ctrl-C on the terminal reaches the parent alone, and one kill ends a family
             )
         self._attempts[handle] = _Attempt(process, slot)

@@ -16,8 +16,9 @@ from launch.compose import configuration_hash
 from launch.experiment import build
 from launch.fleet.interface import WORKER, SweepJob
 from launch.graph import Step, needed, topological
+from launch.run import as_run, run_directory
 from launch.store import Store
-from tandem.config import Experiment, Job, TrackingMode
+from tandem.config import Experiment, TrackingMode
 from tandem.errors import ConfigurationError
 
 # A shared step becomes a job of its own if it takes longer than this many starts of a job.
@@ -48,7 +49,8 @@ def submitted_hash(experiment: Experiment) -> str:
 
 def sweep_id(points: Sequence[Point], backend: str) -> str:
     """The same for the same points on the same backend, so that the same command goes on with the same sweep."""
-    meaning = [backend, *(configuration_hash(point.experiment) + str(point.experiment.name) for point in points)]
+    made = [point.experiment for point in points]
+    meaning = [backend, *([configuration_hash(each), each.job.value, each.prompt, each.name] for each in made)]
     return f"sweep-{hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:8]}"
 
 
@@ -58,7 +60,8 @@ def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
     store = Store(Path(points[0].experiment.runs_dir).expanduser() / "store")
     missing = {}
     for number, point in enumerate(points):
-        targets = build(point.experiment) if point.experiment.job is Job.run else []
+        run = as_run(point.experiment)
+        targets = build(run) if run is not None else []
         wanted = needed(targets, store)
         missing[f"p{number:03d}"] = [
             step for step in topological(targets) if step.fingerprint in wanted and store.find(step) is None
@@ -168,21 +171,19 @@ def _titles(points: Sequence[Point]) -> list[str]:
 
 
 def _distinct(points: Sequence[Point]) -> list[Point]:
-    from launch.run import run_directory
-
-    kept: dict[Path, Point] = {}
+    """The points without repetitions. Raises `ConfigurationError` for different ones that would write to one place."""
+    kept: dict[Path | str, Point] = {}
     problems = []
     for point in points:
-        directory = run_directory(point.experiment)
-        other = kept.setdefault(directory, point)
-        if submitted_hash(other.experiment) != submitted_hash(point.experiment):
-            problems.append(f"two points would share the run directory {directory}: {' '.join(point.words)}")
+        run, submitted = as_run(point.experiment), submitted_hash(point.experiment)
+        place = submitted if run is None else run_directory(run)
+        if submitted_hash(kept.setdefault(place, point).experiment) != submitted:
+            problems.append(f"two points would share the run directory {place}: {' '.join(point.words)}")
     if problems:
         raise ConfigurationError(problems)
     return list(kept.values())
 
 
 def _gone(point: Point) -> bool:
-    from launch.run import run_directory
-
-    return point.experiment.job is Job.run and not (run_directory(point.experiment) / "results.json").exists()
+    run = as_run(point.experiment)
+    return run is not None and not (run_directory(run) / "results.json").exists()

@@ -13,7 +13,7 @@ from typing import Protocol
 from launch.fleet.interface import Backend, NoRoom, Record, State, Status, Sweep, SweepJob, Unavailable
 from launch.fleet.state import SweepDirectory
 
-LAST_LINES = 15
+LAST_LINES = 20
 # An engine may list a new attempt only after a while; one that it has not known for longer than this is lost.
 LOST_S = 60.0
 # How long an engine may be unavailable before the driver gives up, with everything kept to go on later.

@@ -14,7 +14,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/fleet/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from launch.run import Stop, command_line, guarded, start
+from launch.run import Stop, as_run, command_line, guarded, start
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
 
@@ -50,7 +50,8 @@ def do_steps(experiment: Experiment, names: set[str], stop: Stop) -> None:
     from launch.graph import execute, topological
     from launch.store import Store
 
-    targets = [step for step in topological(build(experiment)) if step.name in names]
+    graph = topological(build(as_run(experiment) or experiment))
+    targets = [step for step in graph if step.name in names]
     unknown = names - {step.name for step in targets}
     if unknown:
         problem = "the code differs from where the sweep was planned"
