@@ -64,7 +64,9 @@ def compose(overrides: Sequence[str]) -> Experiment:
         else:
             problems.append(f"unknown key {key}{nearest_key(key, [*known, *groups()])}")
     data = _composed(choices + accepted, problems)
-    return _experiment({**data, "prompt": prompts[-1]} if prompts else data, problems)
+    if prompts:
+        data = {**data, "prompt": prompts[-1].replace("${", "\\${")}  # OmegaConf's own escape
+    return _experiment(data, problems)
 
 
 def compose_all(jobs: Sequence[Sequence[str]]) -> list[Experiment]:

@@ -59,6 +59,10 @@ def validate(experiment: Experiment) -> list[str]:
     name = experiment.name
     if name is not None and (name in ("", ".", "..", "store") or set(name) & set("/\\\0")):
         check.wrong("name", name, "must be usable as the name of a directory beside the store")
+    about_sweep = experiment.job.value.startswith("sweep_")
+    if experiment.sweep is not None and not about_sweep:
+        rule = f"is read by job=sweep_status and its like, and not by job={experiment.job}"
+        check.wrong("sweep", experiment.sweep, rule)
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
     if experiment.job is Job.generate and not experiment.prompt:
@@ -68,6 +72,7 @@ def validate(experiment: Experiment) -> list[str]:
     _train(experiment.train, check)
     _data(experiment, check)
     _measures(experiment, check)
+    _tasks(experiment, check)
     return check.problems
 
 
@@ -224,6 +229,7 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
     if not 0 < decode.top_p <= 1:
         check.wrong("decode.top_p", decode.top_p, "must be above 0 and at most 1")
     check.at_least("decode.num_samples", decode.num_samples, 1)
+    check.at_least("decode.batch_size", decode.batch_size, 1)
     for key, values in (("eval.measures", measured.measures), ("drafter.drafters", experiment.drafter.drafters)):
         if len(set(values)) != len(values):
             check.wrong(key, [value.value for value in values], "names something twice")
@@ -231,3 +237,15 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
         check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}")
     if Measure.speed in measured.measures and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
+
+
+def _tasks(experiment: Experiment, check: _Checks) -> None:
+    check.at_least("eval.shots", experiment.eval.shots, 0)
+    if experiment.eval.limit is not None:
+        check.at_least("eval.limit", experiment.eval.limit, 1)
+    if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):
+        check.wrong("eval.tasks", experiment.eval.tasks, "names something twice")
+    directory = experiment.tasks.data_dir
+    if directory is not None and not experiment.tasks.download and not Path(directory).expanduser().is_dir():
+        rule = f"is not a directory{_nearest_sibling(Path(directory).expanduser())}"
+        check.wrong("tasks.data_dir", directory, rule)

@@ -97,6 +97,7 @@ def speed_tables(
             "gamma": len(outcome.lengths) - 1,
             "prompts": len(prompts),
             "samples": decode.num_samples,
+            "batch_size": decode.batch_size,
             "tokens_per_primary_run": acceptance.tokens_per_primary_run(outcome.lengths),
             "primary_runs": outcome.primary_runs / responses,
             "secondary_runs": outcome.primary_runs * (len(outcome.lengths) - 1) / responses,
