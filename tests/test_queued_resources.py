@@ -536,9 +536,10 @@ def test_the_command_line_runs_a_sweep_on_tpu_vms(api, tmp_path):
     setup = [f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={HERE.parent}", "export JAX_PLATFORMS=cpu"]
     launcher = {**options(accelerator="v5litepod-1"), "setup": json.dumps(setup)}
     words = [f"hydra.launcher.{key}={value}" for key, value in launcher.items()]
-    tiny = ["scale=tiny", "train=pretrain", "eval.measures=[]", "tracking=disabled", "data=text"]
+    tiny = ["scale=tiny", "train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "data=text"]
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n".join(f"a small document, number {n}" for n in range(4000)))
+    sources = [path.read_text(encoding="utf-8") for path in sorted((HERE.parent / "launch").rglob("*.py"))]
+    corpus.write_text("\n<|endoftext|>\n".join(sources), encoding="utf-8")
     points = [*tiny, f"data.path={corpus}", "gamma=2,4", "hydra/launcher=queued_resources", *words]
     command = [sys.executable, str(HERE.parent / "launch/run.py"), "-m", *points]
     preview = subprocess.run([*command, "dry_run=true"], cwd=tmp_path, capture_output=True, text=True)
