@@ -31,6 +31,7 @@ from tandem.config import (
 )
 from tandem.data.corpus import corpus_identity
 from tandem.errors import EnvironmentFailure
+from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.validate import resolve_layer_map
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
@@ -45,7 +46,7 @@ class Model:
     """A row of the result tables: where it is made, and how it is read."""
 
     step: Step
-    kind: str  # "decoder" or "tandem"
+    kind: str  # "decoder", "tandem" or that of a head
 
 
 def build(experiment: Experiment) -> list[Step]:
@@ -78,6 +79,9 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
             inputs = {"corpus": corpus, "primary": primary, "tandem": tandem_ce}
             tandem_distil = _tandem(experiment, "tandem_distil", 2, layer_map, inputs)
             models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
+        for kind in HEADS:
+            if kind in experiment.drafter.drafters:
+                models |= _heads(experiment, kind, {"corpus": corpus, "primary": primary})
     if pair.middle is not None:
         models[pair.middle] = Model(base[pair.middle], "decoder")
     return {**models, pair.primary: Model(primary, "decoder")}
@@ -88,6 +92,8 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     evaluation, decode, pair = experiment.eval, experiment.decode, experiment.model
     corpus = models[pair.primary].step.inputs["corpus"]
     primary = models[pair.primary].step
+    # A head only drafts: it is neither a model of its own nor read in block mode.
+    drafting, models = models, {name: model for name, model in models.items() if model.kind not in HEADS}
     made: list[Step] = []
     if Measure.agreement in evaluation.measures:
         seq_len = experiment.train.seq_len
@@ -120,15 +126,18 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     }
     sizes = f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each"
     if Measure.speed in evaluation.measures and experiment.gamma > 0:
-        drafters = _drafters(experiment, models)
+        drafters = _drafters(experiment, drafting)
+        ngram = experiment.drafter.ngram
+        lookup = {"ngram": ngram} if Drafter.prompt_lookup in drafters.values() else {}
+        trained = {name: drafting[name].step for name in drafters if name in drafting}
         made.append(
             Step(
                 kind="speed",
                 name="speed",
                 version=2,
-                config={"gamma": experiment.gamma, "drafters": drafters, **decoding},
-                inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in drafters}},
-                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed),
+                config={"gamma": experiment.gamma, "drafters": drafters, **lookup, **decoding},
+                inputs={"corpus": corpus, "primary": primary, **trained},
+                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, ngram, experiment.seed),
                 size=sizes,
                 estimate_s=90,
             )
@@ -169,9 +178,11 @@ def _drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, 
         Drafter.independent: secondary,
         Drafter.distilled: f"{secondary}{last}",
         Drafter.tandem: f"tandem{last}",
+        **{kind: f"{kind}{last}" for kind in HEADS},
     }
-    chosen = dict.fromkeys(names[drafter] for drafter in experiment.drafter.drafters)
-    return {name: models[name].kind for name in chosen if name in models}
+    chosen = dict.fromkeys(names.get(drafter, drafter.value) for drafter in experiment.drafter.drafters)
+    kinds = {name: model.kind for name, model in models.items()} | {Drafter.prompt_lookup.value: "prompt_lookup"}
+    return {name: kinds[name] for name in chosen if name in kinds}
 
 
 def _corpus(experiment: Experiment) -> Step:
@@ -294,6 +305,41 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
         size=f"{_millions(models[pair.secondary])}, {_tokens(train):,} further tokens, {how}",
         estimate_s=_further_seconds(train, models[pair.secondary], models[pair.primary]) * (1 if frozen else 2),
     )
+
+
+def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) -> dict[str, Model]:
+    """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
+    train, models, pair = experiment.train, experiment.scale.models, experiment.model
+    primary = models[pair.primary]
+    head = head_config(kind, primary, models[pair.secondary], experiment.drafter.depth)
+    count = head_parameters(head, primary)
+    # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
+    a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
+    made: dict[str, Model] = {}
+    for stage, name in ((1, f"{kind}_ce"), (2, f"{kind}_distil")):
+        if stage == 2 and train.recipe is not Recipe.distil:
+            break
+        config = {
+            "head": asdict(head),
+            "stage": stage,
+            "optimizer": optimizer_meaning(train),
+            "seed": experiment.seed,
+        }
+        if stage == 2:
+            config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+            inputs = {**inputs, "head": made[f"{kind}_ce"].step}
+        step = Step(
+            kind="head",
+            name=name,
+            version=1,
+            config=config,
+            inputs=inputs,
+            run=steps.head(head, train, stage, experiment.seed),
+            size=f"{count / 1e6:.2g}M head on {pair.primary}, {_tokens(train):,} tokens, {head.depth} drafts",
+            estimate_s=a_token * _tokens(train) / TRAINING_FLOPS,
+        )
+        made[name] = Model(step, kind.value)
+    return made
 
 
 def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:

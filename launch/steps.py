@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tandem.config import (
     DataConfig,
     DecodeConfig,
     DecoderConfig,
+    Drafter,
     EvalConfig,
     OptimizerConfig,
     PrimaryMode,
@@ -30,6 +32,7 @@ from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import Interrupted
+from tandem.model.heads import HEADS, HeadConfig
 
 WEIGHTS = "weights.safetensors"
 PRIMARY = "primary.safetensors"
@@ -165,6 +168,39 @@ def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) 
     return run
 
 
+def head(config: HeadConfig, train: TrainConfig, stage: int, seed: int) -> Callable[[Context], None]:
+    """A head on the frozen primary trained: stage 1 from random weights, stage 2 from stage 1.
+
+    Inputs: corpus, primary, and for stage 2 head.
+    """
+
+    def run(context: Context) -> None:
+        from flax import nnx
+
+        from tandem.model import checkpoint
+        from tandem.training.objective import head_loss
+
+        primary, primary_weights = checkpoint.load_decoder(context.inputs["primary"] / WEIGHTS)
+        primary_config = DecoderConfig(**checkpoint.metadata(context.inputs["primary"] / WEIGHTS)["decoder"])
+        if stage == 1:
+            graph, weights = nnx.split(checkpoint.HEADS[config.kind](config, primary_config, rngs=nnx.Rngs(seed)))
+        else:
+            graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
+        loss = head_loss(
+            graph,
+            primary,
+            distil_weight=train.distil_weight if stage == 2 else None,
+            temperature=train.temperature,
+            remat=train.remat,
+        )
+        # All of it starts from scratch, as FF_Tandem does, and has its rate.
+        optimizer = replace(train, learning_rate=train.learning_rate * train.projection_rate)
+        weights = _train(context, loss, weights, primary_weights, optimizer, _stage_seed(seed, stage))
+        checkpoint.save_head(context.out / WEIGHTS, config, primary_config, weights)
+
+    return run
+
+
 def _new_tandem(
     context: Context,
     train: TrainConfig,
@@ -237,7 +273,13 @@ def agreement(
 
 
 def speed(
-    evaluation: EvalConfig, decode: DecodeConfig, dtype: str, gamma: int, drafters: Mapping[str, str], seed: int
+    evaluation: EvalConfig,
+    decode: DecodeConfig,
+    dtype: str,
+    gamma: int,
+    drafters: Mapping[str, str],
+    ngram: int,
+    seed: int,
 ) -> Callable[[Context], None]:
     """Table `speed`: SPEED with each of `drafters` {row name: kind}. Inputs: corpus, primary, the drafters by name."""
 
@@ -245,10 +287,14 @@ def speed(
         from tandem.measure.speed import speed_rows
 
         primary, weights = _primary_with(context, drafters, dtype)
+        models = {
+            name: _drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
+            for name, kind in drafters.items()
+        }
         rows = speed_rows(
             primary,
             weights,
-            {name: _drafter(context.inputs[name], kind, dtype) for name, kind in drafters.items()},
+            models,
             gamma,
             _prompts(context, evaluation, decode, seed),
             decode.max_new_tokens,
@@ -256,6 +302,10 @@ def speed(
             context.progress,
             lambda: _stop_between(context),
         )
+        for row in rows:
+            if row["name"] in models:
+                own = models[row["name"]][1]
+                row["parameters"] = _count(own["head"] if drafters[row["name"]] in HEADS else own)
         write_json_atomic(context.out / RESULTS, {"speed": rows})
 
     return run
@@ -274,7 +324,7 @@ def standalone(
         rows = standalone_rows(
             primary,
             weights,
-            {name: _drafter(context.inputs[name], "tandem", dtype) for name in tandems},
+            {name: _drafter(context.inputs[name], "tandem", dtype, primary, weights) for name in tandems},
             {
                 name: _decoding(context.inputs[name] / WEIGHTS, kind, dtype)
                 for name, kind in models.items()
@@ -348,15 +398,30 @@ def _decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     from tandem.model.decoder import cast_matrices
 
     load: Callable[..., tuple[Any, Any]] = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
-    graph, weights = load(path, dtype)
+    graph, weights = (checkpoint.load_head if kind in HEADS else load)(path, dtype)
     return graph, cast_matrices(weights, dtype)
 
 
-def _drafter(directory: Path, kind: str, dtype: str) -> tuple[Any, Any]:
+def _drafter(
+    directory: Path | None, kind: str, dtype: str, primary: Any, primary_weights: Any, ngram: int = 0
+) -> tuple[Any, Any]:
+    """A drafter for `primary` and its weights; heads share the primary's own arrays, the text needs no directory."""
+    from flax import nnx
+
+    from tandem.decoding.drafters.eagle import EagleDrafter
     from tandem.decoding.drafters.independent import Independent
+    from tandem.decoding.drafters.kv import KVDrafter
+    from tandem.decoding.drafters.medusa import MedusaDrafter
+    from tandem.decoding.drafters.prompt_lookup import PromptLookup
     from tandem.decoding.drafters.tandem import TandemDrafter
 
+    if kind == Drafter.prompt_lookup:
+        return PromptLookup(nnx.merge(primary, primary_weights).config.vocab_size, ngram), None
+    assert directory is not None
     graph, weights = _decoding(directory / WEIGHTS, kind, dtype)
+    if kind in HEADS:
+        heads = {Drafter.medusa: MedusaDrafter, Drafter.eagle: EagleDrafter, Drafter.kv: KVDrafter}
+        return heads[Drafter(kind)](graph, primary), {"head": weights, "primary": primary_weights}
     return TandemDrafter(graph) if kind == "tandem" else Independent(graph), weights
 
 
