@@ -23,8 +23,9 @@ from tandem.validate import validate
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_NAME = "config"
+PROMPT = "prompt="
 # What a run is called, where it is kept and who watches it do not change what it computes.
-NOT_MEANING = ("name", "runs_dir", "dry_run", "tracking", "platform")
+NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform")
 
 
 def groups() -> dict[str, list[str]]:
@@ -38,9 +39,13 @@ def groups() -> dict[str, list[str]]:
 
 
 def compose(overrides: Sequence[str]) -> Experiment:
-    """The experiment that `key=value` words describe. Raises `ConfigurationError` with all that is wrong."""
+    """The experiment that `key=value` words describe. Raises `ConfigurationError` with all that is wrong.
+
+    A prompt is text as it stands, brackets, quotes and line ends included; all other values are in Hydra's grammar.
+    """
     problems: list[str] = []
-    choices, values = _sort(overrides, problems)
+    prompts = [word.removeprefix(PROMPT) for word in overrides if word.startswith(PROMPT)]
+    choices, values = _sort([word for word in overrides if not word.startswith(PROMPT)], problems)
     known = known_keys(_composed(choices, problems))
     accepted = []
     for key, word in values:
@@ -48,7 +53,8 @@ def compose(overrides: Sequence[str]) -> Experiment:
             accepted.append(word)
         else:
             problems.append(f"unknown key {key}{nearest_key(key, [*known, *groups()])}")
-    return _experiment(_composed(choices + accepted, problems), problems)
+    data = _composed(choices + accepted, problems)
+    return _experiment({**data, "prompt": prompts[-1]} if prompts else data, problems)
 
 
 def compose_all(jobs: Sequence[Sequence[str]]) -> list[Experiment]:

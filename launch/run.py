@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -20,14 +21,18 @@ from typing import Any, NoReturn
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tandem.config import Experiment, Job
+from tandem.config import Experiment, Job, Measure
 from tandem.errors import ConfigurationError, UserError
 
 PROGRAM = "uv run launch/run.py"
 
 # What each job does: a function of the experiment and of `Stop`, imported when it is asked for; it may return an exit
 # code.
-JOBS = {Job.run: "launch.run:run"}
+JOBS = {
+    Job.run: "launch.run:run",
+    Job.speed: "launch.run:speed",
+    Job.generate: "launch.generate:generate",
+}
 
 
 class Stop:
@@ -96,6 +101,12 @@ def run(experiment: Experiment, stop: Stop) -> None:
         write_json_atomic(directory / "results.json", results)
         _present(directory, results, mirrored.directory)
         mirrored.results(results)
+
+
+def speed(experiment: Experiment, stop: Stop) -> None:
+    """The run with its speed table alone."""
+    measured = replace(experiment.eval, measures=[Measure.speed])
+    run(replace(experiment, eval=measured), stop)
 
 
 def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> None:

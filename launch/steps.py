@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter, primary_with
 from launch.graph import Context
 from launch.store import write_json_atomic
 from tandem.config import (
     DataConfig,
     DecodeConfig,
     DecoderConfig,
-    Drafter,
     EvalConfig,
     OptimizerConfig,
     PrimaryMode,
@@ -30,12 +30,11 @@ from tandem.config import (
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
+from tandem.data.prompts import encode_prompt, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
-from tandem.errors import Interrupted
+from tandem.errors import ConfigurationError, Interrupted
 from tandem.model.heads import HEADS, HeadConfig
 
-WEIGHTS = "weights.safetensors"
-PRIMARY = "primary.safetensors"
 RESULTS = "results.json"
 TOKENIZER = "tokenizer.model"
 
@@ -96,10 +95,10 @@ def shipped(path: Path) -> Callable[[Context], None]:
     return run
 
 
-def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Context], None]:
+def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
     """The secondary trained on alone: stage 1 by cross entropy (gecko_ce), stage 2 distilled too (gecko_distil).
 
-    Inputs: corpus, base, and for stage 2 primary.
+    `dtype` is that of the primary's products. Inputs: corpus, base, and for stage 2 primary.
     """
 
     def run(context: Context) -> None:
@@ -109,7 +108,7 @@ def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Cont
         graph, weights = checkpoint.load_decoder(context.inputs["base"] / WEIGHTS)
         teacher = teacher_weights = None
         if stage == 2:
-            teacher, teacher_weights = checkpoint.load_decoder(context.inputs["primary"] / WEIGHTS)
+            teacher, teacher_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", dtype)
         loss = decoder_loss(
             graph,
             teacher,
@@ -124,10 +123,12 @@ def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Cont
     return run
 
 
-def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) -> Callable[[Context], None]:
+def tandem(
+    train: TrainConfig, layer_map: Sequence[int], stage: int, dtype: str, seed: int
+) -> Callable[[Context], None]:
     """The tandem trained: stage 1 from the pretrained secondary and new projections, stage 2 from stage 1.
 
-    Inputs: corpus, primary, and secondary (stage 1) or tandem (stage 2).
+    `dtype` is that of the primary's products. Inputs: corpus, primary, and secondary (stage 1) or tandem (stage 2).
     """
 
     def run(context: Context) -> None:
@@ -137,7 +138,7 @@ def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) 
         tandem_from = context.inputs.get("tandem")
         joint = train.primary is not PrimaryMode.frozen
         primary_from = tandem_from / PRIMARY if joint and tandem_from else context.inputs["primary"] / WEIGHTS
-        primary, primary_weights = checkpoint.load_decoder(primary_from)
+        primary, primary_weights = decoding(primary_from, "decoder", dtype)
         primary_config = DecoderConfig(**checkpoint.metadata(primary_from)["decoder"])
         if tandem_from:
             graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS)
@@ -168,10 +169,10 @@ def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) 
     return run
 
 
-def head(config: HeadConfig, train: TrainConfig, stage: int, seed: int) -> Callable[[Context], None]:
+def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
     """A head on the frozen primary trained: stage 1 from random weights, stage 2 from stage 1.
 
-    Inputs: corpus, primary, and for stage 2 head.
+    `dtype` is that of the primary's products. Inputs: corpus, primary, and for stage 2 head.
     """
 
     def run(context: Context) -> None:
@@ -180,7 +181,7 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, seed: int) -> Calla
         from tandem.model import checkpoint
         from tandem.training.objective import head_loss
 
-        primary, primary_weights = checkpoint.load_decoder(context.inputs["primary"] / WEIGHTS)
+        primary, primary_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", dtype)
         primary_config = DecoderConfig(**checkpoint.metadata(context.inputs["primary"] / WEIGHTS)["decoder"])
         if stage == 1:
             graph, weights = nnx.split(checkpoint.HEADS[config.kind](config, primary_config, rngs=nnx.Rngs(seed)))
@@ -280,33 +281,40 @@ def speed(
     drafters: Mapping[str, str],
     ngram: int,
     seed: int,
+    prompts: Path | None = None,
 ) -> Callable[[Context], None]:
-    """Table `speed`: SPEED with each of `drafters` {row name: kind}. Inputs: corpus, primary, the drafters by name."""
+    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the file `prompts`, and then
+    `speed_by_category`. Inputs: corpus, primary, the drafters by name."""
 
     def run(context: Context) -> None:
-        from tandem.measure.speed import speed_rows
+        from tandem.measure.speed import speed_tables
 
-        primary, weights = _primary_with(context, drafters, dtype)
+        given, categories = _prompts(context, evaluation, decode, seed), []
+        if prompts is not None:
+            given, categories = _prompts_from(context, prompts, evaluation.prompts, decode)
+        primary, weights = primary_with(context, drafters, dtype)
         models = {
-            name: _drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
+            name: drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
             for name, kind in drafters.items()
         }
-        rows = speed_rows(
+        tables = speed_tables(
             primary,
             weights,
             models,
             gamma,
-            _prompts(context, evaluation, decode, seed),
-            decode.max_new_tokens,
+            given,
+            decode,
             evaluation.repeats,
             context.progress,
             lambda: _stop_between(context),
+            seed,
+            categories,
         )
-        for row in rows:
+        for row in tables["speed"]:
             if row["name"] in models:
                 own = models[row["name"]][1]
                 row["parameters"] = _count(own["head"] if drafters[row["name"]] in HEADS else own)
-        write_json_atomic(context.out / RESULTS, {"speed": rows})
+        write_json_atomic(context.out / RESULTS, tables)
 
     return run
 
@@ -319,14 +327,14 @@ def standalone(
     def run(context: Context) -> None:
         from tandem.measure.speed import standalone_rows
 
-        primary, weights = _primary_with(context, models, dtype)
+        primary, weights = primary_with(context, models, dtype)
         tandems = [name for name, kind in models.items() if kind == "tandem"]
         rows = standalone_rows(
             primary,
             weights,
-            {name: _drafter(context.inputs[name], "tandem", dtype, primary, weights) for name in tandems},
+            {name: drafter(context.inputs[name], "tandem", dtype, primary, weights) for name in tandems},
             {
-                name: _decoding(context.inputs[name] / WEIGHTS, kind, dtype)
+                name: decoding(context.inputs[name] / WEIGHTS, kind, dtype)
                 for name, kind in models.items()
                 if kind == "decoder"
             },
@@ -376,53 +384,26 @@ def _stage_seed(seed: int, stage: int) -> int:
     return 10 * seed + stage
 
 
-def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> np.ndarray:
+def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
     tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
-    return prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed)
+    return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
 
 
-def _primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
-    """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
-    from tandem.model.decoder import untie
-
-    path = context.inputs["primary"] / WEIGHTS
-    for name, kind in models.items():
-        if kind == "tandem" and (context.inputs[name] / PRIMARY).exists():
-            path = context.inputs[name] / PRIMARY
-    return untie(*_decoding(path, "decoder", dtype))
-
-
-def _decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
-    """A model as it is decoded with: products in `dtype`, matrices kept in it."""
-    from tandem.model import checkpoint
-    from tandem.model.decoder import cast_matrices
-
-    load: Callable[..., tuple[Any, Any]] = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
-    graph, weights = (checkpoint.load_head if kind in HEADS else load)(path, dtype)
-    return graph, cast_matrices(weights, dtype)
+def _prompts_from(context: Context, path: Path, count: int, decode: DecodeConfig) -> tuple[list[np.ndarray], list[str]]:
+    """Prompts of a file as ids, and their categories. Raises what fits no cache before anything compiles."""
+    read = read_prompts(path, count)
+    tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
+    encoded = [encode_prompt(tokenizer, prompt.text) for prompt in read]
+    longest = max(map(len, encoded))
+    check_fits(longest, decode, f"data.prompts={path}: the longest prompt")
+    return encoded, [prompt.category for prompt in read]
 
 
-def _drafter(
-    directory: Path | None, kind: str, dtype: str, primary: Any, primary_weights: Any, ngram: int = 0
-) -> tuple[Any, Any]:
-    """A drafter for `primary` and its weights; heads share the primary's own arrays, the text needs no directory."""
-    from flax import nnx
-
-    from tandem.decoding.drafters.eagle import EagleDrafter
-    from tandem.decoding.drafters.independent import Independent
-    from tandem.decoding.drafters.kv import KVDrafter
-    from tandem.decoding.drafters.medusa import MedusaDrafter
-    from tandem.decoding.drafters.prompt_lookup import PromptLookup
-    from tandem.decoding.drafters.tandem import TandemDrafter
-
-    if kind == Drafter.prompt_lookup:
-        return PromptLookup(nnx.merge(primary, primary_weights).config.vocab_size, ngram), None
-    assert directory is not None
-    graph, weights = _decoding(directory / WEIGHTS, kind, dtype)
-    if kind in HEADS:
-        heads = {Drafter.medusa: MedusaDrafter, Drafter.eagle: EagleDrafter, Drafter.kv: KVDrafter}
-        return heads[Drafter(kind)](graph, primary), {"head": weights, "primary": primary_weights}
-    return TandemDrafter(graph) if kind == "tandem" else Independent(graph), weights
+def check_fits(prompt_tokens: int, decode: DecodeConfig, what: str) -> None:
+    """Raises ConfigurationError where a prompt and its response take more than the cache."""
+    if prompt_tokens + decode.max_new_tokens > decode.cache_tokens:
+        problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={decode.max_new_tokens} that is more "
+        raise ConfigurationError([problem + f"than decode.cache_tokens={decode.cache_tokens}"])
 
 
 def _count(weights: Any) -> int:

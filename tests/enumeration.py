@@ -59,19 +59,19 @@ class Scripted:
         )
 
 
-def random_decoder(config: DecoderConfig, seed: int) -> tuple[nnx.GraphDef[Decoder], Any]:
-    graph, weights = nnx.split(Decoder(config, dtype=jnp.float64, rngs=nnx.Rngs(seed)))
-    return graph, _spread(weights)
+def random_decoder(config: DecoderConfig, seed: int, dtype: Any = jnp.float64) -> tuple[nnx.GraphDef[Decoder], Any]:
+    graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(seed)))
+    return graph, _spread(weights, dtype)
 
 
-def random_tandem(seed: int) -> tuple[nnx.GraphDef[Tandem], Any]:
-    graph, weights = nnx.split(Tandem(PRIMARY, SECONDARY, [1], dtype=jnp.float64, rngs=nnx.Rngs(seed)))
-    return graph, _spread(weights)
+def random_tandem(seed: int, dtype: Any = jnp.float64) -> tuple[nnx.GraphDef[Tandem], Any]:
+    graph, weights = nnx.split(Tandem(PRIMARY, SECONDARY, [1], dtype=dtype, rngs=nnx.Rngs(seed)))
+    return graph, _spread(weights, dtype)
 
 
-def _spread(weights: Any) -> Any:
+def _spread(weights: Any, dtype: Any) -> Any:
     """Larger embeddings and branches: laws that are far from uniform and depend on the whole text."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64) * (40 if leaf.shape[0] == VOCABULARY else 2), weights)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) * (40 if leaf.shape[0] == VOCABULARY else 2), weights)
 
 
 def output_law(
