@@ -7,6 +7,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -37,7 +38,7 @@ from tandem.training.loop import train
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
 
 ROOT = Path(__file__).resolve().parents[1]
-DEPTH = 5
+DEPTH = 4
 SIZES = {
     Drafter.medusa: HeadConfig(Drafter.medusa, DEPTH, 24),
     Drafter.eagle: HeadConfig(Drafter.eagle, DEPTH, 24, 32, 3),
@@ -48,15 +49,20 @@ KINDS = [Drafter.prompt_lookup, *HEADS]
 LENGTHS = np.array([9, 5, 7])
 PROMPTS = np.random.default_rng(3).integers(0, 37, (3, 9)).astype(np.int32)
 NEW = 40
+UNROLLED = 60
 
 
 def random_head(config: HeadConfig, primary, seed: int, dtype=jnp.float32):
-    """A head whose every weight matters: Medusa's zeros are replaced."""
-    graph, weights = nnx.split(checkpoint.HEADS[config.kind](config, primary, dtype=dtype, rngs=nnx.Rngs(seed)))
-    leaves, tree = jax.tree.flatten(weights)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return graph, jax.tree.unflatten(tree, noisy)
+    """A head whose every weight matters, also those that Medusa starts at 0."""
+    make = lambda: checkpoint.HEADS[config.kind](config, primary, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
+    graph, template = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        noise = rng.standard_normal(leaf.shape)
+        return jnp.asarray(1 + 0.3 * noise if leaf.ndim == 1 else 2 * noise * leaf.shape[0] ** -0.5, dtype)
+
+    return graph, jax.tree.map(draw, template)
 
 
 def drafter_of(kind: Drafter, primary, head):
@@ -79,24 +85,46 @@ def heads():
 
 @pytest.fixture(scope="module")
 def trained(primary, tmp_path_factory):
-    """Heads that have learnt something of this primary, so that some drafts are accepted and some are not."""
-    config = OptimizerConfig(steps=120, learning_rate=1e-2, warmup_steps=5, weight_decay=0.0)
-    text = np.random.default_rng(0).integers(0, 37, (64, 25)).astype(np.int32)
-    made = {}
-    for kind, sizes in SIZES.items():
-        graph, weights = nnx.split(checkpoint.HEADS[kind](sizes, PRIMARY, rngs=nnx.Rngs(2)))
-        loss = head_loss(graph, primary[0], distil_weight=1.0)
+    """(kind) → a head that has learnt something of this primary, so that some drafts are accepted and some are not; and
+    its losses."""
+    config = OptimizerConfig(steps=100, learning_rate=1e-2, warmup_steps=5, weight_decay=0.0)
+    text = np.random.default_rng(0).integers(0, 37, (64, 17)).astype(np.int32)
+    batches = lambda step: text[8 * (step % 8) : 8 * (step % 8) + 8]  # noqa: E731
+
+    @cache
+    def train_one(kind: Drafter):
+        sizes, losses = SIZES[kind], []
+        start = jax.jit(lambda: nnx.state(checkpoint.HEADS[kind](sizes, PRIMARY, rngs=nnx.Rngs(2))))()
+        loss = head_loss(random_head(sizes, PRIMARY, 2)[0], primary[0], distil_weight=1.0)
+        report = lambda step, total, metrics: losses.append(metrics["distillation"])  # noqa: E731
         folder = tmp_path_factory.mktemp(kind)
-        batches = lambda step: text[8 * (step % 8) : 8 * (step % 8) + 8]  # noqa: E731
-        made[kind] = graph, train(loss, weights, primary[1], batches, config, seed=0, folder=folder)
-    return made
+        return train(loss, start, primary[1], batches, config, seed=0, folder=folder, report=report), losses
+
+    return train_one
 
 
-def run(engine: Engine, weights, drafter_weights=None, prompts=PROMPTS, lengths=LENGTHS, new=NEW):
-    prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
-    state = engine.prefill(weights, drafter_weights, prompts, lengths, max_new_tokens=new)
-    state = engine.decode(weights, drafter_weights, state, lengths - 1 + new)
-    return np.stack([np.asarray(state.tokens)[row, n : n + new] for row, n in enumerate(lengths.tolist())]), state
+@pytest.fixture(scope="module")
+def decoded(trained):
+    """(kind or None, γ, type, adaptive) → greedy responses to PROMPTS, and the state at the end; None is the primary
+    alone by passes of the same width."""
+
+    @cache
+    def decode(kind: Drafter | None, gamma: int, dtype=jnp.float32, adaptive: bool = False):
+        graph, weights = decoder(PRIMARY, 0, dtype)
+        weights = cast_matrices(weights, dtype)
+        drafter = drafter_weights = head = None
+        if kind in HEADS:
+            model = random_head(SIZES[kind], PRIMARY, 1, dtype)[0]
+            head = model, cast_matrices(trained(kind)[0], dtype)
+        if kind is not None:
+            drafter, drafter_weights = drafter_of(kind, (graph, weights), head)
+        rule = Confidence(0.3) if adaptive else None
+        engine = Engine(graph, drafter, gamma=gamma if drafter else 0, width=gamma + 1, rule=rule)
+        state = engine.prefill(weights, drafter_weights, PROMPTS, LENGTHS, max_new_tokens=NEW)
+        state = engine.decode(weights, drafter_weights, state, LENGTHS - 1 + NEW)
+        return np.stack([np.asarray(state.tokens)[row, n : n + NEW] for row, n in enumerate(LENGTHS)]), state
+
+    return decode
 
 
 # --- exact ------------------------------------------------------------------------------------------------------------
@@ -104,28 +132,23 @@ def run(engine: Engine, weights, drafter_weights=None, prompts=PROMPTS, lengths=
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("gamma", "rule", "dtype"),
-    [(1, None, jnp.float32), (5, None, jnp.float32), (5, Confidence(0.5), jnp.float32), (4, None, jnp.bfloat16)],
-    ids=["one draft", "five", "adaptive", "bfloat16"],
+    ("gamma", "dtype", "adaptive"),
+    [
+        pytest.param(4, jnp.float32, False, id="four"),
+        pytest.param(1, jnp.float32, False, id="one draft", marks=pytest.mark.slow),
+        pytest.param(4, jnp.float32, True, id="adaptive", marks=pytest.mark.slow),
+        pytest.param(3, jnp.bfloat16, True, id="adaptive, bfloat16", marks=pytest.mark.slow),
+    ],
 )
-def test_greedy_output_is_the_primarys_at_the_same_width(kind, gamma, rule, dtype, trained):
-    graph, weights = decoder(PRIMARY, 0, dtype)
-    weights = cast_matrices(weights, dtype)
-    head = None
-    if kind in HEADS:
-        head_weights = trained[kind][1]
-        module = checkpoint.HEADS[kind](SIZES[kind], PRIMARY, dtype=dtype, rngs=nnx.Rngs(0))
-        head = nnx.split(module)[0], cast_matrices(head_weights, dtype)
-    drafter, drafter_weights = drafter_of(kind, (graph, weights), head)
-    reference, _ = run(Engine(graph, width=gamma + 1), weights)
-    output, state = run(Engine(graph, drafter, gamma=gamma, rule=rule), weights, drafter_weights)
-    np.testing.assert_array_equal(output, reference)
+def test_greedy_output_is_the_primarys_at_the_same_width(kind, gamma, dtype, adaptive, decoded):
+    output, state = decoded(kind, gamma, dtype, adaptive)
+    np.testing.assert_array_equal(output, decoded(None, gamma, dtype)[0])
     counts = np.asarray(state.accepted_lengths)
     assert counts[:, 1:].sum() > 0, "no draft was ever accepted"
     assert counts[:, 0].sum() > 0, "no draft was ever rejected"
     np.testing.assert_array_equal(counts @ np.arange(1, gamma + 2), np.asarray(state.position) - (LENGTHS - 1))
     drafted = np.asarray(state.blocks).sum(axis=(0, 2))
-    assert (drafted[:-1].sum() > 0) == (rule is not None)
+    assert (drafted[:-1].sum() > 0) == adaptive
 
 
 LAW_SIZES = {
@@ -143,7 +166,9 @@ LAW_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", LAW_CASES)
+@pytest.mark.parametrize(
+    "case", ["token", pytest.param("adaptive, block verification, stop token", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_law_of_the_output_is_the_primarys(kind, case):
     with jax.enable_x64(True):
@@ -151,7 +176,7 @@ def test_the_law_of_the_output_is_the_primarys(kind, case):
         head = None
         if kind in HEADS:
             model, head_weights = random_head(LAW_SIZES[kind], LAW_PRIMARY, 1, jnp.float64)
-            head = model, jax.tree.map(lambda leaf: 2 * leaf.astype(jnp.float64), head_weights)
+            head = model, head_weights
         drafter, drafter_weights = drafter_of(kind, (graph, weights), head)
         options = {"gamma": 2, "law": Law(temperature=1.0), "chance": Scripted(), **LAW_CASES[case]}
         engine = Engine(graph, drafter, **options)
@@ -164,42 +189,56 @@ def test_the_law_of_the_output_is_the_primarys(kind, case):
 # --- serving is training ----------------------------------------------------------------------------------------------
 
 
-def unrolled_logits(kind, primary, head, text: np.ndarray) -> list[np.ndarray]:
+def unrolled_logits(primary, head, text: np.ndarray) -> list[np.ndarray]:
     """For draft k the training logits [T, V], those of position q at q; not numbers where there are none."""
-    model, decoder_model = nnx.merge(*head), nnx.merge(*primary)
-    states = decoder_model.states(jnp.asarray(text[None]), PRIMARY.num_layers)
-    outputs = model.unroll(decoder_model, jnp.asarray(text[None]), states)
-    assert [x.shape[1] for x in outputs] == [len(text) - k - 1 for k in range(DEPTH)]
-    logits = [np.asarray(decoder_model.logits(x)[0]) for x in outputs]
-    return [np.pad(x, ((k + 1, 0), (0, 0)), constant_values=np.nan) for k, x in enumerate(logits)]
+
+    @jax.jit
+    def read(weights, primary_weights, text):
+        model, decoder_model = nnx.merge(head[0], weights), nnx.merge(primary[0], primary_weights)
+        states = decoder_model.states(text, PRIMARY.num_layers)
+        return [decoder_model.logits(x)[0] for x in model.unroll(decoder_model, text, states)]
+
+    padded = np.zeros((1, UNROLLED), np.int32)  # one shape for all texts; nothing reads what comes after it
+    padded[0, : len(text)] = text
+    logits = [np.asarray(x) for x in read(head[1], primary[1], padded)]
+    assert [len(x) for x in logits] == [UNROLLED - k - 1 for k in range(DEPTH)]
+    return [np.pad(x, ((k + 1, 0), (0, 0)), constant_values=np.nan)[: len(text)] for k, x in enumerate(logits)]
+
+
+def draft_at(drafter, index, weights, state, tokens, starts, cache):
+    return drafter.draft(weights, state, tokens, starts, index, cache)
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_drafting_logits_are_the_training_logits(kind, primary, heads):
     """Also after a block whose later drafts were wrong: what they left in the drafter's state must not be read."""
     text = np.random.default_rng(5).integers(0, 37, 24).astype(np.int32)
-    expected = unrolled_logits(kind, primary, heads[kind], text)
+    expected = unrolled_logits(primary, heads[kind], text)
     drafter, weights = drafter_of(kind, primary, heads[kind])
-    model = nnx.merge(*primary)
+    extend = jax.jit(lambda weights, *given: nnx.merge(primary[0], weights).extend(*given))
+    first, later, learn = (
+        jax.jit(partial(draft_at, drafter, 0)),
+        jax.jit(partial(draft_at, drafter)),
+        jax.jit(drafter.learn),
+    )
     prompt = jnp.asarray(text[None, :8])  # two tokens of padding: six count
-    states, cache = model.extend(prompt, jnp.zeros(1, jnp.int32), model.empty_cache(1, 30))
-    state = drafter.start(weights, prompt, jnp.array([6]), states, 30)
+    states, cache = extend(primary[1], prompt, jnp.zeros(1, jnp.int32), nnx.merge(*primary).empty_cache(1, 30))
+    state = jax.jit(drafter.start, static_argnums=4)(weights, prompt, jnp.array([6]), states, 30)
     position = 5
-    for accepted in (2, 4, 0, 1):
+    for accepted in (2, 3, 0, 1):
         block = text[position : position + DEPTH].copy()
         block[accepted + 1 :] = (block[accepted + 1 :] + 7) % 37  # rejected drafts
         for index in range(DEPTH):
             given = jnp.asarray(block[None, index : index + 1])
-            logits, state = drafter.draft(
-                weights, state, given, jnp.array([position + index]), index if index == 0 else jnp.int32(index), cache
-            )
+            rest = (weights, state, given, jnp.array([position + index]), cache)
+            logits, state = first(*rest) if index == 0 else later(jnp.int32(index), *rest)
             if index <= accepted:
                 np.testing.assert_allclose(logits[0], expected[index][position + index], rtol=2e-4, atol=2e-4)
             elif kind is not Drafter.medusa:
                 assert np.abs(logits[0] - expected[index][position + index]).max() > 1e-2, "the token is not read"
         read, starts = jnp.asarray(np.append(block, 0)[None]), jnp.array([position])
-        states, cache = model.extend(read, starts, cache)
-        state = drafter.learn(weights, state, read, states, starts)
+        states, cache = extend(primary[1], read, starts, cache)
+        state = learn(weights, state, read, states, starts)
         position += accepted + 1
     assert np.abs(expected[0][5:] - expected[1][5:]).max() > 1e-2, "two drafts of one position could not be told apart"
 
@@ -209,24 +248,28 @@ def test_a_draft_reads_nothing_of_the_primary_within_its_block(kind, primary, he
     """Gradients: draft k at position q depends on the primary's states and keys up to q - k - 1, and on none later."""
     model, decoder_model = nnx.merge(*heads[kind]), nnx.merge(*primary)
     text = jnp.asarray(np.random.default_rng(6).integers(0, 37, (1, 12)))
-    states = decoder_model.states(text, PRIMARY.num_layers)
-    for k in (0, 2):
-        read = lambda states, k=k: jnp.sum(model.unroll(decoder_model, text, states)[k][0, 9 - k - 1] ** 2)  # noqa: E731
-        gradients = jax.grad(read)(states)
+    states = jax.jit(lambda text: decoder_model.states(text, PRIMARY.num_layers))(text)
+
+    @jax.jit
+    def gradients_of(states):
+        read = lambda states, k: jnp.sum(model.unroll(decoder_model, text, states)[k][0, 9 - k - 1] ** 2)  # noqa: E731
+        return [jax.grad(read)(states, k) for k in (0, 2)]
+
+    for k, gradients in zip((0, 2), gradients_of(states), strict=True):
         reached = np.any([np.any(np.asarray(g[0]) != 0, axis=-1) for g in gradients], axis=0)
         assert reached[9 - k - 1]
         assert not reached[9 - k :].any()
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_acceptance_in_training_is_acceptance_in_serving(kind, primary, trained):
+def test_acceptance_in_training_is_acceptance_in_serving(kind, primary, trained, decoded):
     """Block by block through the engine's own output, the training logits say which drafts are accepted."""
     gamma = 4
-    drafter, weights = drafter_of(kind, primary, trained[kind])
-    _, state = run(Engine(primary[0], drafter, gamma=gamma), primary[1], weights)
+    head = random_head(SIZES[kind], PRIMARY, 1)[0], trained(kind)[0]
+    _, state = decoded(kind, gamma)
     for row, length in enumerate(LENGTHS.tolist()):
         text = np.asarray(state.tokens)[row, : int(state.position[row]) + 1]
-        choices = [np.argmax(x, axis=-1) for x in unrolled_logits(kind, primary, trained[kind], text)]
+        choices = [np.argmax(x, axis=-1) for x in unrolled_logits(primary, head, text)]
         counts, position = np.zeros(gamma + 1, int), length - 1
         while position < length - 1 + NEW:
             accepted = 0
@@ -316,39 +359,35 @@ def test_layers_that_are_read_are_spread_over_the_primary():
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("weight", [None, 0.5])
-def test_the_loss_is_the_weighted_mean_over_drafts_at_every_position(kind, weight, primary, heads):
+@pytest.mark.parametrize(
+    ("weight", "remat"),
+    [(0.5, False), pytest.param(None, False, marks=pytest.mark.slow), pytest.param(0.5, True, marks=pytest.mark.slow)],
+)
+def test_the_loss_is_the_weighted_mean_over_drafts_at_every_position(kind, weight, remat, primary, heads):
     tokens = jnp.asarray(np.random.default_rng(8).integers(0, 37, (2, 14)))
-    model, decoder_model = nnx.merge(*heads[kind]), nnx.merge(*primary)
-    teacher = decoder_model(tokens[:, :-1])
-    states = decoder_model.states(tokens[:, :-1], PRIMARY.num_layers)
-    total = text = teaching = 0.0
+    teacher = jax.jit(nnx.merge(*primary))(tokens[:, :-1])
+    logits = unrolled_logits(primary, heads[kind], np.asarray(tokens[0, :-1]))
+    other = unrolled_logits(primary, heads[kind], np.asarray(tokens[1, :-1]))
+    text = teaching = 0.0
     shares = np.array([DRAFT_WEIGHT**k for k in range(DEPTH)]) / sum(DRAFT_WEIGHT**k for k in range(DEPTH))
-    for k, x in enumerate(model.unroll(decoder_model, tokens[:, :-1], states)):
-        logits = decoder_model.logits(x)
-        text += shares[k] * float(jnp.mean(cross_entropy(logits, tokens[:, k + 2 :])))
-        teaching += shares[k] * float(jnp.mean(distillation(logits, teacher[:, k + 1 :])))
+    for k in range(DEPTH):
+        both = jnp.stack([logits[k][k + 1 :], other[k][k + 1 :]])
+        text += shares[k] * float(jnp.mean(cross_entropy(both, tokens[:, k + 2 :])))
+        teaching += shares[k] * float(jnp.mean(distillation(both, teacher[:, k + 1 :])))
     total = text if weight is None else (1 - weight) * text + weight * teaching
-    for remat in (False, True):
-        loss = head_loss(heads[kind][0], primary[0], distil_weight=weight, remat=remat)
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
-            heads[kind][1], primary[1], tokens, jax.random.key(0)
-        )
-        assert value == pytest.approx(total, rel=1e-4)
-        assert metrics["cross_entropy"] == pytest.approx(text, rel=1e-4)
-        assert ("distillation" in metrics) == (weight is not None)
-        assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients)), "a weight that nothing reaches"
+    loss = head_loss(heads[kind][0], primary[0], distil_weight=weight, remat=remat)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, metrics), gradients = step(heads[kind][1], primary[1], tokens, jax.random.key(0))
+    assert value == pytest.approx(total, rel=1e-4)
+    assert metrics["cross_entropy"] == pytest.approx(text, rel=1e-4)
+    assert ("distillation" in metrics) == (weight is not None)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients)), "a weight that nothing reaches"
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_training_makes_drafts_more_often_right(kind, primary, heads, trained):
-    accepted = []
-    for head in (heads[kind], trained[kind]):
-        drafter, weights = drafter_of(kind, primary, head)
-        _, state = run(Engine(primary[0], drafter, gamma=3), primary[1], weights)
-        counts = np.asarray(state.accepted_lengths).sum(axis=0)
-        accepted.append(counts[1:].sum() / counts.sum())
-    assert accepted[1] > 2 * accepted[0] + 0.05, accepted
+def test_training_makes_the_loss_fall(kind, trained):
+    losses = trained(kind)[1]
+    assert losses[-1] < 0.8 * losses[0], losses
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
