@@ -144,6 +144,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     **law,
                     "verification": decode.verification.value,
                     "num_samples": decode.num_samples,
+                    "batch_size": decode.batch_size,
                     "exact": decode.exact,
                     "prompts_from": _digest(file) if file else None,
                 },

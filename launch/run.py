@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +32,10 @@ JOBS = {
     Job.run: "launch.run:run",
     Job.speed: "launch.run:speed",
     Job.generate: "launch.generate:generate",
+    Job.sweep_status: "launch.fleet.jobs:status",
+    Job.sweep_logs: "launch.fleet.jobs:logs",
+    Job.sweep_cancel: "launch.fleet.jobs:cancel",
+    Job.sweep_resume: "launch.fleet.jobs:resume",
 }
 
 
@@ -105,8 +109,14 @@ def run(experiment: Experiment, stop: Stop) -> None:
 
 def speed(experiment: Experiment, stop: Stop) -> None:
     """The run with its speed table alone."""
-    measured = replace(experiment.eval, measures=[Measure.speed])
-    run(replace(experiment, eval=measured), stop)
+    run(as_run(experiment) or experiment, stop)
+
+
+def as_run(experiment: Experiment) -> Experiment | None:
+    """The run that the experiment's job is; None for a job that is no run, and so has neither graph nor directory."""
+    if experiment.job is Job.speed:
+        return replace(experiment, eval=replace(experiment.eval, measures=[Measure.speed]))
+    return experiment if experiment.job is Job.run else None
 
 
 def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> None:
@@ -154,8 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with Stop() as stop:
         if options.multirun:
+            from launch.fleet.sweep import launcher_of, sweep
+
+            fleet = launcher_of(options.overrides)
+            if fleet is not None:
+                return guarded(lambda: sweep(fleet, options.overrides, experiments, arguments, stop), stop)
             return _multirun(options.overrides, stop)
-        return _guarded(experiments[0], stop)
+        return guarded(lambda: start(experiments[0], stop), stop)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -170,13 +185,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def _guarded(experiment: Experiment, stop: Stop) -> int:
-    """Run one experiment; the exit code, with one line on standard error unless it is 0."""
+def start(experiment: Experiment, stop: Stop) -> int | None:
+    """Do the experiment's job."""
+    module, function = JOBS[experiment.job].split(":")
+    return getattr(import_module(module), function)(experiment, stop)
+
+
+def guarded(work: Callable[[], int | None], stop: Stop) -> int:
+    """Do some work; the exit code, with one line on standard error unless it is 0."""
     from launch.graph import Interrupted
 
-    module, function = JOBS[experiment.job].split(":")
     try:
-        code = getattr(import_module(module), function)(experiment, stop)
+        code = work()
     except Interrupted as interruption:
         print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
         return 128 + stop.signal
@@ -199,17 +219,18 @@ def _multirun(overrides: Sequence[str], stop: Stop) -> int:
     def job(config: object) -> None:
         if not stop():
             data = OmegaConf.to_container(config, resolve=True)  # type: ignore[arg-type]
-            codes.append(_guarded(from_container(data), stop))  # type: ignore[arg-type]
+            experiment = from_container(data)  # type: ignore[arg-type]
+            codes.append(guarded(lambda: start(experiment, stop), stop))
 
     sys.argv[1:] = ["--multirun", *for_hydra(overrides)]
     job()  # type: ignore[call-arg]
     return max(codes, default=0)
 
 
-def command_line() -> int:
-    """`main` with every way out turned into an exit code and at most one line."""
+def command_line(entry: Callable[[], int] = main) -> int:
+    """`entry` with every way out turned into an exit code and at most one line."""
     try:
-        code = main()
+        code = entry()
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -16,6 +16,11 @@ class Job(StrEnum):
     run = "run"
     generate = "generate"
     speed = "speed"
+    sweep_status = "sweep_status"
+    sweep_logs = "sweep_logs"
+    sweep_cancel = "sweep_cancel"
+    sweep_resume = "sweep_resume"
+    evaluate = "evaluate"
 
 
 class Recipe(StrEnum):
@@ -223,6 +228,7 @@ class DecodeConfig:
     top_p: float = 1.0
     verification: Verification = Verification.token
     num_samples: int = 1  # responses to each prompt, which share its prefill
+    batch_size: int = 1  # prompts decoded together
     # Compare with autoregressive decoding by passes as wide as verification: equality is then bit for bit.
     exact: bool = False
 
@@ -238,6 +244,19 @@ class EvalConfig:
     prompts: int = 32
     standalone_gamma: int = 3
     repeats: int = 3  # timed repetitions after one warm-up
+    # Of job=evaluate: suites of downstream tasks or single ones (docs/tasks.md), exemplars in a prompt, and how many
+    # examples of a task, from its first (null: all).
+    tasks: list[str] = field(default_factory=list)
+    shots: int = 1
+    limit: int | None = None
+
+
+@dataclass
+class TasksConfig:
+    """Where downstream tasks find their data (docs/tasks.md has the layout)."""
+
+    data_dir: str | None = None  # prepared TensorFlow datasets and raw files; null: $TFDS_DATA_DIR or TFDS's default
+    download: bool = False  # what is missing, into that directory
 
 
 @dataclass
@@ -270,6 +289,7 @@ class Experiment:
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     job: Job = Job.run
@@ -280,3 +300,4 @@ class Experiment:
     tau: float = 0.8
     runs_dir: str = "runs"
     dry_run: bool = False
+    sweep: str | None = None

@@ -72,6 +72,7 @@ def validate(experiment: Experiment) -> list[str]:
     _data(experiment, check)
     _measures(experiment, check)
     _heads(experiment, check)
+    _tasks(experiment, check)
     return check.problems
 
 
@@ -228,6 +229,7 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
     if not 0 < decode.top_p <= 1:
         check.wrong("decode.top_p", decode.top_p, "must be above 0 and at most 1")
     check.at_least("decode.num_samples", decode.num_samples, 1)
+    check.at_least("decode.batch_size", decode.batch_size, 1)
     for key, values in (("eval.measures", measured.measures), ("drafter.drafters", experiment.drafter.drafters)):
         if len(set(values)) != len(values):
             check.wrong(key, [value.value for value in values], "names something twice")
@@ -248,3 +250,15 @@ def _heads(experiment: Experiment, check: _Checks) -> None:
             check.wrong("drafter.drafters", kind.value, "needs train=ce or train=distil, which train it")
         if kind in HEADS and train.primary is not PrimaryMode.frozen:
             check.wrong("drafter.drafters", kind.value, "needs train.primary=frozen, the primary that it is trained on")
+
+
+def _tasks(experiment: Experiment, check: _Checks) -> None:
+    check.at_least("eval.shots", experiment.eval.shots, 0)
+    if experiment.eval.limit is not None:
+        check.at_least("eval.limit", experiment.eval.limit, 1)
+    if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):
+        check.wrong("eval.tasks", experiment.eval.tasks, "names something twice")
+    directory = experiment.tasks.data_dir
+    if directory is not None and not experiment.tasks.download and not Path(directory).expanduser().is_dir():
+        rule = f"is not a directory{_nearest_sibling(Path(directory).expanduser())}"
+        check.wrong("tasks.data_dir", directory, rule)

@@ -209,6 +209,15 @@ def test_sampling_several_responses_of_prompts_of_any_length(bison, bison_gecko)
     assert "identical_to_primary" not in row, "what is drawn twice need not be equal"
 
 
+def test_a_batch_answers_each_prompt_as_if_alone(bison, bison_gecko):
+    method = Method(Engine(bison[0], TandemDrafter(bison_gecko[0]), gamma=2), bison[1], bison_gecko[1])
+    prompts = [PROMPTS[0], np.tile(PROMPTS[1], 4), PROMPTS[2, :3], PROMPTS[3]]
+    alone, together = (run_prompts(method, prompts, 8, batch_size=size) for size in (1, 3))
+    np.testing.assert_array_equal(together.responses, alone.responses)
+    np.testing.assert_array_equal(together.lengths, alone.lengths)
+    np.testing.assert_array_equal(together.runs, alone.runs)
+
+
 def test_one_program_serves_all_prompts_of_a_bucket(bison, bison_gecko):
     method = Method(Engine(bison[0], TandemDrafter(bison_gecko[0]), gamma=2), bison[1], bison_gecko[1])
     lengths = np.random.default_rng(0).integers(2, 65, 100).tolist()

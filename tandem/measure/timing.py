@@ -83,25 +83,37 @@ class Outcome:
 
 
 def run_prompts(
-    method: Method, prompts: Sequence[np.ndarray], max_new_tokens: int, num_samples: int = 1, seed: int = 0
+    method: Method,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    num_samples: int = 1,
+    batch_size: int = 1,
+    seed: int = 0,
 ) -> Outcome:
-    """Decode `prompts` [N] of any lengths one by one, `num_samples` responses to each at once."""
+    """Decode `prompts` [N] of any lengths, `batch_size` of a bucket at once and `num_samples` responses to each.
+
+    A batch's time is shared out evenly among its prompts.
+    """
     engine = method.engine
-    responses, counts, runs, seconds = [], [], [], []
-    for index, prompt in enumerate(prompts):
-        row = np.zeros((1, bucket(len(prompt))), np.int32)
-        row[0, : len(prompt)] = prompt
-        given, length = jnp.asarray(row), jnp.array([len(prompt)])
-        limits = jnp.full(num_samples, len(prompt) - 1 + max_new_tokens)
+    responses = np.zeros((len(prompts), num_samples, max_new_tokens), np.int32)
+    lengths = np.zeros(engine.gamma + 1, np.int64)
+    seconds, runs = np.zeros((1, len(prompts), 2)), np.zeros(len(prompts), np.int64)
+    for group in _batches(prompts, batch_size):
+        given = np.zeros((len(group), bucket(max(len(prompts[index]) for index in group))), np.int32)
+        ends = np.asarray([len(prompts[index]) for index in group], np.int32)
+        for row, index in enumerate(group):
+            given[row, : ends[row]] = prompts[index]
+        limits = jnp.asarray(np.repeat(ends - 1 + max_new_tokens, num_samples))
         keys = None
         if not engine.law.greedy:
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), num_samples)
+            own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
+            keys = jnp.concatenate([jax.random.split(key, num_samples) for key in own])
         begin = time.perf_counter()
         state = engine.prefill(
             method.weights,
             method.drafter_weights,
-            given,
-            length,
+            jnp.asarray(given),
+            jnp.asarray(ends),
             keys if num_samples == 1 else None,
             max_new_tokens=max_new_tokens,
         )
@@ -110,12 +122,26 @@ def run_prompts(
         jax.block_until_ready(state)
         middle = time.perf_counter()
         state = jax.block_until_ready(engine.decode(method.weights, method.drafter_weights, state, limits))
-        end = time.perf_counter()
-        seconds.append((middle - begin, end - middle))
-        responses.append(np.asarray(state.tokens)[:, len(prompt) : len(prompt) + max_new_tokens])
-        counts.append(np.asarray(state.accepted_lengths).sum(axis=0))
-        runs.append(int(np.asarray(state.primary_runs).sum()))
-    return Outcome(np.concatenate(responses), np.sum(counts, axis=0), np.asarray(seconds)[None], np.asarray(runs))
+        took = np.asarray([middle - begin, time.perf_counter() - middle]) / len(group)
+        tokens = np.asarray(state.tokens).reshape(len(group), num_samples, -1)
+        primary_runs = np.asarray(state.primary_runs).reshape(len(group), num_samples)
+        for row, index in enumerate(group):
+            responses[index] = tokens[row, :, ends[row] : ends[row] + max_new_tokens]
+            runs[index], seconds[0, index] = primary_runs[row].sum(), took
+        lengths += np.asarray(state.accepted_lengths).sum(axis=0)
+    return Outcome(responses.reshape(-1, max_new_tokens), lengths, seconds, runs)
+
+
+def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
+    """Numbers of prompts that are decoded together: of one bucket, in their order."""
+    buckets: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        buckets.setdefault(bucket(len(prompt)), []).append(index)
+    return [
+        members[first : first + batch_size]
+        for members in buckets.values()
+        for first in range(0, len(members), batch_size)
+    ]
 
 
 def compare(
@@ -126,21 +152,22 @@ def compare(
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], None] = lambda: None,
     num_samples: int = 1,
+    batch_size: int = 1,
     seed: int = 0,
 ) -> dict[str, Outcome]:
-    """Every method on every prompt, `repeats` times in turn after a warm-up of three prompts each and one of every
-    bucket.
+    """Every method on every prompt, `repeats` times in turn after a warm-up with every shape of batch.
 
     `should_stop` is called between methods and may raise.
     """
-    warm_up = [*prompts[:3], *{bucket(len(prompt)): prompt for prompt in prompts}.values()]
+    shapes = {(len(group), bucket(len(prompts[group[0]]))): group for group in _batches(prompts, batch_size)}
     for method in methods.values():
-        run_prompts(method, warm_up, max_new_tokens, num_samples)
+        for group in [*shapes.values()] * (3 if len(shapes) == 1 else 1):
+            run_prompts(method, [prompts[index] for index in group], max_new_tokens, num_samples, batch_size)
     outcomes: dict[str, Outcome] = {}
     for repeat in range(repeats):
         for index, (name, method) in enumerate(methods.items()):
             should_stop()
-            outcome = run_prompts(method, prompts, max_new_tokens, num_samples, seed)
+            outcome = run_prompts(method, prompts, max_new_tokens, num_samples, batch_size, seed)
             if name in outcomes:
                 outcome.seconds = np.concatenate([outcomes[name].seconds, outcome.seconds])
             outcomes[name] = outcome

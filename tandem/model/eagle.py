@@ -24,10 +24,10 @@ from tandem.model.decoder import (
     Source,
     at_least_float32,
     attend,
+    attend_cached,
     dot,
     normalise,
     rotary,
-    write,
 )
 from tandem.model.heads import HeadConfig, feature_layers
 
@@ -102,7 +102,7 @@ class Eagle(nnx.Module):
         positions = starts[:, None] + jnp.arange(tokens.shape[1])
         mask = jnp.arange(cache.length) <= positions[..., None]
         queries = layer.queries(x, *rotary(positions, self.head_dim, self.rope_theta))
-        return layer.finish(x, attend(queries, [Source(cache.keys[0], cache.values[0], mask)])), cache
+        return layer.finish(x, attend_cached(queries, cache.keys[0], cache.values[0], mask)), cache
 
     def absorb(
         self, primary: Decoder, features: jax.Array, tokens: jax.Array, starts: jax.Array, cache: KVCache
@@ -112,11 +112,11 @@ class Eagle(nnx.Module):
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """A cache of zeros for `batch` rows of `length` positions."""
-        shape = (batch, length, self.config.num_heads, self.head_dim)
+        shape = (batch, self.config.num_heads, length, self.head_dim)
         zeros = jnp.zeros(shape, at_least_float32(self.dtype))
         return KVCache((zeros,), (zeros,))
 
     def _write(self, x: jax.Array, starts: jax.Array, cache: KVCache) -> KVCache:
         positions = starts[:, None] + jnp.arange(x.shape[1])
-        keys, values = self.layers[0].keys_and_values(x, *rotary(positions, self.head_dim, self.rope_theta))
-        return KVCache((write(cache.keys[0], keys, starts),), (write(cache.values[0], values, starts),))
+        angles = rotary(positions, self.head_dim, self.rope_theta)
+        return cache.extended(0, *self.layers[0].keys_and_values(x, *angles), starts)

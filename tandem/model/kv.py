@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, RMSNorm, Source, attend, dot, normalise, rotate
+from tandem.model.decoder import Decoder, RMSNorm, attend_cached, dot, normalise, rotate
 from tandem.model.heads import HeadConfig, cache_layers
 
 
@@ -38,10 +38,13 @@ class QueryLayer(nnx.Module):
         self.up = _matrix(rngs, width, config.d_ff)
         self.down = _matrix(rngs, config.d_ff, width, branch)
 
-    def __call__(self, x: jax.Array, source: Source, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> jax.Array:
+        """The layer's output [B, T, w]; `keys` and `values` [B, K, S, E] as a cache holds them."""
         queries = dot(self.attention_norm(x), self.query[...], self.dtype)
         queries = rotate(queries.reshape(*x.shape[:-1], -1, self.head_dim), cos, sin)
-        x = x + dot(attend(queries, [source]), self.output[...], self.dtype)
+        x = x + dot(attend_cached(queries, keys, values, mask), self.output[...], self.dtype)
         normed = self.mlp_norm(x)
         gated = jax.nn.silu(dot(normed, self.gate[...], self.dtype)) * dot(normed, self.up[...], self.dtype)
         return x + dot(gated, self.down[...], self.dtype)
@@ -78,12 +81,12 @@ class KVHead(nnx.Module):
         mask: jax.Array,
     ) -> jax.Array:
         """Outputs [B, T, w] at `tokens` [B, T] of `positions` [B or 1, T], given the features [B, T, w] of the
-        positions before them and the keys and values [B, S, K, E] that each layer reads, where `mask` [B or 1, T, S]
+        positions before them and the keys and values [B, K, S, E] that each layer reads, where `mask` [B or 1, T, S]
         lets it."""
         embedded = normalise(primary.embed(tokens), self.eps)
         x = self.feature_norm(features) + dot(embedded, self.token[...], self.dtype)
         for layer, keys_and_values in zip(self.layers, cached, strict=True):
-            x = layer(x, Source(*keys_and_values, mask), *primary.rotary(positions))
+            x = layer(x, *keys_and_values, mask, *primary.rotary(positions))
         return x
 
     def unroll(self, primary: Decoder, tokens: jax.Array, states: Sequence[jax.Array]) -> list[jax.Array]:
@@ -91,7 +94,8 @@ class KVHead(nnx.Module):
         up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
         positions = jnp.arange(tokens.shape[1])[None]
         angles = primary.rotary(positions)
-        cached = [primary.layers[layer].keys_and_values(states[layer], *angles) for layer in self.reads]
+        written = [primary.layers[layer].keys_and_values(states[layer], *angles) for layer in self.reads]
+        cached = [(keys.swapaxes(1, 2), values.swapaxes(1, 2)) for keys, values in written]
         behind = (positions[0][:, None] - positions[0])[None]  # of key, seen from query
         features, outputs = self.fuse(states), []
         for k in range(self.config.depth):
