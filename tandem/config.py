@@ -58,11 +58,16 @@ class Corpus(StrEnum):
 
 
 class Drafter(StrEnum):
-    """Who drafts: the pretrained secondary, the distilled secondary, or the tandem secondary."""
+    """Who drafts: the pretrained secondary, the distilled secondary, the tandem secondary, the text itself, or a head
+    trained on the frozen primary (`tandem/model/heads.py`)."""
 
     independent = "independent"
     distilled = "distilled"
     tandem = "tandem"
+    prompt_lookup = "prompt_lookup"
+    medusa = "medusa"
+    eagle = "eagle"
+    kv = "kv"
 
 
 class Measure(StrEnum):
@@ -201,6 +206,9 @@ class DrafterConfig:
 
     name: str = "paper"
     drafters: list[Drafter] = field(default_factory=lambda: [Drafter.distilled, Drafter.tandem])
+    # How many drafts of a block medusa, eagle and kv are trained for; medusa can make no more.
+    depth: int = 5
+    ngram: int = 3  # the longest that prompt_lookup searches for
 
 
 @dataclass
