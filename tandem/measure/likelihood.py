@@ -1,0 +1,357 @@
+"""Log-likelihoods of answer options, for rank classification: all options of a question in one forward pass.
+
+A row holds a question's prompt once and its options behind it, each without its last token. Every option sees the
+prompt and itself, at the positions it would have directly after the prompt. What all prompts of a call begin with (the
+exemplar of one-shot questions) is read once and not again. Only positions that predict an option's token get logits.
+
+A decoder gives the plain likelihood. A tandem gives that of its standalone decoding (paper section 3): the prompt but
+for its last token is the primary's; then, in turns of γ + 1, the secondary predicts γ tokens in block mode and the
+primary one, the free token.
+
+Letters: B rows, C shared prefix, T row, Q slots (the prompt's last token, and all option tokens that predict), R
+targets, S = C + T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tandem.model.decoder import Decoder, DecoderLayer, Source, attend
+from tandem.model.tandem import Tandem
+
+# Queries are attended in pieces of this length, so that a piece need not look at the keys behind it.
+PIECE = 128
+
+
+@dataclass(frozen=True)
+class Question:
+    """Token ids of a prompt, at least one, and of each of its options, at least one each."""
+
+    prompt: np.ndarray
+    options: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model makes of one option."""
+
+    log_likelihood: float  # nats, summed over the option's tokens
+    greedy: bool  # whether greedy decoding of the prompt would write the option
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that options are scored with: a decoder, or with `tandem` and γ a tandem on top of it.
+
+    Hashable; `weights` of its functions are the primary's, or the pair (primary's, tandem's).
+    """
+
+    decoder: nnx.GraphDef[Decoder]
+    tandem: nnx.GraphDef[Tandem] | None = None
+    gamma: int = 0
+
+
+class Rows(NamedTuple):
+    """A batch of questions as arrays."""
+
+    tokens: Any  # [B, T] prompt after the shared prefix, options, padding
+    positions: Any  # [B, T] in the text of prompt and option
+    segments: Any  # [B, T] 0 prompt, 1 … option, -1 padding
+    slots: Any  # [B, Q] places in the row of what predicts, the prompt's last token first; unused -1
+    target_slots: Any  # [B, R] slot that predicts the target
+    targets: Any  # [B, R] ids; padding 0
+    last: Any  # [B] position of the prompt's last token
+
+
+def encode(
+    tokenize: Callable[[Sequence[str]], list[np.ndarray]],
+    texts: Sequence[tuple[str, Sequence[str]]],
+    start: Sequence[int] = (),
+    max_length: int | None = None,
+) -> list[Question]:
+    """The questions of (prompt, options) texts.
+
+    An option's ids are those that prompt and option together have beyond the prompt's alone, as text may be cut
+    otherwise at the seam. `start` goes before every prompt. Where prompt and longest option exceed `max_length`, the
+    prompt loses its front.
+    """
+    flat = [text for prompt, options in texts for text in (prompt, *(prompt + option for option in options))]
+    encoded = iter(tokenize(flat))
+    questions = []
+    for _, options in texts:
+        prompt = np.concatenate([np.asarray(start, np.int32), next(encoded)]).astype(np.int32)
+        answers = []
+        for option in options:
+            answer = next(encoded)[len(prompt) - len(start) :]
+            answers.append(answer if len(answer) else tokenize([option])[0])
+        if max_length is not None:
+            # A prompt of one token is the least: something must predict the option's first token.
+            prompt = prompt[-max(1, max_length - max(map(len, answers)) + 1) :]
+        questions.append(Question(prompt, tuple(answers)))
+    return questions
+
+
+def score(
+    scorer: Scorer,
+    weights: Any,
+    questions: Sequence[Question],
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Likelihood]]:
+    """For each question the likelihoods of its options. `progress` is called after each batch, and may raise."""
+    results: list[list[Likelihood]] = [[] for _ in questions]
+    if not questions:
+        return results
+    prefix = shared_prefix([question.prompt for question in questions])
+    past = _prefix(scorer, weights, jnp.asarray(prefix[None])) if len(prefix) else None
+    done = 0
+    waiting: list[tuple[list[int], Any]] = []
+    for indices, rows in _batches(questions, len(prefix), batch_size):
+        waiting.append((indices, _forward(scorer, weights, past, rows)))
+        if len(waiting) > 1:  # the device works on one batch while the next is put together
+            done += _collect(*waiting.pop(0), questions, results)
+            progress(done, len(questions))
+    for indices, outputs in waiting:
+        done += _collect(indices, outputs, questions, results)
+        progress(done, len(questions))
+    return results
+
+
+def shared_prefix(prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """The longest beginning that all `prompts` have in common, leaving each at least one token of its own."""
+    length = min(map(len, prompts)) - 1
+    first = prompts[0][:length]
+    for prompt in prompts[1:]:
+        differs = np.flatnonzero(prompt[: len(first)] != first)
+        first = first[: differs[0]] if len(differs) else first
+    return first
+
+
+def bucket(length: int, steps: int = 8, least: int = 16) -> int:
+    """`length` rounded up to one of few sizes, `steps` to an octave: at most 1 / `steps` of a row is padding by it."""
+    if length <= least:
+        return least
+    step = max(1, 2 ** (length - 1).bit_length() // 2 // steps)
+    return -(-length // step) * step
+
+
+def _batches(questions: Sequence[Question], prefix: int, batch_size: int) -> Iterator[tuple[list[int], Rows]]:
+    """Batches of questions of similar length, longest first, with their indices; the last is filled up with empty
+    rows."""
+    lengths = [_row_length(question) for question in questions]
+    order = sorted(range(len(questions)), key=lambda index: -lengths[index])
+    for begin in range(0, len(order), batch_size):
+        indices = order[begin : begin + batch_size]
+        yield indices, _rows([questions[index] for index in indices], prefix, batch_size)
+
+
+def _row_length(question: Question) -> int:
+    return len(question.prompt) + sum(len(option) - 1 for option in question.options)
+
+
+def _rows(questions: Sequence[Question], prefix: int, batch_size: int) -> Rows:
+    widths = {
+        "tokens": bucket(max(_row_length(question) for question in questions) - prefix),
+        "slots": bucket(max(1 + sum(len(o) - 1 for o in q.options) for q in questions), 1, 1),
+        "targets": bucket(max(sum(map(len, q.options)) for q in questions), 1, 1),
+    }
+    tokens, positions, segments = (np.zeros((batch_size, widths["tokens"]), np.int32) for _ in range(3))
+    segments[:] = -1
+    slots = np.full((batch_size, widths["slots"]), -1, np.int32)
+    target_slots, targets = (np.zeros((batch_size, widths["targets"]), np.int32) for _ in range(2))
+    last = np.zeros(batch_size, np.int32)
+    for row, question in enumerate(questions):
+        own = question.prompt[prefix:]
+        end, slot, target = len(own), 1, 0
+        tokens[row, :end], segments[row, :end] = own, 0
+        positions[row, :end] = np.arange(prefix, prefix + end)
+        last[row], slots[row, 0] = prefix + end - 1, end - 1
+        for number, option in enumerate(question.options, start=1):
+            more = len(option) - 1
+            tokens[row, end : end + more], segments[row, end : end + more] = option[:-1], number
+            positions[row, end : end + more] = last[row] + 1 + np.arange(more)
+            slots[row, slot : slot + more] = np.arange(end, end + more)
+            targets[row, target : target + len(option)] = option
+            target_slots[row, target + 1 : target + len(option)] = np.arange(slot, slot + more)
+            end, slot, target = end + more, slot + more, target + len(option)
+    return Rows(tokens, positions, segments, slots, target_slots, targets, last)
+
+
+def _collect(
+    indices: list[int], outputs: tuple[jax.Array, jax.Array], questions: Sequence[Question], results: list[Any]
+) -> int:
+    log_probabilities, best = (np.asarray(output) for output in outputs)
+    for row, index in enumerate(indices):
+        ends = np.cumsum([0, *(len(option) for option in questions[index].options)])
+        results[index] = [
+            Likelihood(float(log_probabilities[row, a:b].sum(dtype=np.float64)), bool(best[row, a:b].all()), int(b - a))
+            for a, b in pairwise(ends)
+        ]
+    return len(indices)
+
+
+@cache
+def _compiled(scorer: Scorer) -> tuple[Any, Any]:
+    return jax.jit(partial(_read_prefix, scorer)), jax.jit(partial(_score_rows, scorer))
+
+
+def _prefix(scorer: Scorer, weights: Any, tokens: jax.Array) -> Any:
+    return _compiled(scorer)[0](weights, tokens)
+
+
+def _forward(scorer: Scorer, weights: Any, past: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    return _compiled(scorer)[1](weights, past, rows)
+
+
+KeysAndValues = list[tuple[jax.Array, jax.Array]]  # of each layer, [B or 1, n, K, E]
+
+
+def _read_prefix(scorer: Scorer, weights: Any, tokens: jax.Array) -> tuple[KeysAndValues, KeysAndValues]:
+    """Keys and values of the shared prefix `tokens` [1, C]: the primary's, and the secondary's of projected states."""
+    decoder, tandem = _models(scorer, weights)
+    positions = jnp.arange(tokens.shape[1])[None]
+    layers = list(decoder.layers)
+    states, own = _read(decoder, tokens, positions, jnp.zeros_like(tokens), None, len(layers))
+    return own, _projected(tandem, states, decoder.rotary(positions)) if tandem else []
+
+
+def _score_rows(
+    scorer: Scorer, weights: Any, past: tuple[KeysAndValues, KeysAndValues] | None, rows: Rows
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability [B, R] of each target, and whether it is the most probable token there."""
+    decoder, tandem = _models(scorer, weights)
+    before, projected_before = past or (None, [])
+    layers = list(decoder.layers)
+    visible = _visible(rows, before[0][0].shape[1] if before else 0)
+    # The last layer is wanted at the slots alone, unless the tandem reads its output at all positions.
+    depth = len(layers) - (0 if tandem and tandem.depth == len(layers) else 1)
+    states, own = _read(decoder, rows.tokens, rows.positions, rows.segments, before, depth)
+    final = _at(states[-1], rows.slots)
+    if depth < len(layers):
+        own.append(layers[-1].keys_and_values(states[-1], *decoder.rotary(rows.positions)))
+        angles = decoder.rotary(_at(rows.positions, rows.slots))
+        final = _extend(layers[-1], final, angles, _joined(before, own, -1), visible)
+    logits = decoder.logits(final)
+    if tandem:
+        drafted = _block_mode(tandem, scorer.gamma, states, projected_before, rows, visible)
+        turn = (_at(rows.positions, rows.slots) - rows.last[:, None]) % (scorer.gamma + 1)
+        logits = jnp.where((turn == scorer.gamma)[..., None], logits, drafted)
+    chosen = jnp.take_along_axis(
+        jnp.take_along_axis(logits, rows.target_slots[..., None], axis=1), rows.targets[..., None], axis=2
+    )
+    normaliser = _at(jax.nn.logsumexp(logits, axis=-1), rows.target_slots)
+    best = _at(jnp.argmax(logits, axis=-1), rows.target_slots) == rows.targets
+    return chosen[..., 0] - normaliser, best
+
+
+def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:
+    if scorer.tandem is None:
+        return nnx.merge(scorer.decoder, weights), None
+    return nnx.merge(scorer.decoder, weights[0]), nnx.merge(scorer.tandem, weights[1])
+
+
+def _read(
+    decoder: Decoder,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    before: KeysAndValues | None,
+    depth: int,
+) -> tuple[list[jax.Array], KeysAndValues]:
+    """States [B, T, D] after 0 … `depth` layers, and these layers' own keys and values."""
+    angles = decoder.rotary(positions)
+    states, own = [decoder.embed(tokens)], []
+    for number, layer in enumerate(list(decoder.layers)[:depth]):
+        own.append(layer.keys_and_values(states[-1], *angles))
+        keys, values = _joined(before, own, number)
+        shared, pieces = keys.shape[1] - tokens.shape[1], []
+        queries = layer.queries(states[-1], *angles)
+        for begin in range(0, tokens.shape[1], PIECE):
+            end = min(begin + PIECE, tokens.shape[1])
+            mask = _sees(positions[:, begin:end], segments[:, begin:end], positions[:, :end], segments[:, :end])
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (shared, 0)), constant_values=True)
+            source = Source(keys[:, : shared + end], values[:, : shared + end], mask)
+            pieces.append(attend(queries[:, begin:end], [source]))
+        states.append(layer.finish(states[-1], jnp.concatenate(pieces, axis=1)))
+    return states, own
+
+
+def _extend(
+    layer: DecoderLayer, x: jax.Array, angles: Any, keys_and_values: tuple[jax.Array, jax.Array], mask: jax.Array
+) -> jax.Array:
+    """The layer's output at slots whose input is `x` [B, Q, D]."""
+    return layer.finish(x, attend(layer.queries(x, *angles), [Source(*keys_and_values, mask)]))
+
+
+def _block_mode(
+    tandem: Tandem,
+    gamma: int,
+    states: Sequence[jax.Array],
+    before: KeysAndValues,
+    rows: Rows,
+    visible: jax.Array,
+) -> jax.Array:
+    """The secondary's logits [B, Q, V] at the slots; the only places where it has states of its own."""
+    secondary, shared = tandem.secondary, visible.shape[2] - rows.tokens.shape[1]
+    positions, segments = _at(rows.positions, rows.slots), _at(rows.segments, rows.slots)
+    # The prompt's last token opens block 0, and what stands before it belongs to none.
+    blocks = jnp.floor_divide(rows.positions - rows.last[:, None], gamma + 1)
+    slot_blocks = _at(blocks, rows.slots)
+    earlier = visible & jnp.pad(
+        blocks[:, None] < slot_blocks[..., None], ((0, 0), (0, 0), (shared, 0)), constant_values=True
+    )
+    current = _sees(positions, segments, positions, segments) & (slot_blocks[:, None] == slot_blocks[..., None])
+    # An unused slot repeats an entry of the row, so that it may be seen by itself alone.
+    current &= (rows.slots >= 0)[:, None] | jnp.eye(rows.slots.shape[1], dtype=bool)
+    mask = jnp.concatenate([earlier, current], axis=2)
+    angles = secondary.rotary(positions)
+    projected = _projected(tandem, states, secondary.rotary(rows.positions))
+    y = secondary.embed(_at(rows.tokens, rows.slots))
+    for number, layer in enumerate(secondary.layers):
+        theirs, own = _joined(before, projected, number), layer.keys_and_values(y, *angles)
+        both = tuple(jnp.concatenate(pair, axis=1) for pair in zip(theirs, own, strict=True))
+        y = _extend(layer, y, angles, both, mask)  # type: ignore[arg-type]
+    return secondary.logits(y)
+
+
+def _projected(tandem: Tandem, states: Sequence[jax.Array], angles: Any) -> KeysAndValues:
+    """The secondary's keys and values of the primary's projected states."""
+    layers = zip(tandem.secondary.layers, tandem.projections, tandem.layer_map, strict=True)
+    return [layer.keys_and_values(projection(states[source]), *angles) for layer, projection, source in layers]
+
+
+def _joined(before: KeysAndValues | None, own: KeysAndValues, number: int) -> tuple[jax.Array, jax.Array]:
+    """A layer's keys and values [B, S, K, E], the shared prefix first."""
+    keys, values = own[number]
+    if not before:
+        return keys, values
+    first = [jnp.broadcast_to(part, (keys.shape[0], *part.shape[1:])) for part in before[number]]
+    return jnp.concatenate([first[0], keys], axis=1), jnp.concatenate([first[1], values], axis=1)
+
+
+def _visible(rows: Rows, shared: int) -> jax.Array:
+    """[B, Q, S], true where a slot sees an entry of the prefix or of its row."""
+    at_slots = _at(rows.positions, rows.slots), _at(rows.segments, rows.slots)
+    own = _sees(*at_slots, rows.positions, rows.segments)
+    return jnp.pad(own, ((0, 0), (0, 0), (shared, 0)), constant_values=True)
+
+
+def _sees(positions: jax.Array, segments: jax.Array, key_positions: jax.Array, key_segments: jax.Array) -> jax.Array:
+    """[B, t, s]: the prompt and the own option, as far as the own position. Padding sees padding."""
+    same = (key_segments[:, None] == 0) | (key_segments[:, None] == segments[..., None])
+    return same & (key_positions[:, None] <= positions[..., None])
+
+
+def _at(values: jax.Array, slots: jax.Array) -> jax.Array:
+    """`values` [B, T, …] at `slots` [B, Q]."""
+    return jnp.take_along_axis(values, slots.reshape(*slots.shape, *(1,) * (values.ndim - 2)), axis=1)
