@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -11,8 +12,10 @@ class Kind(StrEnum):
     """How a question is put to a model, and with that what a prediction is.
 
     `rank`: an int, the index of the option with the greatest (normalised) log-likelihood.
-    `generate`: a str, the greedy continuation up to a stop sequence, or a list of sampled ones (pass@k).
-    `likelihood`: for each option a pair (log-likelihood in nats, whether greedy decoding would write all of it).
+    `generate`: a str, the greedy continuation up to a stop sequence. Of MBPP a list of bools: whether each sampled
+    program passed the tests (`tasks.mbpp.program` makes the program of a continuation).
+    `likelihood`: a list of pairs, for each option its log-likelihood in nats and whether greedy decoding would write
+    all of it.
     """
 
     rank = "rank"
@@ -23,7 +26,7 @@ class Kind(StrEnum):
 class Normalisation(StrEnum):
     """What the log-likelihood of an option is divided by before options are compared.
 
-    `sum`: nothing; `token`: its tokens; `byte`: its UTF-8 bytes without the leading space.
+    `sum`: nothing; `token`: its tokens; `byte`: its UTF-8 bytes without leading spaces.
     """
 
     sum = "sum"
@@ -35,9 +38,8 @@ class Normalisation(StrEnum):
 class Example:
     """One question as a model sees it.
 
-    `prompt` is all text before the answer, exemplars included; it ends without a space. `question` is its last part,
-    the question without exemplars, so that `prompt.endswith(question)`: whoever must shorten the prompt drops text
-    from its front and never enters the question before the exemplars are gone.
+    `prompt` is all text before the answer, exemplars included: a description of the task where it has one, then
+    `exemplars`, then `question`.
     """
 
     id: str
@@ -46,7 +48,23 @@ class Example:
     references: Any  # what the metric needs: index of the right option, accepted answers, tests, …
     group: str = ""  # what the metric gathers over: MultiRC's question, ReCoRD's passage, a language
     option_prompts: tuple[str, ...] = ()  # where options differ in context and share the continuation; else empty
-    question: str = ""
+    question: str = ""  # the end of the prompt that is the question itself
+    exemplars: tuple[str, ...] = ()  # the solved questions before it, each with what separates it from the next
+
+
+def shorten(example: Example, length: Callable[[str], int], limit: int) -> str:
+    """The prompt without as many of its first exemplars as it takes to have `length` at most `limit`.
+
+    Where even the question alone is too long, the question: the caller then cuts its front, so that its end, the
+    part that asks, stays.
+    """
+    if length(example.prompt) <= limit:
+        return example.prompt
+    for first in range(1, len(example.exemplars)):
+        prompt = "".join(example.exemplars[first:]) + example.question
+        if length(prompt) <= limit:
+            return prompt
+    return example.question
 
 
 @dataclass(frozen=True)
@@ -56,11 +74,12 @@ class TaskInfo:
     name: str  # with the version of its prompt: boolq_v1
     suite: str
     split: str
-    size: int | None  # questions of the split; None where its data is not there
-    source: str  # the dataset; for a size that is known, also where it was found
+    size: int | None  # examples of the split; None where its data is not there
+    source: str  # where the questions were found; the dataset's name where they were not
     metrics: tuple[str, ...]
     primary: str  # the metric of the paper's tables, one of `metrics`
     kind: Kind
     normalisation: Normalisation = Normalisation.sum
     stop: tuple[str, ...] = ()
     max_new_tokens: int = 0
+    exemplars: str = ""  # where the solved questions of a prompt come from
