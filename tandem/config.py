@@ -72,6 +72,13 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Verification(StrEnum):
+    """How drafts are accepted under sampling: each by itself, or the block as a whole."""
+
+    token = "token"
+    block = "block"
+
+
 class TrackingMode(StrEnum):
     offline = "offline"
     online = "online"

@@ -1,9 +1,9 @@
-"""Block decoding: draft γ tokens, run the primary once over them, keep what it confirms; one compiled loop.
+"""Block decoding: draft up to γ tokens, run the primary once over them, keep what it confirms; one compiled loop.
 
 Everything is this loop. Autoregressive decoding is γ = 0 with no drafter. SPEED verifies (paper section 3, Tandem +
-SPEED).
-Tandem standalone keeps every draft: the primary's pass only brings new representations and the free token. So a
-baseline and a method always share arithmetic.
+SPEED). Tandem standalone keeps every draft: the primary's pass only brings new representations and the free token. So a
+baseline and a method always share arithmetic. A stopping rule shortens a row's block, a law draws instead of taking the
+most probable token; both leave the loop as it is.
 
 A row's `position` is that of its last known token, the first one that the primary has not read. Rolling back after a
 rejection is that integer: what stands later in tokens and caches is stale, masked, and overwritten.
@@ -11,16 +11,25 @@ rejection is that integer: what stands later in tokens and caches is stale, mask
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from tandem.config import Verification
+from tandem.decoding.chance import Chance, Keys, row_keys
 from tandem.decoding.drafters import Drafter, Weights
-from tandem.model.decoder import Decoder, KVCache
+from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.stopping import Draft, Fixed, StoppingRule
+from tandem.decoding.verification import acceptance, accepted_count, residual
+from tandem.model.decoder import Decoder, KVCache, write
+
+NEVER = np.iinfo(np.int32).max
 
 
 @jax.tree_util.register_dataclass
@@ -30,18 +39,31 @@ class DecodingState:
 
     tokens: jax.Array  # [B, length] prompt and response; behind `position` stale
     position: jax.Array  # [B] index of the last known token
+    end: jax.Array  # [B] index of the first stop token; NEVER before there is one
     cache: KVCache  # the primary's, `length` positions
     drafter: Any  # the drafter's own state; None without one
+    chance: Any  # what random draws come from; None where nothing is drawn
     primary_runs: jax.Array  # [B] passes of the primary, prefill not counted
-    accepted_lengths: jax.Array  # [B, γ + 1] how many blocks had 0 … γ drafts accepted
+    blocks: jax.Array  # [B, γ + 1, γ + 1] how many blocks had n drafts (second axis), of which m accepted (third)
+
+    @property
+    def accepted_lengths(self) -> jax.Array:
+        """[B, γ + 1]: how many blocks had 0 … γ drafts accepted."""
+        return jnp.sum(self.blocks, axis=1)
+
+    @property
+    def secondary_runs(self) -> jax.Array:
+        """[B]: drafts made."""
+        return jnp.sum(self.blocks, axis=2) @ jnp.arange(self.blocks.shape[1])
 
 
 class Engine:
-    """Greedy decoding of one pair, compiled once for each shape of prompts.
+    """Decoding with one pair, compiled once for each shape of prompts.
 
-    `width` is the number of positions of a pass of the primary, at least γ + 1; a wider one pads. Two engines of one
-    width run the same arithmetic on every position, which makes their greedy outputs comparable bit by bit.
-    With `verify=False` all drafts are kept (standalone).
+    `gamma` is the number of drafts of a block, with a stopping rule the greatest. `width` is the number of positions of
+    a pass of the primary, at least γ + 1; a wider one pads. Two engines of one width run the same arithmetic on every
+    position, which makes their greedy outputs comparable bit by bit. With `verify=False` all drafts are kept
+    (standalone). A row ends with the first of `stop_tokens` that it emits.
     """
 
     def __init__(
@@ -52,6 +74,11 @@ class Engine:
         gamma: int = 0,
         width: int | None = None,
         verify: bool = True,
+        law: Law = GREEDY,
+        verification: Verification = Verification.token,
+        rule: StoppingRule | None = None,
+        stop_tokens: Sequence[int] = (),
+        chance: Chance | None = None,
     ):
         if gamma and drafter is None:
             raise ValueError("a block length above 0 needs a drafter")
@@ -59,88 +86,229 @@ class Engine:
         self.width = gamma + 1 if width is None else width
         if self.width <= gamma:
             raise ValueError(f"width {self.width} cannot hold {gamma} drafts and the token before them")
+        self.rule = Fixed() if rule is None else rule
+        if not verify and not isinstance(self.rule, Fixed):
+            raise ValueError("decoding that keeps every draft has blocks of one length")
+        self.law, self.verification, self.stop_tokens = law, verification, tuple(stop_tokens)
+        self.chance: Chance = Keys() if chance is None else chance
         self.prefill = jax.jit(self._prefill, static_argnames="max_new_tokens")
         self.decode = jax.jit(self._decode, donate_argnames="state")
 
     def _prefill(
-        self, weights: Weights, drafter_weights: Weights, prompts: jax.Array, lengths: jax.Array, *, max_new_tokens: int
+        self,
+        weights: Weights,
+        drafter_weights: Weights,
+        prompts: jax.Array,
+        lengths: jax.Array,
+        chance: Any = None,
+        *,
+        max_new_tokens: int,
     ) -> DecodingState:
         """The state after `prompts` [B, P], of which the first `lengths` [B] tokens count, at least 2.
 
         Decoding starts with each prompt's last token, as if the primary had read only those before it: there is no free
         token after the prompt (paper section 3, "representation generation only"). What the pass writes at the last
-        token and in the padding is stale from the start.
+        token and in the padding is stale from the start. `chance` is the state of random draws, by default keys of
+        seed 0.
         """
         batch, width = prompts.shape
         length = width + max_new_tokens + self.width
         decoder = nnx.merge(self.primary, weights)
         origin = jnp.zeros(batch, jnp.int32)
         states, cache = decoder.extend(prompts, origin, decoder.empty_cache(batch, length))
+        lengths = lengths.astype(jnp.int32)
+        if chance is None and not self.law.greedy:
+            chance = row_keys(0, batch)
         return DecodingState(
-            tokens=jnp.pad(prompts, ((0, 0), (0, length - width))),
-            position=lengths.astype(jnp.int32) - 1,
+            tokens=jnp.pad(prompts.astype(jnp.int32), ((0, 0), (0, length - width))),
+            position=lengths - 1,
+            end=jnp.full(batch, NEVER, jnp.int32),
             cache=cache,
-            drafter=self.drafter and self.drafter.start(drafter_weights, prompts, states, length),
+            drafter=self.drafter and self.drafter.start(drafter_weights, prompts, lengths, states, length),
+            chance=chance,
             primary_runs=jnp.zeros(batch, jnp.int32),
-            accepted_lengths=jnp.zeros((batch, self.gamma + 1), jnp.int32),
+            blocks=jnp.zeros((batch, self.gamma + 1, self.gamma + 1), jnp.int32),
         )
 
     def _decode(
-        self, weights: Weights, drafter_weights: Weights, state: DecodingState, limits: jax.Array
+        self,
+        weights: Weights,
+        drafter_weights: Weights,
+        state: DecodingState,
+        limits: jax.Array,
+        rule_weights: Weights = None,
     ) -> DecodingState:
-        """Run until each row's `position` has reached `limits` [B], the index of the last token wanted, or passed
-        it."""
-        block = partial(self.block, weights, drafter_weights, limits)
-        return jax.lax.while_loop(lambda state: jnp.any(state.position < limits), block, state)
+        """Run until each row has ended, or its `position` has reached `limits` [B], the index of the last token wanted,
+        or passed it."""
+        block = partial(self.block, weights, drafter_weights, limits, rule_weights=rule_weights)
+        return jax.lax.while_loop(lambda state: jnp.any(running(state, limits)), block, state)
 
     def block(
-        self, weights: Weights, drafter_weights: Weights, limits: jax.Array, state: DecodingState
+        self,
+        weights: Weights,
+        drafter_weights: Weights,
+        limits: jax.Array,
+        state: DecodingState,
+        rule_weights: Weights = None,
     ) -> DecodingState:
         """One block: drafts, one pass of the primary, and the position moved past what is kept."""
         decoder = nnx.merge(self.primary, weights)
-        drafts, drafter_state = self.draft_block(drafter_weights, state)
+        alive = running(state, limits)
+        block = self.draft_block(drafter_weights, state, alive, rule_weights)
+        drafts, drafted = block.tokens, block.drafted
         current = take(state.tokens, state.position, 1)
         padding = jnp.zeros((current.shape[0], self.width - 1 - self.gamma), jnp.int32)
-        states, cache = decoder.extend(jnp.concatenate([current, drafts, padding], axis=1), state.position, state.cache)
-        if self.verify:
-            # The padding has logits too: engines of one width must also share the shape of this product.
-            targets = greedy(decoder.logits(states[-1]))[:, : self.gamma + 1]
-            accepted = jnp.sum(jnp.cumprod(drafts == targets[:, :-1], axis=1), axis=1)
-            # Accepted drafts are the primary's own choices, so what follows the current token is `targets`.
-            emitted = targets
+        read = jnp.concatenate([current, drafts, padding], axis=1)
+        states, cache = decoder.extend(read, state.position, state.cache)
+        chance = block.chance
+        if not self.verify:
+            free = decoder.logits(states[-1][:, self.gamma : self.gamma + 1])[:, 0]
+            following, chance = self._draw(chance, state.position, self.gamma + 1, free, alive)
+            accepted = drafted
+            emitted = jnp.concatenate([drafts, following[:, None]], axis=1)
         else:
-            free = greedy(decoder.logits(states[-1][:, self.gamma : self.gamma + 1]))
-            accepted = jnp.full(drafts.shape[0], self.gamma)
-            emitted = jnp.concatenate([drafts, free], axis=1)
+            # The padding has logits too: engines of one width must also share the shape of this product.
+            logits = decoder.logits(states[-1])[:, : self.gamma + 1]
+            if self.law.greedy:
+                targets = greedy(logits)
+                right = (drafts == targets[:, :-1]) & (jnp.arange(self.gamma) < drafted[:, None])
+                accepted = accepted_count(Verification.token, right)
+                # Accepted drafts are the primary's own choices, so what follows the current token is `targets`.
+                emitted = targets
+            else:
+                accepted, following, chance = self._verify(chance, state.position, logits, block, alive)
+                place = jnp.arange(self.gamma + 1)
+                emitted = jnp.where(place < accepted[:, None], jnp.pad(drafts, ((0, 0), (0, 1))), following[:, None])
+        drafter_state = block.drafter
         if self.drafter is not None:
-            drafter_state = self.drafter.learn(drafter_weights, drafter_state, states, state.position)
-        running = (state.position < limits).astype(jnp.int32)
+            drafter_state = self.drafter.learn(drafter_weights, drafter_state, read, states, state.position)
+        lived = alive.astype(jnp.int32)
+        outcome = jax.nn.one_hot(drafted * (self.gamma + 1) + accepted, (self.gamma + 1) ** 2, dtype=jnp.int32)
         return DecodingState(
-            tokens=put(state.tokens, emitted, state.position + 1),
-            position=state.position + running * (accepted + 1),
+            tokens=write(state.tokens, emitted, state.position + 1),
+            position=state.position + lived * (accepted + 1),
+            end=self._end(state, emitted, accepted, alive),
             cache=cache,
             drafter=drafter_state,
-            primary_runs=state.primary_runs + running,
-            accepted_lengths=state.accepted_lengths
-            + running[:, None] * jax.nn.one_hot(accepted, self.gamma + 1, dtype=int),
+            chance=chance,
+            primary_runs=state.primary_runs + lived,
+            blocks=state.blocks + (lived[:, None] * outcome).reshape(state.blocks.shape),
         )
 
-    def draft_block(self, weights: Weights, state: DecodingState) -> tuple[jax.Array, Any]:
-        """γ greedy drafts [B, γ] after the last known token, and the drafter's state."""
-        if self.drafter is None:
-            return jnp.zeros((state.tokens.shape[0], 0), jnp.int32), None
-        drafter = self.drafter
+    def draft_block(
+        self, weights: Weights, state: DecodingState, alive: jax.Array, rule_weights: Weights = None
+    ) -> Block:
+        """Drafts after the last known token, until no row goes on; the drafter's state."""
+        batch, gamma, drafter, rule = state.tokens.shape[0], self.gamma, self.drafter, self.rule
+        if drafter is None:
+            empty = jnp.zeros((batch, 0), jnp.int32)
+            return Block(empty, jnp.zeros(batch, jnp.int32), None, state.chance, None)
+        fixed = isinstance(rule, Fixed)
+
+        def one(index: jax.Array | int, given: jax.Array, starts: jax.Array, carry: Drafting) -> Drafting:
+            logits, drafter_state = drafter.draft(weights, carry.block.drafter, given, starts, index, state.cache)
+            token, chance = self._draw(carry.block.chance, state.position, index, logits, carry.active)
+            block = carry.block
+            laws = block.laws
+            if laws is not None:
+                laws = jax.lax.dynamic_update_slice_in_dim(
+                    laws, self.law.probabilities(logits)[:, None].astype(laws.dtype), index, axis=1
+                )
+            tokens = jax.lax.dynamic_update_slice_in_dim(block.tokens, token[:, None], index, axis=1)
+            drafted = block.drafted + carry.active
+            on, rule_state = carry.active, carry.rule
+            if not fixed:
+                seen = Draft(jnp.asarray(index), state.position + 1 + index, token, logits)
+                on, rule_state = rule.go_on(rule_weights, rule_state, seen)
+            return Drafting(Block(tokens, drafted, laws, chance, drafter_state), carry.active & on, rule_state)
+
         first = state.position - (drafter.reach - 1)
-        logits, drafter_state = drafter.draft(weights, state.drafter, take(state.tokens, first, drafter.reach), first)
-        drafts = jnp.zeros((state.tokens.shape[0], self.gamma), jnp.int32).at[:, 0].set(greedy(logits))
+        given = take(state.tokens, first, drafter.reach)
+        laws = None
+        if self.verify and not self.law.greedy:
+            shape = jax.eval_shape(lambda: drafter.draft(weights, state.drafter, given, first, 0, state.cache)[0])
+            laws = jnp.zeros((batch, gamma, shape.shape[-1]), jnp.promote_types(shape.dtype, jnp.float32))
+        block = Block(
+            jnp.zeros((batch, gamma), jnp.int32), jnp.zeros(batch, jnp.int32), laws, state.chance, state.drafter
+        )
+        begun = Drafting(block, jnp.ones_like(alive) if fixed else alive, rule.begin(rule_weights, batch))
+        drafting = one(0, given, first, begun)
 
-        def more(index: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-            drafts, drafter_state = carry
-            token = jax.lax.dynamic_slice_in_dim(drafts, index - 1, 1, axis=1)
-            logits, drafter_state = drafter.draft(weights, drafter_state, token, state.position + index)
-            return jax.lax.dynamic_update_slice_in_dim(drafts, greedy(logits)[:, None], index, axis=1), drafter_state
+        def more(carry: tuple[jax.Array, Drafting]) -> tuple[jax.Array, Drafting]:
+            index, drafting = carry
+            token = jax.lax.dynamic_slice_in_dim(drafting.block.tokens, index - 1, 1, axis=1)
+            return index + 1, one(index, token, state.position + index, drafting)
 
-        return jax.lax.fori_loop(1, self.gamma, more, (drafts, drafter_state))
+        def goes_on(carry: tuple[jax.Array, Drafting]) -> jax.Array:
+            return (carry[0] < gamma) & (True if fixed else jnp.any(carry[1].active))
+
+        return jax.lax.while_loop(goes_on, more, (jnp.int32(1), drafting))[1].block
+
+    def _draw(
+        self, chance: Any, position: jax.Array, slot: jax.Array | int, logits: jax.Array, active: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """A token [B] by the law of `logits` [B, V]."""
+        if self.law.greedy:
+            return greedy(logits), chance
+        return self.chance.categorical(chance, position, slot, self.law.probabilities(logits), active)
+
+    def _verify(
+        self, chance: Any, position: jax.Array, logits: jax.Array, block: Block, active: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        """How many drafts are accepted [B], the token after them [B], and the state of random draws."""
+        p = self.law.probabilities(logits)
+        if block.laws is None:
+            following, chance = self._draw(chance, position, self.gamma + 1, logits[:, 0], active)
+            return block.drafted, following, chance
+        chances, weight = acceptance(self.verification, p, block.laws, block.tokens, block.drafted)
+        events, chance = self.chance.bernoulli(chance, position, self.gamma, chances, active)
+        accepted = accepted_count(self.verification, events)
+        after = residual(p, block.laws, weight, accepted, block.drafted)
+        following, chance = self.chance.categorical(chance, position, self.gamma + 1, after, active)
+        return accepted, following, chance
+
+    def _end(self, state: DecodingState, emitted: jax.Array, accepted: jax.Array, alive: jax.Array) -> jax.Array:
+        """The index of each row's first stop token [B], of those emitted so far."""
+        if not self.stop_tokens:
+            return state.end
+        stops = jnp.isin(emitted, jnp.asarray(self.stop_tokens)) & (jnp.arange(self.gamma + 1) <= accepted[:, None])
+        found = state.position + 1 + jnp.argmax(stops, axis=1)
+        return jnp.where(alive & jnp.any(stops, axis=1), found, state.end)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Block:
+    """The drafts of one block; B rows."""
+
+    tokens: jax.Array  # [B, γ]
+    drafted: jax.Array  # [B] how many of them count
+    laws: jax.Array | None  # [B, γ, V] what each was drawn from; None where nothing is drawn or verified
+    chance: Any
+    drafter: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Drafting:
+    """The drafting loop's state."""
+
+    block: Block
+    active: jax.Array  # [B] rows whose next draft counts
+    rule: Any
+
+
+def running(state: DecodingState, limits: jax.Array) -> jax.Array:
+    """Rows [B] that want more tokens."""
+    return state.position < jnp.minimum(limits, state.end)
+
+
+def fan_out(state: DecodingState, num_samples: int, chance: Any = None) -> DecodingState:
+    """The state of B prompts as that of B · num_samples responses, those of one prompt side by side.
+
+    What the prefill computed is shared. `chance` [B · num_samples] is the state of random draws of the responses.
+    """
+    return replace(jax.tree.map(lambda leaf: jnp.repeat(leaf, num_samples, axis=0), state), chance=chance)
 
 
 def greedy(logits: jax.Array) -> jax.Array:
@@ -151,10 +319,3 @@ def greedy(logits: jax.Array) -> jax.Array:
 def take(tokens: jax.Array, starts: jax.Array, width: int) -> jax.Array:
     """`width` tokens [B, width] of each row of `tokens` [B, length] from `starts` [B] on."""
     return jnp.take_along_axis(tokens, starts[:, None] + jnp.arange(width), axis=1)
-
-
-def put(tokens: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
-    """`tokens` [B, length] with `new` [B, W] from `starts` [B] on."""
-    for row in range(tokens.shape[0]):
-        tokens = jax.lax.dynamic_update_slice(tokens, new[row : row + 1], (row, starts[row]))
-    return tokens

@@ -150,10 +150,11 @@ def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats:
     @jax.jit
     def loop(weights: Any, state: DecodingState, primary_states: list[jax.Array]) -> DecodingState:
         def body(_: int, state: DecodingState) -> DecodingState:
-            drafts, drafter_state = engine.draft_block(weights, state)
-            state.drafter = drafter.learn(weights, drafter_state, primary_states, state.position)
+            block = engine.draft_block(weights, state, jnp.ones(1, bool))
+            read = jnp.zeros((1, engine.width), jnp.int32)
+            state.drafter = drafter.learn(weights, block.drafter, read, primary_states, state.position)
             # Each block must depend on the one before, or the compiler may run one for all.
-            state.tokens = state.tokens.at[:, 0].set(drafts[:, -1])
+            state.tokens = state.tokens.at[:, 0].set(block.tokens[:, -1])
             return state
 
         return jax.lax.fori_loop(0, blocks, body, state)

@@ -19,6 +19,8 @@ from flax import nnx
 
 from tandem.config import DecoderConfig
 
+MOST_ROWS_WRITTEN_ONE_BY_ONE = 16
+
 
 @jax.tree_util.register_dataclass
 @dataclass
@@ -41,6 +43,12 @@ class KVCache:
     @property
     def length(self) -> int:
         return self.keys[0].shape[1]
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """What is computed between products: float32, or float64 where the laws of decoding are checked to the last
+    digits."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -66,9 +74,11 @@ def attend(queries: jax.Array, sources: Sequence[Source]) -> jax.Array:
     batch, width, heads, head_dim = queries.shape
     kv_heads = sources[0].keys.shape[2]
     grouped = queries.reshape(batch, width, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-    logits = jnp.float32(-jnp.inf)
+    logits = jnp.asarray(-jnp.inf, at_least_float32(queries.dtype))
     for source in sources:
-        scores = jnp.einsum("btkge,bske->bkgts", grouped, source.keys, preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "btkge,bske->bkgts", grouped, source.keys, preferred_element_type=at_least_float32(queries.dtype)
+        )
         logits = jnp.where(source.mask[:, None, None], scores, logits)
     weights = jax.nn.softmax(logits, axis=-1).astype(queries.dtype)
     if len(sources) == 1:
@@ -89,17 +99,20 @@ def causal_mask(length: int) -> jax.Array:
 def write(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
     """`buffer` [B, S, …] with `new` [B, W, …] at the positions from `starts` [B] on.
 
-    One update per row rather than a scatter, which XLA runs element by element on a CPU. The caller keeps
-    starts + W ≤ S: an update that reaches over the end would be moved back, onto other positions.
+    One update per row rather than a scatter, which XLA runs element by element on a CPU; but for many rows the program
+    would grow with them. The caller keeps starts + W ≤ S: an update that reaches over the end would be moved back, onto
+    other positions.
     """
+    if buffer.shape[0] > MOST_ROWS_WRITTEN_ONE_BY_ONE:
+        return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(buffer, new, starts)
     for row in range(buffer.shape[0]):
-        origin = (row, starts[row], *(0,) * (buffer.ndim - 2))
+        origin = [jnp.asarray(at, starts.dtype) for at in (row, starts[row], *(0,) * (buffer.ndim - 2))]
         buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], origin)
     return buffer
 
 
 def dot(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """`x` […, D] times `kernel` [D, F] in `dtype`, accumulated and returned in float32.
+    """`x` […, D] times `kernel` [D, F] in `dtype`, accumulated and returned in float32 (in float64 if that is `dtype`).
 
     Backwards, the gradient of x is a product in `dtype` too; that of the kernel is one in float32, because it is summed
     into float32 weights.
@@ -109,7 +122,7 @@ def dot(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dot(dtype: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=at_least_float32(dtype))
 
 
 def _dot_forward(dtype: Any, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -158,7 +171,7 @@ class RMSNorm(nnx.Module):
 
 def normalise(x: jax.Array, eps: float) -> jax.Array:
     """`x` divided by its root mean square over the last axis."""
-    x32 = x.astype(jnp.float32)
+    x32 = x.astype(at_least_float32(x.dtype))
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
@@ -225,7 +238,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Layer 1's input [B, T, D]."""
-        return self.embedding[...][tokens].astype(jnp.float32)
+        return self.embedding[...][tokens].astype(at_least_float32(self.dtype))
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
@@ -268,7 +281,7 @@ class Decoder(nnx.Module):
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """A cache of zeros for `batch` rows of `length` positions."""
         shape = (batch, length, self.config.num_kv_heads, self.config.head_dim)
-        zeros = [jnp.zeros(shape) for _ in range(2 * self.config.num_layers)]
+        zeros = [jnp.zeros(shape, at_least_float32(self.dtype)) for _ in range(2 * self.config.num_layers)]
         return KVCache(tuple(zeros[::2]), tuple(zeros[1::2]))
 
     def rotary(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
