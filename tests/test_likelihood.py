@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import PRIMARY, decoder, tandem
 
+from tandem.data.batches import bucket
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine
 from tandem.measure import likelihood
@@ -128,10 +129,10 @@ def test_the_shared_prefix_is_common_longest_and_leaves_a_token(prompts):
 
 @given(st.integers(1, 5000))
 def test_buckets_hold_and_waste_little(length):
-    size = likelihood.bucket(length)
+    size = bucket(length)
     assert size >= length
     assert size <= max(16, length * 9 / 8 + 1)
-    assert likelihood.bucket(size) == size
+    assert bucket(size) == size
 
 
 @settings(max_examples=30)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tandem.data.batches import bucket
 from tandem.model.decoder import Decoder, DecoderLayer, Source, attend
 from tandem.model.tandem import Tandem
 
@@ -135,14 +136,6 @@ def shared_prefix(prompts: Sequence[np.ndarray]) -> np.ndarray:
         differs = np.flatnonzero(prompt[: len(first)] != first)
         first = first[: differs[0]] if len(differs) else first
     return first
-
-
-def bucket(length: int, steps: int = 8, least: int = 16) -> int:
-    """`length` rounded up to one of few sizes, `steps` to an octave: at most 1 / `steps` of a row is padding by it."""
-    if length <= least:
-        return least
-    step = max(1, 2 ** (length - 1).bit_length() // 2 // steps)
-    return -(-length // step) * step
 
 
 def _batches(questions: Sequence[Question], prefix: int, batch_size: int) -> Iterator[tuple[list[int], Rows]]:
