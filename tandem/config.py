@@ -14,6 +14,7 @@ class Job(StrEnum):
     """What `launch/run.py` does with the experiment."""
 
     run = "run"
+    evaluate = "evaluate"
 
 
 class Recipe(StrEnum):
@@ -215,6 +216,19 @@ class EvalConfig:
     prompts: int = 32
     standalone_gamma: int = 3
     repeats: int = 3  # timed repetitions after one warm-up
+    # Of job=evaluate: suites of downstream tasks or single ones (docs/tasks.md), exemplars in a prompt, and how many
+    # examples of a task, from its first (null: all).
+    tasks: list[str] = field(default_factory=list)
+    shots: int = 1
+    limit: int | None = None
+
+
+@dataclass
+class TasksConfig:
+    """Where downstream tasks find their data (docs/tasks.md has the layout)."""
+
+    data_dir: str | None = None  # prepared TensorFlow datasets and raw files; null: $TFDS_DATA_DIR or TFDS's default
+    download: bool = False  # what is missing, into that directory
 
 
 @dataclass
@@ -247,6 +261,7 @@ class Experiment:
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     job: Job = Job.run

@@ -65,6 +65,7 @@ def validate(experiment: Experiment) -> list[str]:
     _train(experiment.train, check)
     _data(experiment, check)
     _measures(experiment, check)
+    _tasks(experiment, check)
     return check.problems
 
 
@@ -217,3 +218,15 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
         check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}")
     if Measure.speed in measured.measures and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
+
+
+def _tasks(experiment: Experiment, check: _Checks) -> None:
+    check.at_least("eval.shots", experiment.eval.shots, 0)
+    if experiment.eval.limit is not None:
+        check.at_least("eval.limit", experiment.eval.limit, 1)
+    if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):
+        check.wrong("eval.tasks", experiment.eval.tasks, "names something twice")
+    directory = experiment.tasks.data_dir
+    if directory is not None and not experiment.tasks.download and not Path(directory).expanduser().is_dir():
+        rule = f"is not a directory{_nearest_sibling(Path(directory).expanduser())}"
+        check.wrong("tasks.data_dir", directory, rule)

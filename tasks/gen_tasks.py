@@ -125,9 +125,7 @@ _NQ_DATA = Dataset(
         "eval": (File("nq_open/NQ-open.dev.jsonl", json_lines, url=f"{NQ_URL}/NQ-open.dev.jsonl"),),
         "exemplars": (
             File("nq_open/NQ-open.train.jsonl", json_lines, url=f"{NQ_URL}/NQ-open.train.jsonl"),
-            File(
-                "nq_open/NQ-open.efficientqa.dev.1.1.jsonl", json_lines, "EfficientQA, for want of the training split"
-            ),
+            File("nq_open/NQ-open.efficientqa.dev.1.1.jsonl", json_lines, "for want of the training split"),
         ),
     },
     tfds="natural_questions_open:1.0.0",

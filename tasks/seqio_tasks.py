@@ -205,7 +205,7 @@ def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in row.items():
         if isinstance(value, bytes):
             decoded[name] = value.decode()
-        elif getattr(value, "dtype", None) == object:
+        elif isinstance(value, np.ndarray) and value.dtype.hasobject:
             decoded[name] = [item.decode() for item in value]
         else:
             decoded[name] = value

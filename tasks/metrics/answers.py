@@ -10,7 +10,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache
 
 from tasks.example import Example
 from tasks.metrics import Metric, mean_of
@@ -20,7 +20,7 @@ Normalise = Callable[[str], str]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ARABIC_ARTICLE = re.compile(r"(?:^|\s)ال")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_TRIVIA_PUNCTUATION = str.maketrans({mark: " " for mark in string.punctuation + "‘’´`_"})
+_TRIVIA_PUNCTUATION = str.maketrans({mark: " " for mark in string.punctuation + "\u2018\u2019\u00b4`_"})
 # As lm-evaluation-harness 0.4.13 has it for nq_open: the articles are removed before case is.
 _NQ_OPEN_ARTICLES = re.compile(r"\b(?:The |the |An |A |The |a |an )")
 
@@ -49,7 +49,7 @@ def normalise_in(language: str) -> Normalise:
     return normalise
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_punctuation(character: str) -> bool:
     return character in string.punctuation or unicodedata.category(character).startswith("P")
 

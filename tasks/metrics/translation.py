@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tasks.example import Example
 from tasks.metrics import Metric, Statistics
 
 
-@lru_cache(maxsize=None)
+@cache
 def scorer(name: str, language: str) -> Any:
     """sacrebleu's own metric; BLEU splits words as sacrebleu does for that target language."""
     from sacrebleu.metrics import BLEU, CHRF  # type: ignore[attr-defined]
