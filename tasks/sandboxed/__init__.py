@@ -1,0 +1,1 @@
+"""The inside of the sandbox: what runs in the processes that `tasks.sandbox` starts, with the standard library alone."""
