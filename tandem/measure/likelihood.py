@@ -1,15 +1,15 @@
 """Log-likelihoods of answer options, for rank classification: all options of a question in one forward pass.
 
 A row holds a question's prompt once and its options behind it, each without its last token. Every option sees the
-prompt and itself, at the positions it would have directly after the prompt. What all prompts of a call begin with (the
-exemplar of one-shot questions) is read once and not again. Only positions that predict an option's token get logits.
+prompt and itself, at the positions it would have directly after the prompt. Only positions that predict an option's
+token get logits, or a last layer.
 
 A decoder gives the plain likelihood. A tandem gives that of its standalone decoding (paper section 3): the prompt but
 for its last token is the primary's; then, in turns of γ + 1, the secondary predicts γ tokens in block mode and the
 primary one, the free token.
 
-Letters: B rows, C shared prefix, T row, Q slots (the prompt's last token, and all option tokens that predict), R
-targets, S = C + T.
+Letters beside the decoder's: T length of a row, Q slots (the prompt's last token, and all option tokens that predict),
+R targets.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from tandem.model.tandem import Tandem
 
 # Queries are attended in pieces of this length, so that a piece need not look at the keys behind it.
 PIECE = 128
+# A question whose options have more tokens than this is put into several rows.
+MOST_SLOTS = 512
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Scorer:
 class Rows(NamedTuple):
     """A batch of questions as arrays."""
 
-    tokens: Any  # [B, T] prompt after the shared prefix, options, padding
+    tokens: Any  # [B, T] prompt, options, padding
     positions: Any  # [B, T] in the text of prompt and option
     segments: Any  # [B, T] 0 prompt, 1 … option, -1 padding
     slots: Any  # [B, Q] places in the row of what predicts, the prompt's last token first; unused -1
@@ -113,48 +115,51 @@ def score(
     results: list[list[Likelihood]] = [[] for _ in questions]
     if not questions:
         return results
-    prefix = shared_prefix([question.prompt for question in questions])
-    past = _prefix(scorer, weights, jnp.asarray(prefix[None])) if len(prefix) else None
-    done = 0
+    parts = [(index, part) for index, question in enumerate(questions) for part in _parts(question)]
+    scored: list[list[Likelihood]] = [[] for _ in parts]
     waiting: list[tuple[list[int], Any]] = []
-    for indices, rows in _batches(questions, len(prefix), batch_size):
-        waiting.append((indices, _forward(scorer, weights, past, rows)))
+    done = 0
+    for indices, rows in _batches([part for _, part in parts], batch_size):
+        waiting.append((indices, _compiled(scorer)(weights, rows)))
         if len(waiting) > 1:  # the device works on one batch while the next is put together
-            done += _collect(*waiting.pop(0), questions, results)
-            progress(done, len(questions))
+            done += _collect(*waiting.pop(0), parts, scored)
+            progress(done * len(questions) // len(parts), len(questions))
     for indices, outputs in waiting:
-        done += _collect(indices, outputs, questions, results)
-        progress(done, len(questions))
+        done += _collect(indices, outputs, parts, scored)
+        progress(done * len(questions) // len(parts), len(questions))
+    for (index, _), likelihoods in zip(parts, scored, strict=True):
+        results[index] += likelihoods
     return results
 
 
-def shared_prefix(prompts: Sequence[np.ndarray]) -> np.ndarray:
-    """The longest beginning that all `prompts` have in common, leaving each at least one token of its own."""
-    length = min(map(len, prompts)) - 1
-    first = prompts[0][:length]
-    for prompt in prompts[1:]:
-        differs = np.flatnonzero(prompt[: len(first)] != first)
-        first = first[: differs[0]] if len(differs) else first
-    return first
+def _parts(question: Question) -> Iterator[Question]:
+    """The question with as many of its options at a time as fit a row."""
+    options: list[np.ndarray] = []
+    for option in question.options:
+        if options and sum(map(len, options)) + len(option) > MOST_SLOTS:
+            yield Question(question.prompt, tuple(options))
+            options = []
+        options.append(option)
+    yield Question(question.prompt, tuple(options))
 
 
-def _batches(questions: Sequence[Question], prefix: int, batch_size: int) -> Iterator[tuple[list[int], Rows]]:
+def _batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[int], Rows]]:
     """Batches of questions of similar length, longest first, with their indices; the last is filled up with empty
     rows."""
     lengths = [_row_length(question) for question in questions]
     order = sorted(range(len(questions)), key=lambda index: -lengths[index])
     for begin in range(0, len(order), batch_size):
         indices = order[begin : begin + batch_size]
-        yield indices, _rows([questions[index] for index in indices], prefix, batch_size)
+        yield indices, _rows([questions[index] for index in indices], batch_size)
 
 
 def _row_length(question: Question) -> int:
     return len(question.prompt) + sum(len(option) - 1 for option in question.options)
 
 
-def _rows(questions: Sequence[Question], prefix: int, batch_size: int) -> Rows:
+def _rows(questions: Sequence[Question], batch_size: int) -> Rows:
     widths = {
-        "tokens": bucket(max(_row_length(question) for question in questions) - prefix),
+        "tokens": bucket(max(_row_length(question) for question in questions)),
         "slots": bucket(max(1 + sum(len(o) - 1 for o in q.options) for q in questions), 1, 1),
         "targets": bucket(max(sum(map(len, q.options)) for q in questions), 1, 1),
     }
@@ -164,11 +169,9 @@ def _rows(questions: Sequence[Question], prefix: int, batch_size: int) -> Rows:
     target_slots, targets = (np.zeros((batch_size, widths["targets"]), np.int32) for _ in range(2))
     last = np.zeros(batch_size, np.int32)
     for row, question in enumerate(questions):
-        own = question.prompt[prefix:]
-        end, slot, target = len(own), 1, 0
-        tokens[row, :end], segments[row, :end] = own, 0
-        positions[row, :end] = np.arange(prefix, prefix + end)
-        last[row], slots[row, 0] = prefix + end - 1, end - 1
+        end, slot, target = len(question.prompt), 1, 0
+        tokens[row, :end], positions[row, :end], segments[row, :end] = question.prompt, np.arange(end), 0
+        last[row] = slots[row, 0] = end - 1
         for number, option in enumerate(question.options, start=1):
             more = len(option) - 1
             tokens[row, end : end + more], segments[row, end : end + more] = option[:-1], number
@@ -181,12 +184,12 @@ def _rows(questions: Sequence[Question], prefix: int, batch_size: int) -> Rows:
 
 
 def _collect(
-    indices: list[int], outputs: tuple[jax.Array, jax.Array], questions: Sequence[Question], results: list[Any]
+    indices: list[int], outputs: tuple[jax.Array, jax.Array], parts: Sequence[tuple[int, Question]], scored: list[Any]
 ) -> int:
     log_probabilities, best = (np.asarray(output) for output in outputs)
     for row, index in enumerate(indices):
-        ends = np.cumsum([0, *(len(option) for option in questions[index].options)])
-        results[index] = [
+        ends = np.cumsum([0, *(len(option) for option in parts[index][1].options)])
+        scored[index] = [
             Likelihood(float(log_probabilities[row, a:b].sum(dtype=np.float64)), bool(best[row, a:b].all()), int(b - a))
             for a, b in pairwise(ends)
         ]
@@ -194,57 +197,35 @@ def _collect(
 
 
 @cache
-def _compiled(scorer: Scorer) -> tuple[Any, Any]:
-    return jax.jit(partial(_read_prefix, scorer)), jax.jit(partial(_score_rows, scorer))
+def _compiled(scorer: Scorer) -> Any:
+    return jax.jit(partial(_score_rows, scorer))
 
 
-def _prefix(scorer: Scorer, weights: Any, tokens: jax.Array) -> Any:
-    return _compiled(scorer)[0](weights, tokens)
+KeysAndValues = tuple[jax.Array, jax.Array]  # of a layer, [B, T, K, E] each
 
 
-def _forward(scorer: Scorer, weights: Any, past: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    return _compiled(scorer)[1](weights, past, rows)
-
-
-KeysAndValues = list[tuple[jax.Array, jax.Array]]  # of each layer, [B or 1, n, K, E]
-
-
-def _read_prefix(scorer: Scorer, weights: Any, tokens: jax.Array) -> tuple[KeysAndValues, KeysAndValues]:
-    """Keys and values of the shared prefix `tokens` [1, C]: the primary's, and the secondary's of projected states."""
-    decoder, tandem = _models(scorer, weights)
-    positions = jnp.arange(tokens.shape[1])[None]
-    layers = list(decoder.layers)
-    states, own = _read(decoder, tokens, positions, jnp.zeros_like(tokens), None, len(layers))
-    return own, _projected(tandem, states, decoder.rotary(positions)) if tandem else []
-
-
-def _score_rows(
-    scorer: Scorer, weights: Any, past: tuple[KeysAndValues, KeysAndValues] | None, rows: Rows
-) -> tuple[jax.Array, jax.Array]:
+def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
     """Log-probability [B, R] of each target, and whether it is the most probable token there."""
     decoder, tandem = _models(scorer, weights)
-    before, projected_before = past or (None, [])
     layers = list(decoder.layers)
-    visible = _visible(rows, before[0][0].shape[1] if before else 0)
+    positions, segments = _at(rows.positions, rows.slots), _at(rows.segments, rows.slots)
+    visible = _sees(positions, segments, rows.positions, rows.segments)
     # The last layer is wanted at the slots alone, unless the tandem reads its output at all positions.
     depth = len(layers) - (0 if tandem and tandem.depth == len(layers) else 1)
-    states, own = _read(decoder, rows.tokens, rows.positions, rows.segments, before, depth)
+    states = _states(decoder, rows, depth)
     final = _at(states[-1], rows.slots)
     if depth < len(layers):
-        own.append(layers[-1].keys_and_values(states[-1], *decoder.rotary(rows.positions)))
-        angles = decoder.rotary(_at(rows.positions, rows.slots))
-        final = _extend(layers[-1], final, angles, _joined(before, own, -1), visible)
+        source = layers[-1].keys_and_values(states[-1], *decoder.rotary(rows.positions))
+        final = _extend(layers[-1], final, decoder.rotary(positions), source, visible)
     logits = decoder.logits(final)
     if tandem:
-        drafted = _block_mode(tandem, scorer.gamma, states, projected_before, rows, visible)
-        turn = (_at(rows.positions, rows.slots) - rows.last[:, None]) % (scorer.gamma + 1)
+        drafted = _block_mode(tandem, scorer.gamma, states, rows, visible)
+        turn = (positions - rows.last[:, None]) % (scorer.gamma + 1)
         logits = jnp.where((turn == scorer.gamma)[..., None], logits, drafted)
-    chosen = jnp.take_along_axis(
-        jnp.take_along_axis(logits, rows.target_slots[..., None], axis=1), rows.targets[..., None], axis=2
-    )
+    chosen = jnp.take_along_axis(_at(logits, rows.target_slots), rows.targets[..., None], axis=2)[..., 0]
     normaliser = _at(jax.nn.logsumexp(logits, axis=-1), rows.target_slots)
     best = _at(jnp.argmax(logits, axis=-1), rows.target_slots) == rows.targets
-    return chosen[..., 0] - normaliser, best
+    return chosen - normaliser, best
 
 
 def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:
@@ -253,90 +234,47 @@ def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:
     return nnx.merge(scorer.decoder, weights[0]), nnx.merge(scorer.tandem, weights[1])
 
 
-def _read(
-    decoder: Decoder,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segments: jax.Array,
-    before: KeysAndValues | None,
-    depth: int,
-) -> tuple[list[jax.Array], KeysAndValues]:
-    """States [B, T, D] after 0 … `depth` layers, and these layers' own keys and values."""
+def _states(decoder: Decoder, rows: Rows, depth: int) -> list[jax.Array]:
+    """The residual stream [B, T, D] after 0, 1, … `depth` layers."""
+    positions, segments, length = rows.positions, rows.segments, rows.tokens.shape[1]
     angles = decoder.rotary(positions)
-    states, own = [decoder.embed(tokens)], []
-    for number, layer in enumerate(list(decoder.layers)[:depth]):
-        own.append(layer.keys_and_values(states[-1], *angles))
-        keys, values = _joined(before, own, number)
-        shared, pieces = keys.shape[1] - tokens.shape[1], []
-        queries = layer.queries(states[-1], *angles)
-        for begin in range(0, tokens.shape[1], PIECE):
-            end = min(begin + PIECE, tokens.shape[1])
+    states = [decoder.embed(rows.tokens)]
+    for layer in list(decoder.layers)[:depth]:
+        keys, values = layer.keys_and_values(states[-1], *angles)
+        queries, pieces = layer.queries(states[-1], *angles), []
+        for begin in range(0, length, PIECE):
+            end = min(begin + PIECE, length)
             mask = _sees(positions[:, begin:end], segments[:, begin:end], positions[:, :end], segments[:, :end])
-            mask = jnp.pad(mask, ((0, 0), (0, 0), (shared, 0)), constant_values=True)
-            source = Source(keys[:, : shared + end], values[:, : shared + end], mask)
-            pieces.append(attend(queries[:, begin:end], [source]))
+            pieces.append(attend(queries[:, begin:end], [Source(keys[:, :end], values[:, :end], mask)]))
         states.append(layer.finish(states[-1], jnp.concatenate(pieces, axis=1)))
-    return states, own
+    return states
 
 
-def _extend(
-    layer: DecoderLayer, x: jax.Array, angles: Any, keys_and_values: tuple[jax.Array, jax.Array], mask: jax.Array
-) -> jax.Array:
+def _extend(layer: DecoderLayer, x: jax.Array, angles: Any, source: KeysAndValues, mask: jax.Array) -> jax.Array:
     """The layer's output at slots whose input is `x` [B, Q, D]."""
-    return layer.finish(x, attend(layer.queries(x, *angles), [Source(*keys_and_values, mask)]))
+    return layer.finish(x, attend(layer.queries(x, *angles), [Source(*source, mask)]))
 
 
-def _block_mode(
-    tandem: Tandem,
-    gamma: int,
-    states: Sequence[jax.Array],
-    before: KeysAndValues,
-    rows: Rows,
-    visible: jax.Array,
-) -> jax.Array:
+def _block_mode(tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: Rows, visible: jax.Array) -> jax.Array:
     """The secondary's logits [B, Q, V] at the slots; the only places where it has states of its own."""
-    secondary, shared = tandem.secondary, visible.shape[2] - rows.tokens.shape[1]
+    secondary = tandem.secondary
     positions, segments = _at(rows.positions, rows.slots), _at(rows.segments, rows.slots)
-    # The prompt's last token opens block 0, and what stands before it belongs to none.
+    # The prompt's last token opens block 0; whatever stands before it is earlier.
     blocks = jnp.floor_divide(rows.positions - rows.last[:, None], gamma + 1)
     slot_blocks = _at(blocks, rows.slots)
-    earlier = visible & jnp.pad(
-        blocks[:, None] < slot_blocks[..., None], ((0, 0), (0, 0), (shared, 0)), constant_values=True
-    )
+    earlier = visible & (blocks[:, None] < slot_blocks[..., None])
     current = _sees(positions, segments, positions, segments) & (slot_blocks[:, None] == slot_blocks[..., None])
     # An unused slot repeats an entry of the row, so that it may be seen by itself alone.
     current &= (rows.slots >= 0)[:, None] | jnp.eye(rows.slots.shape[1], dtype=bool)
     mask = jnp.concatenate([earlier, current], axis=2)
-    angles = secondary.rotary(positions)
-    projected = _projected(tandem, states, secondary.rotary(rows.positions))
+    angles, row_angles = secondary.rotary(positions), secondary.rotary(rows.positions)
     y = secondary.embed(_at(rows.tokens, rows.slots))
-    for number, layer in enumerate(secondary.layers):
-        theirs, own = _joined(before, projected, number), layer.keys_and_values(y, *angles)
-        both = tuple(jnp.concatenate(pair, axis=1) for pair in zip(theirs, own, strict=True))
-        y = _extend(layer, y, angles, both, mask)  # type: ignore[arg-type]
+    for layer, projection, source in zip(secondary.layers, tandem.projections, tandem.layer_map, strict=True):
+        theirs = layer.keys_and_values(projection(states[source]), *row_angles)
+        own = layer.keys_and_values(y, *angles)
+        keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(theirs, own, strict=True))
+        y = _extend(layer, y, angles, (keys, values), mask)
     return secondary.logits(y)
-
-
-def _projected(tandem: Tandem, states: Sequence[jax.Array], angles: Any) -> KeysAndValues:
-    """The secondary's keys and values of the primary's projected states."""
-    layers = zip(tandem.secondary.layers, tandem.projections, tandem.layer_map, strict=True)
-    return [layer.keys_and_values(projection(states[source]), *angles) for layer, projection, source in layers]
-
-
-def _joined(before: KeysAndValues | None, own: KeysAndValues, number: int) -> tuple[jax.Array, jax.Array]:
-    """A layer's keys and values [B, S, K, E], the shared prefix first."""
-    keys, values = own[number]
-    if not before:
-        return keys, values
-    first = [jnp.broadcast_to(part, (keys.shape[0], *part.shape[1:])) for part in before[number]]
-    return jnp.concatenate([first[0], keys], axis=1), jnp.concatenate([first[1], values], axis=1)
-
-
-def _visible(rows: Rows, shared: int) -> jax.Array:
-    """[B, Q, S], true where a slot sees an entry of the prefix or of its row."""
-    at_slots = _at(rows.positions, rows.slots), _at(rows.segments, rows.slots)
-    own = _sees(*at_slots, rows.positions, rows.segments)
-    return jnp.pad(own, ((0, 0), (0, 0), (shared, 0)), constant_values=True)
 
 
 def _sees(positions: jax.Array, segments: jax.Array, key_positions: jax.Array, key_segments: jax.Array) -> jax.Array:
