@@ -60,10 +60,8 @@ def _draw(task: Task, question: Question, pool: Sequence[Question], settings: Se
 
 def _refuse_too_many(task: Task, settings: Settings, there: int) -> None:
     if settings.shots > there:
-        where = exemplar_source(task, settings)
-        raise ConfigurationError(
-            [f"shots={settings.shots}: {task.name} has {there} exemplars for a question ({where})"]
-        )
+        problem = f"{task.name} has {there} exemplars for a question: {exemplar_source(task, settings)}"
+        raise ConfigurationError([f"eval.shots={settings.shots}: {problem}"])
 
 
 def _example(task: Task, question: Question, chosen: Sequence[Question]) -> Example:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from tandem.errors import EnvironmentFailure
@@ -60,27 +61,33 @@ def json_document(file: IO[bytes], path: str) -> Any:
         raise EnvironmentFailure(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
+@contextmanager
+def blamed(place: str) -> Iterator[None]:
+    """Whatever a row's missing field or wrong type raises inside, as EnvironmentFailure with its place."""
+    try:
+        yield
+    except KeyError as error:
+        raise EnvironmentFailure(f"{place}: no field {error}") from None
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise EnvironmentFailure(f"{place}: not what its format says ({error})") from None
+
+
 def squad_json(file: IO[bytes], path: str) -> Rows:
     """Questions of a file in SQuAD's nested format: id, title, context, question, answers."""
-    for number, article in enumerate(_field(json_document(file, path), "data", path)):
-        place = f"{path}, article {number + 1}"
-        for paragraph in _field(article, "paragraphs", place):
-            for question in _field(paragraph, "qas", place):
-                name = _field(question, "id", place)
-                where = f"{path}, question {name}"
-                yield (
-                    where,
-                    {
-                        "id": name,
-                        "title": article.get("title", ""),
-                        "context": _field(paragraph, "context", place),
-                        "question": _field(question, "question", where),
-                        "answers": [_field(answer, "text", where) for answer in _field(question, "answers", where)],
-                    },
-                )
-
-
-def _field(value: Any, name: str, place: str) -> Any:
-    if not isinstance(value, dict) or name not in value:
-        raise EnvironmentFailure(f"{place}: no field {name!r}")
-    return value[name]
+    document = json_document(file, path)
+    with blamed(path):
+        articles = document["data"]
+    for number, article in enumerate(articles, start=1):
+        with blamed(f"{path}, article {number}"):
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    yield (
+                        f"{path}, question {question['id']}",
+                        {
+                            "id": question["id"],
+                            "title": article.get("title", ""),
+                            "context": paragraph["context"],
+                            "question": question["question"],
+                            "answers": [answer["text"] for answer in question["answers"]],
+                        },
+                    )

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import IO, Any
 
-from tandem.errors import EnvironmentFailure
 from tasks.example import Kind
-from tasks.files import Rows, json_document, json_lines, plain_lines, squad_json
+from tasks.files import Rows, blamed, json_document, json_lines, plain_lines, squad_json
 from tasks.metrics.answers import exact_match, f1, lm_eval_exact_match, normalise_squad, normalise_trivia
 from tasks.metrics.likelihood import GREEDY_ACCURACY, GREEDY_EXACT_MATCH, PERPLEXITY
 from tasks.metrics.squad_v2 import METRICS as SQUAD_V2
@@ -67,32 +66,30 @@ def _squad_v2(row: Row) -> Question:
 def read_trivia_qa(file: IO[bytes], path: str) -> Rows:
     """TriviaQA's own format: `Data`, with the answer's value and aliases."""
     document = json_document(file, path)
-    if not isinstance(document, dict) or not isinstance(document.get("Data"), list):
-        raise EnvironmentFailure(f"{path}: no list 'Data'")
-    for row in document["Data"]:
-        place = f"{path}, question {row.get('QuestionId')}"
-        if "Question" not in row or not row.get("Answer", {}).get("Value"):
-            raise EnvironmentFailure(f"{place}: no 'Question' or no 'Answer' with a 'Value'")
-        answer = row["Answer"]
-        yield place, {"question": row["Question"], "answers": _distinct(answer["Value"], answer.get("Aliases", []))}
+    with blamed(path):
+        data = document["Data"]
+    for number, row in enumerate(data, start=1):
+        place = f"{path}, question {number}"
+        with blamed(place):
+            answer = row["Answer"]
+            answers = _distinct(answer["Value"], answer.get("Aliases", []))
+            yield place, {"question": row["Question"], "answers": answers}
 
 
 def read_trivia_qa_lines(file: IO[bytes], path: str) -> Rows:
     """Rows of `question` and `golden_answers`; questions that a CSV file had quoted are unquoted."""
     for place, row in json_lines(file, path):
-        if "question" not in row or not row.get("golden_answers"):
-            raise EnvironmentFailure(f"{place}: no 'question' or no 'golden_answers'")
-        question = row["question"]
-        if len(question) > 1 and question[0] == question[-1] == '"':
-            question = question[1:-1].replace('""', '"')
-        yield place, {"question": question, "answers": row["golden_answers"]}
+        with blamed(place):
+            question, answers = row["question"], row["golden_answers"]
+            if question[:1] == question[-1:] == '"' and len(question) > 1:
+                question = question[1:-1].replace('""', '"')
+        yield place, {"question": question, "answers": answers}
 
 
 def read_web_questions(file: IO[bytes], path: str) -> Rows:
     for place, row in json_lines(file, path):
-        if "question" not in row or not row.get("answer"):
-            raise EnvironmentFailure(f"{place}: no 'question' or no 'answer'")
-        yield place, {"question": row["question"], "answers": row["answer"]}
+        with blamed(place):
+            yield place, {"question": row["question"], "answers": row["answer"]}
 
 
 def _distinct(first: str, others: list[str]) -> list[str]:

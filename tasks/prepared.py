@@ -43,7 +43,7 @@ def _plain(value: Any) -> Any:
     """What NumPy holds as what Python holds."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
     plain = value.tolist() if hasattr(value, "tolist") else value
-    return [_plain(inner) for inner in plain] if isinstance(plain, list) else plain if plain is not value else value
+    if isinstance(plain, bytes):
+        return plain.decode("utf-8")
+    return [_plain(inner) for inner in plain] if isinstance(plain, list) else plain

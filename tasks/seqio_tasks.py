@@ -8,7 +8,7 @@ given. Importing this module imports TensorFlow, SeqIO and t5 only when a functi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -210,8 +210,3 @@ def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
         else:
             decoded[name] = value
     return decoded
-
-
-def examples_in_order(task: Task, settings: Settings) -> Iterator[Example]:
-    """The same examples without SeqIO."""
-    return (example for example, _ in build(task, settings))

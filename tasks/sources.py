@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import EnvironmentFailure
+from tasks.files import blamed
 from tasks.task import File, Question, Row, Task
 
 PREPARED_BY_DEFAULT = "~/tensorflow_datasets"
@@ -83,19 +84,17 @@ def rows(task: Task, part: str, settings: Settings) -> Iterator[tuple[str, Row]]
     else:
         source = _file_rows(found.path, found.file)
     for place, row in source:
-        if task.dataset.keep(part, row):
+        with blamed(place):
+            kept = task.dataset.keep(part, row)
+        if kept:
             yield place, row
 
 
 def questions(task: Task, part: str, settings: Settings) -> Iterator[Question]:
     """The rows of a part as questions. Raises EnvironmentFailure for a row that is not as its format says."""
     for place, row in rows(task, part, settings):
-        try:
+        with blamed(place):
             question = task.question(row)
-        except KeyError as error:
-            raise EnvironmentFailure(f"{place}: no field {error}") from None
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
-            raise EnvironmentFailure(f"{place}: not a row of {task.name} ({error})") from None
         yield replace(question, key=question.key or question.text)
 
 
@@ -108,7 +107,7 @@ def size(task: Task, settings: Settings) -> int | None:
         from tasks.prepared import prepared_size
 
         return prepared_size(found)
-    return sum(1 for _, row in _file_rows(found.path, found.file) if task.dataset.keep("eval", row))
+    return sum(1 for _ in rows(task, "eval", settings))
 
 
 def missing(task: Task, part: str, settings: Settings) -> str:

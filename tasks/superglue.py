@@ -9,11 +9,11 @@ import re
 from typing import IO, Any
 
 from tasks.example import Example, Kind
-from tasks.files import Rows, json_lines
+from tasks.files import Reader, Rows, blamed, json_lines
 from tasks.metrics import mean_of
 from tasks.metrics.answers import best, normalise_squad, token_f1
 from tasks.metrics.classification import ACCURACY, GROUP_EXACT_MATCH, f1_of, macro_f1
-from tasks.task import Dataset, File, Question, Reader, Row, Task, label_of
+from tasks.task import Dataset, File, Question, Row, Task, label_of
 
 SUITE = "superglue"
 FALSE_TRUE = ("false", "true")
@@ -102,46 +102,48 @@ def _detokenised(text: str) -> str:
 def read_multirc(file: IO[bytes], path: str) -> Rows:
     """A row for each answer of each question of each passage, as TensorFlow Datasets has them."""
     for place, row in json_lines(file, path):
-        for question in row["passage"]["questions"]:
-            for answer in question["answers"]:
-                index = {"paragraph": row["idx"], "question": question["idx"], "answer": answer["idx"]}
-                label = {"label": answer["label"]} if "label" in answer else {}
-                yield (
-                    f"{place}, answer {answer['idx']}",
-                    {
-                        "paragraph": row["passage"]["text"],
-                        "question": question["question"],
-                        "answer": answer["text"],
-                        "idx": index,
-                        **label,
-                    },
-                )
+        with blamed(place):
+            passage = row["passage"]
+            for question in passage["questions"]:
+                for answer in question["answers"]:
+                    yield (
+                        f"{place}, answer {answer['idx']}",
+                        {
+                            "paragraph": passage["text"],
+                            "question": question["question"],
+                            "answer": answer["text"],
+                            "idx": {"paragraph": row["idx"], "question": question["idx"], "answer": answer["idx"]},
+                            "label": answer["label"],
+                        },
+                    )
 
 
 def read_record(file: IO[bytes], path: str) -> Rows:
     """A row for each query of each passage; spans include their last character."""
     for place, row in json_lines(file, path):
-        passage = row["passage"]
-        entities = sorted({passage["text"][span["start"] : span["end"] + 1] for span in passage["entities"]})
-        for query in row["qas"]:
-            yield (
-                f"{place}, query {query['idx']}",
-                {
-                    "passage": passage["text"],
-                    "query": query["query"],
-                    "entities": entities,
-                    "answers": [answer["text"] for answer in query["answers"]],
-                    "idx": {"passage": row["idx"], "query": query["idx"]},
-                },
-            )
+        with blamed(place):
+            text = row["passage"]["text"]
+            entities = sorted({text[span["start"] : span["end"] + 1] for span in row["passage"]["entities"]})
+            for query in row["qas"]:
+                yield (
+                    f"{place}, query {query['idx']}",
+                    {
+                        "passage": text,
+                        "query": query["query"],
+                        "entities": entities,
+                        "answers": [answer["text"] for answer in query["answers"]],
+                        "idx": {"passage": row["idx"], "query": query["idx"]},
+                    },
+                )
 
 
 def read_wsc(file: IO[bytes], path: str) -> Rows:
     """Rows of the repaired set `wsc.fixed`: spans are made substrings of the text where that can be done."""
     for place, row in json_lines(file, path):
-        row.update(row.pop("target"))
-        for span in ("span1", "span2"):
-            row[f"{span}_text"] = _repaired(row["text"], row[f"{span}_text"], row[f"{span}_index"])
+        with blamed(place):
+            row.update(row.pop("target"))
+            for span in ("span1", "span2"):
+                row[f"{span}_text"] = _repaired(row["text"], row[f"{span}_text"], row[f"{span}_index"])
         yield place, row
 
 
@@ -152,21 +154,6 @@ def _repaired(text: str, span: str, index: int) -> str:
     case = span[0].lower() if first.islower() else span[0].upper()
     repaired = (case + span[1:]).rstrip(".").replace("\n", " ")
     return repaired if repaired in text else span
-
-
-def _checked(reader: Reader) -> Reader:
-    """A reader whose missing fields are the file's fault."""
-    from tandem.errors import EnvironmentFailure
-
-    def read(file: IO[bytes], path: str) -> Rows:
-        place = path
-        try:
-            for place, row in reader(file, path):
-                yield place, row
-        except (KeyError, TypeError, IndexError) as error:
-            raise EnvironmentFailure(f"{path}, after {place}: not a row of this dataset ({error!r})") from None
-
-    return read
 
 
 def _dataset(folder: str, config: str, reader: Reader) -> Dataset:
@@ -200,7 +187,7 @@ _MULTIRC = (f1_of(0, "f1_a"), GROUP_EXACT_MATCH, ACCURACY)
 
 
 def _task(name: str, folder: str, question: Any, reader: Reader, metrics: Any = (ACCURACY,), config: str = "") -> Task:
-    dataset = _dataset(folder, config or name, _checked(reader))
+    dataset = _dataset(folder, config or name, reader)
     return Task(f"{name}_v1", SUITE, "validation", dataset, question, tuple(metrics), metrics[0].name, Kind.rank)
 
 

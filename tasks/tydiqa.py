@@ -12,22 +12,22 @@ from tasks.task import Dataset, File, Question, Row, Task
 SUITE = "tydiqa"
 URL = "https://storage.googleapis.com/tydiqa/v1.1"
 
-# What stands before the passage, the question and the answer.
+# The code of each language in names of splits, and what stands before the passage, the question and the answer.
 WORDS = {
-    "arabic": ("السياق", "السؤال", "الإجابة"),
-    "bengali": ("প্রসঙ্গ", "প্রশ্ন", "উত্তর"),
-    "english": ("Context", "Question", "Answer"),
-    "finnish": ("Konteksti", "Kysymys", "Vastaus"),
-    "indonesian": ("Konteks", "Pertanyaan", "Jawaban"),
-    "korean": ("맥락", "질문", "답변"),
-    "russian": ("Контекст", "Вопрос", "Ответ"),
-    "swahili": ("Muktadha", "Swali", "Jibu"),
-    "telugu": ("సందర్భం", "ప్రశ్న", "సమాధానం"),
+    "arabic": ("ar", "السياق", "السؤال", "الإجابة"),
+    "bengali": ("bn", "প্রসঙ্গ", "প্রশ্ন", "উত্তর"),
+    "english": ("en", "Context", "Question", "Answer"),
+    "finnish": ("fi", "Konteksti", "Kysymys", "Vastaus"),
+    "indonesian": ("id", "Konteks", "Pertanyaan", "Jawaban"),
+    "korean": ("ko", "맥락", "질문", "답변"),
+    "russian": ("ru", "Контекст", "Вопрос", "Ответ"),
+    "swahili": ("sw", "Muktadha", "Swali", "Jibu"),
+    "telugu": ("te", "సందర్భం", "ప్రశ్న", "సమాధానం"),
 }
 
 
 def _question(language: str, row: Row) -> Question:
-    passage, question, answer = WORDS[language]
+    _, passage, question, answer = WORDS[language]
     text = f"{passage}: {row['context']}\n\n{question}: {row['question']}\n\n{answer}:"
     answers = list(row["answers"])
     return Question(row["id"], text, f" {answers[0]}", answers, key=row["context"])
@@ -54,7 +54,7 @@ def _task(language: str) -> Task:
         dataset=Dataset(
             files={"eval": (own_dev, dev), "exemplars": (own_train, train)},
             tfds="tydi_qa/goldp:3.0.0",
-            tfds_splits={"eval": "validation", "exemplars": "train"},
+            tfds_splits={"eval": f"validation-{WORDS[language][0]}", "exemplars": "train"},
             tfds_row=_tfds_row,
             keep=partial(_is_in, language),
         ),
