@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from launch.graph import Context
-from launch.steps import PRIMARY, RESULTS, TOKENIZER, WEIGHTS, _decoding
+from launch.steps import PRIMARY, RESULTS, TOKENIZER, WEIGHTS, decoding
 from launch.store import write_json_atomic, write_text_atomic
 from tandem.config import EvalConfig
 from tandem.data.tokenizer import Tokenizer
@@ -264,10 +264,10 @@ def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any,
     from tandem.measure.likelihood import Scorer
 
     if contestant.way == "decoder":
-        graph, weights = _decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype)
+        graph, weights = decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype)
         return Scorer(graph), weights
-    primary, primary_weights = _decoding(_primary(context), "decoder", dtype)
-    graph, weights = _decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
+    primary, primary_weights = decoding(_primary(context), "decoder", dtype)
+    graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
     return Scorer(primary, graph, contestant.gamma), (primary_weights, weights)
 
 
@@ -277,10 +277,10 @@ def _writing(context: Context, contestant: Contestant, dtype: str, law: Any, sto
     from tandem.model.decoder import untie
 
     if contestant.way == "decoder":
-        graph, weights = untie(*_decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))
+        graph, weights = untie(*decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))
         return _engine(graph, None, 0, contestant.width, True, law, stop), weights, None
-    primary, primary_weights = untie(*_decoding(_primary(context), "decoder", dtype))
-    graph, weights = _decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
+    primary, primary_weights = untie(*decoding(_primary(context), "decoder", dtype))
+    graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
     verify = contestant.way == "speed"
     engine = _engine(primary, TandemDrafter(graph), contestant.gamma, contestant.width, verify, law, stop)
     return engine, primary_weights, weights

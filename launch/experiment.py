@@ -17,7 +17,6 @@ from launch import steps
 from launch.graph import Step
 from tandem.config import (
     Corpus,
-    DecodeConfig,
     DecoderConfig,
     Drafter,
     DType,
@@ -109,7 +108,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 estimate_s=30,
             )
         )
-    dtype = decoding_dtype(decode)
+    dtype = resolve_dtype(decode.dtype)
     decoding = {
         "dtype": dtype,
         "prompts": evaluation.prompts,
@@ -120,15 +119,27 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     }
     sizes = f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each"
     if Measure.speed in evaluation.measures and experiment.gamma > 0:
-        drafters = _drafters(experiment, models)
+        drafters = chosen_drafters(experiment, models)
+        law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
+        file = Path(experiment.data.prompts).expanduser() if experiment.data.prompts else None
         made.append(
             Step(
                 kind="speed",
                 name="speed",
-                version=2,
-                config={"gamma": experiment.gamma, "drafters": drafters, **decoding},
+                version=3,
+                config={
+                    "gamma": experiment.gamma,
+                    "drafters": drafters,
+                    **decoding,
+                    **law,
+                    "verification": decode.verification.value,
+                    "num_samples": decode.num_samples,
+                    "batch_size": decode.batch_size,
+                    "exact": decode.exact,
+                    "prompts_from": _digest(file) if file else None,
+                },
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in drafters}},
-                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed),
+                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed, file),
                 size=sizes,
                 estimate_s=90,
             )
@@ -150,10 +161,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     return made
 
 
-def decoding_dtype(decode: DecodeConfig) -> str:
-    """The type that decoding multiplies in; `auto` is bfloat16 where the processor has instructions for it."""
-    if decode.dtype is not DType.auto:
-        return decode.dtype.value
+def resolve_dtype(dtype: DType) -> str:
+    """The type to multiply in; `auto` is bfloat16 where the processor has instructions for it."""
+    if dtype is not DType.auto:
+        return dtype.value
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
@@ -161,7 +172,7 @@ def decoding_dtype(decode: DecodeConfig) -> str:
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 
 
-def _drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
+def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
     """Rows of the speed table that can be drafted with, by what the recipe has trained."""
     last = {Recipe.pretrain: "", Recipe.ce: "_ce", Recipe.distil: "_distil"}[experiment.train.recipe]
     secondary = experiment.model.secondary
@@ -252,7 +263,11 @@ def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapp
     train = experiment.train
     config = {"stage": stage, "optimizer": optimizer_meaning(train), "seed": experiment.seed}
     if stage == 2:
-        config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+        config |= {
+            "distil_weight": train.distil_weight,
+            "temperature": train.temperature,
+            "primary_dtype": resolve_dtype(train.primary_dtype),
+        }
     size = experiment.scale.models[experiment.model.secondary]
     teacher = experiment.scale.models[experiment.model.primary] if stage == 2 else None
     return Step(
@@ -261,7 +276,7 @@ def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapp
         version=1,
         config=config,
         inputs=inputs,
-        run=steps.decoder_further(train, stage, experiment.seed),
+        run=steps.decoder_further(train, stage, resolve_dtype(train.primary_dtype), experiment.seed),
         size=f"{_millions(size)}, {_tokens(train):,} further tokens",
         estimate_s=_further_seconds(train, size, teacher),
     )
@@ -277,12 +292,16 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
         "layer_map": layer_map,
         "seed": experiment.seed,
     }
+    frozen = train.primary is PrimaryMode.frozen
+    # A primary that is trained itself is in float32.
+    dtype = resolve_dtype(train.primary_dtype) if frozen else "float32"
+    if frozen:
+        config["primary_dtype"] = dtype
     if stage == 1:
         config["projection_init"] = train.projection_init.value
     else:
         config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
     models, pair = experiment.scale.models, experiment.model
-    frozen = train.primary is PrimaryMode.frozen
     how = f"γ {' '.join(map(str, train.gamma))}, primary {train.primary.value}"
     return Step(
         kind="tandem",
@@ -290,7 +309,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
         version=1,
         config=config,
         inputs=inputs,
-        run=steps.tandem(train, layer_map, stage, experiment.seed),
+        run=steps.tandem(train, layer_map, stage, dtype, experiment.seed),
         size=f"{_millions(models[pair.secondary])}, {_tokens(train):,} further tokens, {how}",
         estimate_s=_further_seconds(train, models[pair.secondary], models[pair.primary]) * (1 if frozen else 2),
     )

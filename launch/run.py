@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tandem.config import Experiment, Job
+from tandem.config import Experiment, Job, Measure
 from tandem.errors import ConfigurationError, UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,16 @@ PROGRAM = "uv run launch/run.py"
 
 # What each job does: a function of the experiment and of `Stop`, imported when it is asked for; it may return an exit
 # code.
-JOBS = {Job.run: "launch.run:run", Job.evaluate: "launch.evaluate:run"}
+JOBS = {
+    Job.run: "launch.run:run",
+    Job.speed: "launch.run:speed",
+    Job.generate: "launch.generate:generate",
+    Job.sweep_status: "launch.fleet.jobs:status",
+    Job.sweep_logs: "launch.fleet.jobs:logs",
+    Job.sweep_cancel: "launch.fleet.jobs:cancel",
+    Job.sweep_resume: "launch.fleet.jobs:resume",
+    Job.evaluate: "launch.evaluate:run",
+}
 
 
 class Stop:
@@ -107,6 +117,18 @@ def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]],
         mirrored.results(results)
 
 
+def speed(experiment: Experiment, stop: Stop) -> None:
+    """The run with its speed table alone."""
+    run(as_run(experiment) or experiment, stop)
+
+
+def as_run(experiment: Experiment) -> Experiment | None:
+    """The run that the experiment's job is; None for a job that is no run, and so has neither graph nor directory."""
+    if experiment.job is Job.speed:
+        return replace(experiment, eval=replace(experiment.eval, measures=[Measure.speed]))
+    return experiment if experiment.job is Job.run else None
+
+
 def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> None:
     """Print the tables and say where everything is."""
     from sweeps.report import write_report
@@ -152,8 +174,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with Stop() as stop:
         if options.multirun:
+            from launch.fleet.sweep import launcher_of, sweep
+
+            fleet = launcher_of(options.overrides)
+            if fleet is not None:
+                return guarded(lambda: sweep(fleet, options.overrides, experiments, arguments, stop), stop)
             return _multirun(options.overrides, stop)
-        return _guarded(experiments[0], stop)
+        return guarded(lambda: start(experiments[0], stop), stop)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -168,13 +195,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def _guarded(experiment: Experiment, stop: Stop) -> int:
-    """Run one experiment; the exit code, with one line on standard error unless it is 0."""
+def start(experiment: Experiment, stop: Stop) -> int | None:
+    """Do the experiment's job."""
+    module, function = JOBS[experiment.job].split(":")
+    return getattr(import_module(module), function)(experiment, stop)
+
+
+def guarded(work: Callable[[], int | None], stop: Stop) -> int:
+    """Do some work; the exit code, with one line on standard error unless it is 0."""
     from launch.graph import Interrupted
 
-    module, function = JOBS[experiment.job].split(":")
     try:
-        code = getattr(import_module(module), function)(experiment, stop)
+        code = work()
     except Interrupted as interruption:
         print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
         return 128 + stop.signal
@@ -197,17 +229,18 @@ def _multirun(overrides: Sequence[str], stop: Stop) -> int:
     def job(config: object) -> None:
         if not stop():
             data = OmegaConf.to_container(config, resolve=True)  # type: ignore[arg-type]
-            codes.append(_guarded(from_container(data), stop))  # type: ignore[arg-type]
+            experiment = from_container(data)  # type: ignore[arg-type]
+            codes.append(guarded(lambda: start(experiment, stop), stop))
 
     sys.argv[1:] = ["--multirun", *for_hydra(overrides)]
     job()  # type: ignore[call-arg]
     return max(codes, default=0)
 
 
-def command_line() -> int:
-    """`main` with every way out turned into an exit code and at most one line."""
+def command_line(entry: Callable[[], int] = main) -> int:
+    """`entry` with every way out turned into an exit code and at most one line."""
     try:
-        code = main()
+        code = entry()
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -28,8 +28,9 @@ from tandem.config import (
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
+from tandem.data.prompts import encode_prompt, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
-from tandem.errors import Interrupted
+from tandem.errors import ConfigurationError, Interrupted
 
 WEIGHTS = "weights.safetensors"
 PRIMARY = "primary.safetensors"
@@ -93,10 +94,10 @@ def shipped(path: Path) -> Callable[[Context], None]:
     return run
 
 
-def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Context], None]:
+def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
     """The secondary trained on alone: stage 1 by cross entropy (gecko_ce), stage 2 distilled too (gecko_distil).
 
-    Inputs: corpus, base, and for stage 2 primary.
+    `dtype` is that of the primary's products. Inputs: corpus, base, and for stage 2 primary.
     """
 
     def run(context: Context) -> None:
@@ -106,7 +107,7 @@ def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Cont
         graph, weights = checkpoint.load_decoder(context.inputs["base"] / WEIGHTS)
         teacher = teacher_weights = None
         if stage == 2:
-            teacher, teacher_weights = checkpoint.load_decoder(context.inputs["primary"] / WEIGHTS)
+            teacher, teacher_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", dtype)
         loss = decoder_loss(
             graph,
             teacher,
@@ -121,10 +122,12 @@ def decoder_further(train: TrainConfig, stage: int, seed: int) -> Callable[[Cont
     return run
 
 
-def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) -> Callable[[Context], None]:
+def tandem(
+    train: TrainConfig, layer_map: Sequence[int], stage: int, dtype: str, seed: int
+) -> Callable[[Context], None]:
     """The tandem trained: stage 1 from the pretrained secondary and new projections, stage 2 from stage 1.
 
-    Inputs: corpus, primary, and secondary (stage 1) or tandem (stage 2).
+    `dtype` is that of the primary's products. Inputs: corpus, primary, and secondary (stage 1) or tandem (stage 2).
     """
 
     def run(context: Context) -> None:
@@ -134,7 +137,7 @@ def tandem(train: TrainConfig, layer_map: Sequence[int], stage: int, seed: int) 
         tandem_from = context.inputs.get("tandem")
         joint = train.primary is not PrimaryMode.frozen
         primary_from = tandem_from / PRIMARY if joint and tandem_from else context.inputs["primary"] / WEIGHTS
-        primary, primary_weights = checkpoint.load_decoder(primary_from)
+        primary, primary_weights = decoding(primary_from, "decoder", dtype)
         primary_config = DecoderConfig(**checkpoint.metadata(primary_from)["decoder"])
         if tandem_from:
             graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS)
@@ -237,26 +240,38 @@ def agreement(
 
 
 def speed(
-    evaluation: EvalConfig, decode: DecodeConfig, dtype: str, gamma: int, drafters: Mapping[str, str], seed: int
+    evaluation: EvalConfig,
+    decode: DecodeConfig,
+    dtype: str,
+    gamma: int,
+    drafters: Mapping[str, str],
+    seed: int,
+    prompts: Path | None = None,
 ) -> Callable[[Context], None]:
-    """Table `speed`: SPEED with each of `drafters` {row name: kind}. Inputs: corpus, primary, the drafters by name."""
+    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the file `prompts`, and then
+    `speed_by_category`. Inputs: corpus, primary, the drafters by name."""
 
     def run(context: Context) -> None:
-        from tandem.measure.speed import speed_rows
+        from tandem.measure.speed import speed_tables
 
+        given, categories = _prompts(context, evaluation, decode, seed), []
+        if prompts is not None:
+            given, categories = _prompts_from(context, prompts, evaluation.prompts, decode)
         primary, weights = _primary_with(context, drafters, dtype)
-        rows = speed_rows(
+        tables = speed_tables(
             primary,
             weights,
-            {name: _drafter(context.inputs[name], kind, dtype) for name, kind in drafters.items()},
+            {name: drafter(context.inputs[name], kind, dtype) for name, kind in drafters.items()},
             gamma,
-            _prompts(context, evaluation, decode, seed),
-            decode.max_new_tokens,
+            given,
+            decode,
             evaluation.repeats,
             context.progress,
             lambda: _stop_between(context),
+            seed,
+            categories,
         )
-        write_json_atomic(context.out / RESULTS, {"speed": rows})
+        write_json_atomic(context.out / RESULTS, tables)
 
     return run
 
@@ -274,9 +289,9 @@ def standalone(
         rows = standalone_rows(
             primary,
             weights,
-            {name: _drafter(context.inputs[name], "tandem", dtype) for name in tandems},
+            {name: drafter(context.inputs[name], "tandem", dtype) for name in tandems},
             {
-                name: _decoding(context.inputs[name] / WEIGHTS, kind, dtype)
+                name: decoding(context.inputs[name] / WEIGHTS, kind, dtype)
                 for name, kind in models.items()
                 if kind == "decoder"
             },
@@ -326,9 +341,26 @@ def _stage_seed(seed: int, stage: int) -> int:
     return 10 * seed + stage
 
 
-def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> np.ndarray:
+def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
     tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
-    return prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed)
+    return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
+
+
+def _prompts_from(context: Context, path: Path, count: int, decode: DecodeConfig) -> tuple[list[np.ndarray], list[str]]:
+    """Prompts of a file as ids, and their categories. Raises what fits no cache before anything compiles."""
+    read = read_prompts(path, count)
+    tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
+    encoded = [encode_prompt(tokenizer, prompt.text) for prompt in read]
+    longest = max(map(len, encoded))
+    check_fits(longest, decode, f"data.prompts={path}: the longest prompt")
+    return encoded, [prompt.category for prompt in read]
+
+
+def check_fits(prompt_tokens: int, decode: DecodeConfig, what: str) -> None:
+    """Raises ConfigurationError where a prompt and its response take more than the cache."""
+    if prompt_tokens + decode.max_new_tokens > decode.cache_tokens:
+        problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={decode.max_new_tokens} that is more "
+        raise ConfigurationError([problem + f"than decode.cache_tokens={decode.cache_tokens}"])
 
 
 def _primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
@@ -339,10 +371,10 @@ def _primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tu
     for name, kind in models.items():
         if kind == "tandem" and (context.inputs[name] / PRIMARY).exists():
             path = context.inputs[name] / PRIMARY
-    return untie(*_decoding(path, "decoder", dtype))
+    return untie(*decoding(path, "decoder", dtype))
 
 
-def _decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
+def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     """A model as it is decoded with: products in `dtype`, matrices kept in it."""
     from tandem.model import checkpoint
     from tandem.model.decoder import cast_matrices
@@ -352,11 +384,11 @@ def _decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     return graph, cast_matrices(weights, dtype)
 
 
-def _drafter(directory: Path, kind: str, dtype: str) -> tuple[Any, Any]:
+def drafter(directory: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     from tandem.decoding.drafters.independent import Independent
     from tandem.decoding.drafters.tandem import TandemDrafter
 
-    graph, weights = _decoding(directory / WEIGHTS, kind, dtype)
+    graph, weights = decoding(directory / WEIGHTS, kind, dtype)
     return TandemDrafter(graph) if kind == "tandem" else Independent(graph), weights
 
 

@@ -14,6 +14,12 @@ class Job(StrEnum):
     """What `launch/run.py` does with the experiment."""
 
     run = "run"
+    generate = "generate"
+    speed = "speed"
+    sweep_status = "sweep_status"
+    sweep_logs = "sweep_logs"
+    sweep_cancel = "sweep_cancel"
+    sweep_resume = "sweep_resume"
     evaluate = "evaluate"
 
 
@@ -164,6 +170,8 @@ class TrainConfig(OptimizerConfig):
     name: str = "distil"
     recipe: Recipe = Recipe.distil
     primary: PrimaryMode = PrimaryMode.frozen
+    # The type of a frozen primary's products, as of teacher or as read by the tandem; see decode.dtype.
+    primary_dtype: DType = DType.auto
     # Training block lengths; one is drawn per sequence.
     gamma: list[int] = field(default_factory=lambda: [2])
     projection_init: ProjectionInit = ProjectionInit.least_squares
@@ -184,6 +192,7 @@ class DataConfig:
     data_dir: str | None = None  # tfds: where prepared datasets are
     text_feature: str = "text"  # tfds
     heldout_fraction: float = 0.1
+    prompts: str | None = None  # JSON lines with `prompt` or `turns`, for speed; null: cut from the held-out text
 
 
 @dataclass
@@ -201,8 +210,19 @@ class DecodeConfig:
     name: str = "greedy"
     # The type of products with weights: float32, bfloat16, or auto, which is bfloat16 where the processor has it.
     dtype: DType = DType.auto
-    prompt_tokens: int = 64
+    prompt_tokens: int = 64  # of prompts that are cut from the held-out text
     max_new_tokens: int = 128
+    # The most positions that a prompt and its response may take.
+    cache_tokens: int = 4096
+    # The law tokens are drawn from; temperature 0 is greedy, top_k 0 and top_p 1 cut nothing.
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    verification: Verification = Verification.token
+    num_samples: int = 1  # responses to each prompt, which share its prefill
+    batch_size: int = 1  # prompts decoded together
+    # Compare with autoregressive decoding by passes as wide as verification: equality is then bit for bit.
+    exact: bool = False
 
 
 @dataclass
@@ -279,9 +299,11 @@ class Experiment:
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     job: Job = Job.run
+    prompt: str | None = None  # of job=generate
     name: str | None = None
     seed: int = 0
     gamma: int = 3
     tau: float = 0.8
     runs_dir: str = "runs"
     dry_run: bool = False
+    sweep: str | None = None

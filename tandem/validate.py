@@ -15,6 +15,7 @@ from tandem.config import (
     DecoderConfig,
     Drafter,
     Experiment,
+    Job,
     Measure,
     OptimizerConfig,
     PairConfig,
@@ -60,6 +61,8 @@ def validate(experiment: Experiment) -> list[str]:
         check.wrong("name", name, "must be usable as the name of a directory beside the store")
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
+    if experiment.job is Job.generate and not experiment.prompt:
+        check.problems.append('job=generate needs a prompt that is not empty, as in prompt="def main():"')
     _scale(experiment.scale, check)
     _pair(experiment.model, experiment.scale, check)
     _train(experiment.train, check)
@@ -179,6 +182,8 @@ def _data(experiment: Experiment, check: _Checks) -> None:
     data = experiment.data
     if not 0.0 < data.heldout_fraction < 1.0:
         check.wrong("data.heldout_fraction", data.heldout_fraction, "must be above 0 and below 1")
+    if data.prompts is not None and not Path(data.prompts).expanduser().is_file():
+        check.wrong("data.prompts", data.prompts, f"is not a file{_nearest_sibling(Path(data.prompts).expanduser())}")
     if data.corpus == Corpus.text:
         if data.path is None:
             check.problems.append("data=text needs data.path, a file or a folder of texts (plain, .gz or .xz)")
@@ -211,6 +216,16 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
     # The last prompt token is decoded, not prefilled, so one token before it is the least.
     check.at_least("decode.prompt_tokens", decode.prompt_tokens, 2)
     check.at_least("decode.max_new_tokens", decode.max_new_tokens, 1)
+    if decode.prompt_tokens + decode.max_new_tokens > decode.cache_tokens:
+        wanted = f"decode.prompt_tokens={decode.prompt_tokens} and decode.max_new_tokens={decode.max_new_tokens}"
+        rule = f"must hold {wanted}"
+        check.wrong("decode.cache_tokens", decode.cache_tokens, rule)
+    check.at_least("decode.temperature", decode.temperature, 0)
+    check.at_least("decode.top_k", decode.top_k, 0)
+    if not 0 < decode.top_p <= 1:
+        check.wrong("decode.top_p", decode.top_p, "must be above 0 and at most 1")
+    check.at_least("decode.num_samples", decode.num_samples, 1)
+    check.at_least("decode.batch_size", decode.batch_size, 1)
     for key, values in (("eval.measures", measured.measures), ("drafter.drafters", experiment.drafter.drafters)):
         if len(set(values)) != len(values):
             check.wrong(key, [value.value for value in values], "names something twice")

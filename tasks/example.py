@@ -13,7 +13,7 @@ class Kind(StrEnum):
 
     `rank`: an int, the index of the option with the greatest (normalised) log-likelihood.
     `generate`: a str, the greedy continuation up to a stop sequence. Of MBPP a list of bools: whether each sampled
-    program passed the tests (`tasks.mbpp.program` makes the program of a continuation).
+    program passed the tests in `references`.
     `likelihood`: a list of pairs, for each option its log-likelihood in nats and whether greedy decoding would write
     all of it.
     """

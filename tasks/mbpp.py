@@ -5,7 +5,7 @@ The test questions are tasks 11 to 510; the exemplars are tasks 2, 3 and 4 in th
 
 from __future__ import annotations
 
-from tasks.example import Example, Kind
+from tasks.example import Kind
 from tasks.files import json_lines
 from tasks.metrics.programs import pass_at
 from tasks.task import Dataset, File, Question, Row, Task
@@ -14,12 +14,6 @@ SUITE = "mbpp"
 STOP = "[DONE]"
 EXEMPLARS = ("2", "3", "4")
 URL = "https://raw.githubusercontent.com/google-research/google-research/master/mbpp/mbpp.jsonl"
-
-
-def program(example: Example, continuation: str) -> str:
-    """The Python program that a continuation stands for, followed by the assertions that it must pass."""
-    tests = example.references
-    return "\n".join([continuation.partition(STOP)[0], tests["setup"], *tests["tests"], ""])
 
 
 def _question(row: Row) -> Question:

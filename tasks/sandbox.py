@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ class Result:
     """What became of a program.
 
     `passed`: it ran to its end within its limits and all its tests held. `reason`: why, or why not, and which check was
-    used. `stdout`, `stderr`: at most the first 64 KiB of each. `seconds`: wall time from the program's start to the verdict.
+    used. `stdout`, `stderr`: at most the first 64 KiB of each. `seconds`: wall time from the program's start to the
+    verdict.
     """
 
     passed: bool
@@ -118,7 +120,7 @@ def _launch(program: Program, timeout: float, memory: int, kind: str = "") -> tu
         file.seek(0)
         command = [sys.executable, "-I", "-S", "-B", str(Path(launcher.__file__)), str(file.fileno())]
         process = subprocess.Popen(
-            [*command, str(timeout), str(memory), kind],
+            [*command, str(timeout), str(memory), kind, shutil.which("bwrap") or ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -128,7 +130,8 @@ def _launch(program: Program, timeout: float, memory: int, kind: str = "") -> tu
             start_new_session=True,
         )
     try:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         # The launcher ends by an alarm if by nothing else, so this ends too. Its standard input stays open until then.
         answer, problem = process.stdout.read(), process.stderr.read()
     finally:
@@ -141,8 +144,9 @@ def _launch(program: Program, timeout: float, memory: int, kind: str = "") -> tu
         return Result(False, f"the sandbox ended without an answer: {problem.decode()[-500:]}", "", "", timeout), ""
     told = json.loads(answer)
     if "refused" in told:
+        details = " ".join([told["refused"], *problem.decode().split()])[:1000]
         raise EnvironmentFailure(
-            f"programs that a model wrote are not run: this system offers too little isolation ({told['refused']}). "
+            f"programs that a model wrote are not run: this system offers too little isolation ({details}). "
             "Needed: Linux 5.13 or later with seccomp, and either namespaces or Landlock."
         )
     return Result(told["passed"], told["reason"], told["stdout"], told["stderr"], told["seconds"]), told["isolation"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launch.compose import CONF, compose, configuration_hash, expand, groups, to_yaml
+from launch.compose import CONF, compose, compose_all, configuration_hash, expand, groups, to_yaml
 from launch.schema import known_keys
 from tandem.config import Drafter, Experiment, Measure, OptimizerConfig, Recipe
 from tandem.errors import ConfigurationError
@@ -47,7 +47,7 @@ def test_files_of_conf_open_with_a_command_that_works():
         assert path.name.startswith("_") or command in text.splitlines()[:2], path
         words = command.partition("launch/run.py")[2].split()
         words = [f"data.path={CONF}" if word.startswith("data.path=") else word for word in words]
-        compose([word for word in words if not word.startswith("data.data_dir")])
+        compose_all(expand([word for word in words if word != "-m" and not word.startswith("data.data_dir")]))
 
 
 def test_defaults():
@@ -144,6 +144,12 @@ UNFIT = [
     ("train.steps=${nothing}", "train.steps: Interpolation key 'nothing' not found"),
     ("gamma=-1", "gamma=-1 must be at least 0"),
     ("tau=1.5", "tau=1.5 must be from 0.0 to 1.0"),
+    ("decode.temperature=-1", "decode.temperature=-1.0 must be at least 0"),
+    ("decode.top_p=0", "decode.top_p=0.0 must be above 0 and at most 1"),
+    ("decode.num_samples=0", "decode.num_samples=0 must be at least 1"),
+    ("decode.cache_tokens=100", "decode.cache_tokens=100 must hold decode.prompt_tokens=64"),
+    ("job=generate", "job=generate needs a prompt that is not empty"),
+    ("data.prompts=absent.jsonl", "data.prompts='absent.jsonl' is not a file"),
     ("tau=nan", "tau=nan must be from 0.0 to 1.0"),
     ("seed=-1", "seed=-1 must be from 0"),
     ("name=a/b", "name='a/b' must be usable as the name of a directory"),
@@ -254,3 +260,9 @@ def test_nothing_is_written(tmp_path, monkeypatch):
     compose(["experiment=debug"])
     problems("gamma=-1")
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_prompt_is_taken_as_it_stands():
+    text = "a = {1: '${x}'}, [\n"
+    assert compose(["job=generate", f"prompt={text}"]).prompt == text
+    assert configuration_hash(compose([f"prompt={text}"])) == configuration_hash(compose([]))

@@ -313,3 +313,66 @@ def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):
         assert re.search(rf"^{name} +[0-9a-f]{{16}} +to run", done.stdout, re.MULTILINE), name
     assert "11 of 11 steps to run" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_prompt_is_answered_with_the_accepted_drafts_marked(finished):
+    folder, _ = finished
+    prompt = "def f(x):\n    return {x: 'a=b'}"
+    answers = {
+        gamma: launch_run(folder, "job=generate", f"prompt={prompt}", f"gamma={gamma}", "decode.max_new_tokens=24")
+        for gamma in (0, 3)
+    }
+    for done in answers.values():
+        assert done.stdout.startswith(prompt)
+        assert "found    bison" in done.stderr
+        assert re.search(r"\d+ tokens in [\d.]+ s, \d+ tokens/s", done.stderr)
+    assert "«" not in answers[0].stdout
+    assert "drafts accepted" in answers[3].stderr
+    unmarked = answers[3].stdout.replace("«", "").replace("»", "")
+    assert unmarked == answers[0].stdout
+
+
+@pytest.mark.slow
+def test_samples_of_one_prompt_come_one_after_the_other_and_again_the_same(finished):
+    folder, _ = finished
+    words = (
+        "job=generate",
+        "prompt=import os",
+        "decode.temperature=1",
+        "decode.num_samples=2",
+        "decode.max_new_tokens=12",
+    )
+    one, two = (launch_run(folder, *words).stdout for _ in range(2))
+    assert one == two
+    first, second = re.split(r"\n--- 2\n", one.split("--- 1\n")[1])
+    assert first.strip() != second.strip()
+
+
+@pytest.mark.slow
+def test_prompts_from_a_file_are_reported_by_category(finished, tmp_path):
+    folder, _ = finished
+    lines = [{"turns": ["import os\n", "more"], "category": "code"}, {"prompt": "class A:", "category": "classes"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    launch_run(folder, "job=speed", f"data.prompts={tmp_path / 'prompts.jsonl'}", "name=prompts", "tracking=disabled")
+    results = json.loads((folder / "runs" / "prompts" / "results.json").read_text())
+    assert "agreement" not in results
+    assert {row["category"] for row in results["speed_by_category"]} == {"code", "classes"}
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n')
+    done = launch_run(folder, "job=speed", f"data.prompts={tmp_path / 'prompts.jsonl'}", check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .endswith("prompts.jsonl:2: needs a `prompt` or `turns` with a text that is not empty")
+    )
+
+
+@pytest.mark.slow
+def test_a_prompt_longer_than_the_cache_is_refused(finished):
+    folder, _ = finished
+    words = ("job=generate", "prompt=" + "x = 1\n" * 60, "decode.cache_tokens=100", "decode.max_new_tokens=20")
+    done = launch_run(folder, *words, "decode.prompt_tokens=16", check=False)
+    assert done.returncode == 2
+    assert "prompt has" in done.stderr
+    assert "decode.cache_tokens=100" in done.stderr

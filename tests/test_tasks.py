@@ -18,7 +18,6 @@ from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks import download, invented, registry
 from tasks.example import Example, Kind, shorten
 from tasks.fewshot import build
-from tasks.mbpp import program
 from tasks.render import render
 from tasks.sources import Settings, questions, rows
 
@@ -140,13 +139,14 @@ def test_the_xml_of_wmt22_is_read_too(offline):
         examples("wmt22_cs_en_v1", offline)
 
 
-def test_a_program_is_the_continuation_and_the_tests(offline):
-    (example,) = examples("mbpp_v1", offline, shots=1)
+def test_a_solution_of_mbpp_passes_its_tests(offline):
+    task = registry.find("mbpp_v1")
+    ((example, question),) = build(task, Settings(str(offline)))
     assert example.id == "11"
-    good = program(example, "def halve(x): return x / 2\n[DONE]\nthis is not Python")
-    exec(good, {})
+    solution = question.answer.partition(task.stop[0])[0]
+    exec("\n".join([solution, example.references["setup"], *example.references["tests"]]), {})
     with pytest.raises(AssertionError):
-        exec(program(example, "def halve(x): return x"), {})
+        exec("\n".join(["def halve(x): return x", *example.references["tests"]]), {})
 
 
 # Exemplars.
@@ -189,7 +189,8 @@ def test_a_passage_is_not_its_own_exemplar(offline):
     """TyDiQA without a training file: another question of the same passage would give the answer away."""
     document = json.loads((offline / "tydiqa_goldp/english_tydiqa_dev.json").read_text())
     paragraph = document["data"][0]["paragraphs"][0]
-    paragraph["qas"] = [paragraph["qas"][0] | {"id": f"english-{number}"} for number in range(3)]
+    asked = paragraph["qas"][0]
+    paragraph["qas"] = [asked | {"id": f"english-{n}", "question": f"Which cat is number {n}?"} for n in range(3)]
     (offline / "tydiqa_goldp/english_tydiqa_dev.json").write_text(json.dumps(document))
     (offline / "tydiqa_goldp/english_tydiqa_train.json").unlink()
     with pytest.raises(ConfigurationError, match="0 exemplars"):

@@ -1,16 +1,12 @@
-"""Decoding methods side by side: the same prompts, batch 1, in turn within one run, so that a ratio means something.
+"""The tables of speed, as rows. The baseline is the fastest autoregressive decoder of the same engine.
 
-Speedups are total tokens over total time, never means of per-prompt ratios; all methods count the same tokens. The
-baseline is the fastest autoregressive decoder of the same engine.
+Speedups are total tokens over total time, never means of per-prompt ratios; all methods count the same tokens.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tandem.decoding.drafters import Drafter
-from tandem.decoding.engine import DecodingState, Engine
+from tandem.config import DecodeConfig
+from tandem.decoding.law import GREEDY, Law
 from tandem.measure import acceptance, theory
+from tandem.measure.timing import Method, Outcome, compare, draft_seconds, engine_for, law_of, speedup
 from tandem.model.decoder import Decoder
 
 # A pass of width 2 can beat one of width 1 on a CPU, where the matrix product has more threads than the matrix-vector
@@ -28,144 +25,16 @@ from tandem.model.decoder import Decoder
 BASELINE_WIDTHS = (1, 2)
 
 
-@dataclass
-class Method:
-    """An engine with its weights; `weights` are the primary's."""
-
-    engine: Engine
-    weights: Any
-    drafter_weights: Any = None
-
-
-@cache
-def _engine(
-    primary: nnx.GraphDef[Decoder],
-    drafter: Drafter | None = None,
-    gamma: int = 0,
-    width: int | None = None,
-    verify: bool = True,
-) -> Engine:
-    """The engine of these arguments, the same for equal ones: what is compiled once serves all models of one shape."""
-    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify)
-
-
-def _baselines(primary: nnx.GraphDef[Decoder], weights: Any) -> dict[str, Method]:
-    return {f"width {width}": Method(_engine(primary, width=width), weights) for width in BASELINE_WIDTHS}
+def _baselines(
+    primary: nnx.GraphDef[Decoder], weights: Any, widths: Sequence[int], law: Law = GREEDY
+) -> dict[str, Method]:
+    return {
+        f"autoregressive, width {width}": Method(engine_for(primary, width=width, law=law), weights) for width in widths
+    }
 
 
 def _fastest(baselines: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> Outcome:
     return min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
-
-
-@dataclass
-class Outcome:
-    """What one method did with all prompts; seconds are those of each repetition."""
-
-    responses: np.ndarray  # [prompts, max_new_tokens]
-    lengths: np.ndarray  # [γ + 1] runs of the primary by accepted drafts
-    prefill_seconds: list[float] = field(default_factory=list)
-    decode_seconds: list[float] = field(default_factory=list)
-
-    @property
-    def primary_runs(self) -> int:
-        return int(self.lengths.sum())
-
-
-def run_prompts(
-    method: Method, prompts: np.ndarray, max_new_tokens: int
-) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Responses [N, max_new_tokens] to `prompts` [N, P], accepted lengths [γ + 1], seconds of prefill and of
-    decoding."""
-    engine, length = method.engine, prompts.shape[1]
-    lengths, limits = jnp.array([length]), jnp.array([length - 1 + max_new_tokens])
-    responses, counts, prefill, decode = [], 0, 0.0, 0.0
-    for prompt in prompts:
-        row = jnp.asarray(prompt[None])
-        begin = time.perf_counter()
-        state = engine.prefill(method.weights, method.drafter_weights, row, lengths, max_new_tokens=max_new_tokens)
-        jax.block_until_ready(state)
-        middle = time.perf_counter()
-        state = jax.block_until_ready(engine.decode(method.weights, method.drafter_weights, state, limits))
-        end = time.perf_counter()
-        prefill, decode = prefill + middle - begin, decode + end - middle
-        responses.append(np.asarray(state.tokens)[0, length : length + max_new_tokens])
-        counts = counts + np.asarray(state.accepted_lengths)[0]
-    return np.stack(responses), np.asarray(counts), prefill, decode
-
-
-def compare(
-    methods: Mapping[str, Method],
-    prompts: np.ndarray,
-    max_new_tokens: int,
-    repeats: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
-) -> dict[str, Outcome]:
-    """Every method on every prompt, `repeats` times in turn after a warm-up of three prompts each.
-
-    `should_stop` is called between methods and may raise.
-    """
-    for method in methods.values():
-        run_prompts(method, prompts[:3], max_new_tokens)
-    outcomes: dict[str, Outcome] = {}
-    for repeat in range(repeats):
-        for index, (name, method) in enumerate(methods.items()):
-            should_stop()
-            responses, lengths, prefill, decode = run_prompts(method, prompts, max_new_tokens)
-            outcome = outcomes.setdefault(name, Outcome(responses, lengths))
-            outcome.prefill_seconds.append(prefill)
-            outcome.decode_seconds.append(decode)
-            progress(repeat * len(methods) + index + 1, repeats * len(methods))
-    return outcomes
-
-
-def speedup(baseline: Outcome, outcome: Outcome, end_to_end: bool = False) -> float:
-    """Median over repetitions of the baseline's time over the method's, decoding alone or with prefill."""
-
-    def total(of: Outcome) -> np.ndarray:
-        return np.asarray(of.decode_seconds) + (np.asarray(of.prefill_seconds) if end_to_end else 0.0)
-
-    return float(np.median(total(baseline) / total(outcome)))
-
-
-def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats: int = 3) -> float:
-    """Seconds of one draft, as a block's γ drafts and what the drafter learns from its verification, over γ; best of
-    `repeats`.
-
-    Measured in a compiled loop without the primary.
-    """
-    engine = method.engine
-    assert engine.drafter is not None
-    drafter = engine.drafter
-    state = engine.prefill(
-        method.weights,
-        method.drafter_weights,
-        jnp.asarray(prompt[None]),
-        jnp.array([len(prompt)]),
-        max_new_tokens=engine.width,
-    )
-    config = nnx.merge(engine.primary, method.weights).config
-    primary_states = [jnp.ones((1, engine.width, config.d_model))] * (config.num_layers + 1)
-
-    @jax.jit
-    def loop(weights: Any, state: DecodingState, primary_states: list[jax.Array]) -> DecodingState:
-        def body(_: int, state: DecodingState) -> DecodingState:
-            block = engine.draft_block(weights, state, jnp.ones(1, bool))
-            read = jnp.zeros((1, engine.width), jnp.int32)
-            state.drafter = drafter.learn(weights, block.drafter, read, primary_states, state.position)
-            # Each block must depend on the one before, or the compiler may run one for all.
-            state.tokens = state.tokens.at[:, 0].set(block.tokens[:, -1])
-            return state
-
-        return jax.lax.fori_loop(0, blocks, body, state)
-
-    jax.block_until_ready(loop(method.drafter_weights, state, primary_states))
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(loop(method.drafter_weights, state, primary_states))
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds) / blocks / engine.gamma
 
 
 def repetition_rate(responses: np.ndarray, n: int = 4) -> float:
@@ -178,59 +47,78 @@ def repetition_rate(responses: np.ndarray, n: int = 4) -> float:
     return repeated / total if total else 0.0
 
 
-def speed_rows(
+def speed_tables(
     primary: nnx.GraphDef[Decoder],
     weights: Any,
     drafters: Mapping[str, tuple[Any, Any]],
     gamma: int,
-    prompts: np.ndarray,
-    max_new_tokens: int,
+    prompts: Sequence[np.ndarray],
+    decode: DecodeConfig,
     repeats: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
-    """The speed table (paper, tables 2, 5 and 8): autoregressive decoding and SPEED with each of `drafters` {name:
-    (drafter, weights)}.
+    seed: int = 0,
+    categories: Sequence[str] = (),
+) -> dict[str, list[dict[str, Any]]]:
+    """Table `speed` (paper, tables 2, 5 and 8), and `speed_by_category` where the prompts have one: autoregressive
+    decoding and SPEED with each of `drafters` {name: (drafter, weights)}.
 
-    `identical_to_primary` is the share of prompts whose response is that of autoregressive decoding at the width of
-    verification, the same arithmetic; `identical_to_baseline` that of the baseline, whose narrower passes may break
-    near-ties otherwise.
+    Under greedy decoding `identical_to_primary` is the share of responses that are those of autoregressive decoding at
+    the width of verification, the same arithmetic; `identical_to_width1` those of passes of width 1, which may break
+    near-ties otherwise: `divergence_gap` is the greatest difference of the two highest logits where such responses
+    part.
     """
-    baselines = {
-        f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS
-    }
+    law = law_of(decode)
+    widths = (gamma + 1,) if decode.exact else BASELINE_WIDTHS
+    baselines = _baselines(primary, weights, widths, law)
     speculative = {
-        name: Method(_engine(primary, drafter, gamma), weights, drafter_weights)
+        name: Method(
+            engine_for(primary, drafter, gamma, law=law, verification=decode.verification), weights, drafter_weights
+        )
         for name, (drafter, drafter_weights) in drafters.items()
     }
-    reference = Method(_engine(primary, width=gamma + 1), weights)
-    methods = {**baselines, **speculative, "reference": reference}
-    outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
+    # Engines are shared: where a baseline has the width of verification, it is its own reference.
+    references = _baselines(primary, weights, sorted({1, gamma + 1} - set(widths)), law)
+    methods = {**baselines, **references, **speculative}
+    outcomes = compare(
+        methods, prompts, decode.max_new_tokens, repeats, progress, should_stop, decode.num_samples, seed
+    )
     baseline = _fastest(baselines, outcomes)
-    exact = outcomes["reference"]
-    verify_cost = float(np.median(np.asarray(exact.decode_seconds) / np.asarray(baseline.decode_seconds)))
+    exact, narrow = outcomes[f"autoregressive, width {gamma + 1}"], outcomes["autoregressive, width 1"]
+    verify_cost = float(np.median(exact.decode_seconds / baseline.decode_seconds))
     primary_seconds = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
 
+    shown = {"autoregressive": baseline, **{name: outcomes[name] for name in speculative}}
     rows = []
-    for name, outcome in {"autoregressive": baseline, **{name: outcomes[name] for name in speculative}}.items():
-        tokens = prompts.shape[0] * max_new_tokens
+    for name, outcome in shown.items():
+        responses = len(prompts) * decode.num_samples
         row = {
             "name": name,
             "gamma": len(outcome.lengths) - 1,
             "prompts": len(prompts),
+            "samples": decode.num_samples,
+            "batch_size": decode.batch_size,
             "tokens_per_primary_run": acceptance.tokens_per_primary_run(outcome.lengths),
-            "primary_runs": outcome.primary_runs / len(prompts),
-            "secondary_runs": outcome.primary_runs * (len(outcome.lengths) - 1) / len(prompts),
+            "primary_runs": outcome.primary_runs / responses,
+            "secondary_runs": outcome.primary_runs * (len(outcome.lengths) - 1) / responses,
             "speedup_decode": speedup(baseline, outcome),
             "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
-            "tokens_per_second_decode": tokens / float(np.median(outcome.decode_seconds)),
-            "identical_to_primary": _identical(outcome, baseline if name == "autoregressive" else exact),
-            "identical_to_baseline": _identical(outcome, baseline),
+            "tokens_per_second_decode": responses * decode.max_new_tokens / float(np.median(outcome.decode_seconds)),
             "repetition_rate": repetition_rate(outcome.responses),
+            "cache_bytes_per_token": cache_bytes_per_token(
+                methods[name] if name in methods else methods[next(iter(baselines))]
+            ),
         }
+        if law.greedy:
+            row |= {
+                "identical_to_primary": _identical(outcome, baseline if name == "autoregressive" else exact),
+                "identical_to_width1": _identical(outcome, narrow),
+                "divergence_gap": divergence_gap(primary, weights, prompts, outcome, narrow, decode.num_samples),
+            }
         if name in speculative and gamma:
-            cost_ratio = draft_seconds(speculative[name], prompts[0]) / primary_seconds
+            cost_ratio = draft_seconds(speculative[name], np.asarray(prompts[0])) / primary_seconds
             by_position = acceptance.acceptance_by_position(outcome.lengths)
+            tokens = row["tokens_per_primary_run"]
             row |= {
                 "acceptance_rate": acceptance.acceptance_rate(outcome.lengths),
                 # Null for a position that no block reached.
@@ -238,10 +126,84 @@ def speed_rows(
                 "accepted_lengths": outcome.lengths.tolist(),
                 "cost_ratio": cost_ratio,
                 "verify_cost": verify_cost,
-                "speedup_predicted": theory.speedup(row["tokens_per_primary_run"], gamma, cost_ratio, verify_cost),
+                "speedup_predicted": theory.speedup(tokens, gamma, cost_ratio, verify_cost),
+                "speedup_predicted_flat": theory.speedup(tokens, gamma, cost_ratio, 1.0),
             }
         rows.append(row)
+    tables = {"speed": rows}
+    if categories:
+        tables["speed_by_category"] = category_rows(shown, baseline, categories, decode.max_new_tokens)
+    return tables
+
+
+def category_rows(
+    outcomes: Mapping[str, Outcome], baseline: Outcome, categories: Sequence[str], max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """Each method of `outcomes` on each of the prompts' `categories` [N] (Spec-Bench, arXiv 2401.07851): total tokens
+    over total time within the category, never a mean of ratios."""
+    rows = []
+    for category in dict.fromkeys(categories):
+        chosen = np.flatnonzero(np.asarray(list(categories)) == category)
+        for name, outcome in outcomes.items():
+            samples = len(outcome.responses) // len(outcome.runs)
+            ratio = baseline.seconds[:, chosen, 1].sum(axis=1) / outcome.seconds[:, chosen, 1].sum(axis=1)
+            rows.append(
+                {
+                    "name": name,
+                    "category": category,
+                    "prompts": len(chosen),
+                    "tokens_per_primary_run": len(chosen)
+                    * samples
+                    * max_new_tokens
+                    / float(outcome.runs[chosen].sum()),
+                    "speedup_decode": float(np.median(ratio)),
+                    "repetition_rate": repetition_rate(outcome.of(chosen).reshape(-1, max_new_tokens)),
+                }
+            )
     return rows
+
+
+def cache_bytes_per_token(method: Method) -> int:
+    """Bytes that one more position of a row takes in all that the engine keeps: the primary's cache and the drafter's
+    state, counted from the shapes of the compiled program."""
+
+    def size(max_new_tokens: int) -> int:
+        prompt = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+        length = jax.ShapeDtypeStruct((1,), jnp.int32)
+        state = jax.eval_shape(
+            lambda *given: method.engine._prefill(*given, max_new_tokens=max_new_tokens),
+            method.weights,
+            method.drafter_weights,
+            prompt,
+            length,
+        )
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.cache, state.drafter)))
+
+    return size(17) - size(16)
+
+
+def divergence_gap(
+    primary: nnx.GraphDef[Decoder],
+    weights: Any,
+    prompts: Sequence[np.ndarray],
+    outcome: Outcome,
+    reference: Outcome,
+    num_samples: int,
+) -> float | None:
+    """The greatest gap between the primary's two highest logits where a response first differs from `reference`'s; null
+    where none does."""
+    gaps = []
+    states = jax.jit(lambda weights, text: nnx.merge(primary, weights)(text)[0])
+    longest = max(map(len, prompts)) + outcome.responses.shape[1]
+    for row, (mine, theirs) in enumerate(zip(outcome.responses, reference.responses, strict=True)):
+        differs = np.flatnonzero(mine != theirs)
+        if len(differs):
+            prompt = prompts[row // num_samples]
+            text = np.zeros((1, longest), np.int32)
+            text[0, : len(prompt) + len(theirs)] = np.concatenate([prompt, theirs])
+            logits = np.sort(np.asarray(states(weights, jnp.asarray(text)))[len(prompt) + differs[0] - 1])
+            gaps.append(float(logits[-1] - logits[-2]))
+    return max(gaps, default=None)
 
 
 def _identical(outcome: Outcome, reference: Outcome) -> float:
@@ -254,7 +216,7 @@ def standalone_rows(
     tandems: Mapping[str, tuple[Any, Any]],
     decoders: Mapping[str, tuple[nnx.GraphDef[Decoder], Any]],
     gamma: int,
-    prompts: np.ndarray,
+    prompts: Sequence[np.ndarray],
     max_new_tokens: int,
     repeats: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -266,14 +228,12 @@ def standalone_rows(
     `agreement_with_primary` is the share of tokens that equal the primary's own response at the same place,
     `common_prefix` the mean number of tokens before the first difference.
     """
-    baselines = {
-        f"autoregressive, width {width}": Method(Engine(primary, width=width), weights) for width in BASELINE_WIDTHS
-    }
+    baselines = _baselines(primary, weights, BASELINE_WIDTHS)
     methods = dict(baselines)
     for name, (drafter, drafter_weights) in tandems.items():
-        methods[name] = Method(_engine(primary, drafter, gamma, verify=False), weights, drafter_weights)
+        methods[name] = Method(engine_for(primary, drafter, gamma, verify=False), weights, drafter_weights)
     for name, (graph, own_weights) in decoders.items():
-        methods[name] = Method(_engine(graph), own_weights)
+        methods[name] = Method(engine_for(graph), own_weights)
     outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
     baseline = _fastest(baselines, outcomes)
 
@@ -290,9 +250,7 @@ def standalone_rows(
                 "prompts": len(prompts),
                 "speedup_decode": speedup(baseline, outcome),
                 "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
-                "tokens_per_second_decode": prompts.shape[0]
-                * max_new_tokens
-                / float(np.median(outcome.decode_seconds)),
+                "tokens_per_second_decode": len(prompts) * max_new_tokens / float(np.median(outcome.decode_seconds)),
                 "agreement_with_primary": float(equal.mean()),
                 "common_prefix": float(np.cumprod(equal, axis=1).sum(axis=1).mean()),
                 "repetition_rate": repetition_rate(outcome.responses),

@@ -1,1 +1,1 @@
-"""The inside of the sandbox: what runs in the processes that `tasks.sandbox` starts, with the standard library alone."""
+"""The inside of the sandbox: what runs in the processes that `tasks.sandbox` starts; standard library only."""

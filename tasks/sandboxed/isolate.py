@@ -32,8 +32,11 @@ def _check(result: int, what: str) -> int:
 
 
 def _syscall(name: str, *arguments: int | bytes | None) -> int:
+    number = _NUMBERS[name]
+    if number is None:
+        raise OSError(f"{name} is not there")
     packed = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    return _check(_libc.syscall(ctypes.c_long(_NUMBERS[name]), *packed), name)
+    return _check(_libc.syscall(ctypes.c_long(number), *packed), name)
 
 
 def _prctl(option: int, *arguments: int) -> None:
@@ -108,18 +111,45 @@ def _move_library(path: str) -> None:
             module.__path__[index] = place.replace(before, path, 1)
 
 
-def drop_rights(memory: int) -> None:
-    """Become an unprivileged user that can gain nothing, cannot be looked into, and ends with its parent."""
+def enter_bubblewrap(bwrap: str, script: str, arguments: list[str], files: tuple[int, ...]) -> None:
+    """Become `bwrap` with Python running `script` in it; `files` stay open.
+
+    For systems on which unprivileged namespaces are granted to `bwrap` alone.
+    """
+    for file in files:
+        os.set_inheritable(file, True)
+    inside = f"{_PYTHON_INSIDE}/lib"
+    prefix, python = os.path.join(sys.base_prefix, "lib"), f"{_PYTHON_INSIDE}/bin/python"
+    command = [bwrap, "--unshare-all", "--die-with-parent", "--new-session"]
+    command += ["--uid", str(_NOBODY), "--gid", str(_NOBODY)]
+    for path in _SYSTEM_LIBRARIES:
+        if os.path.islink(path):
+            command += ["--symlink", os.readlink(path), path]
+        elif os.path.exists(path):
+            command += ["--ro-bind", path, path]
+    shared = [(name, f"{inside}/{name}") for name in os.listdir(prefix) if name.startswith("libpython")]
+    shared = [(os.path.join(prefix, name), target) for name, target in shared]
+    shared += [(library(), f"{inside}/{os.path.basename(library())}"), (os.path.realpath(sys.executable), python)]
+    for source, target in (*shared, (os.path.dirname(script), "/launcher/tasks/sandboxed")):
+        command += ["--ro-bind", source, target]
+    command += ["--dev", "/dev", "--perms", "1777", "--size", str(LARGEST_FILE), "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    command += ["--remount-ro", "/", "--setenv", "LD_LIBRARY_PATH", inside]
+    command += [python, "-I", "-S", "-B", f"/launcher/tasks/sandboxed/{os.path.basename(script)}", *arguments]
+    os.execv(bwrap, command)
+
+
+def drop_rights(memory: int, user: bool) -> None:
+    """Give up all capabilities for good, let nobody look in, end with the parent; `user`: be another than root."""
     for capability in range(64):
         if _libc.prctl(24, ctypes.c_ulong(capability), 0, 0, 0):
             break
-    if os.geteuid() == 0:
+    if user and os.geteuid() == 0:
         os.setgroups([])
         # A user of its own, so that the limit on processes counts no one else's; in a small user namespace, nobody.
-        for user in (0x70000000 + os.getpid(), _NOBODY):
+        for number in (0x70000000 + os.getpid(), _NOBODY):
             try:
-                os.setresgid(user, user, user)
-                os.setresuid(user, user, user)
+                os.setresgid(number, number, number)
+                os.setresuid(number, number, number)
                 break
             except OSError:
                 continue
@@ -206,8 +236,8 @@ _SPECIAL: dict[str, tuple[int | None, int | None]] = {
     "landlock_restrict_self": (446, 446),
 }  # fmt: skip
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_COLUMN, _AUDIT_ARCH = _MACHINES.get(platform.machine(), (0, 0))
-_NUMBERS = {name: numbers[_COLUMN] for name, numbers in (_CALLS | _SPECIAL).items()}
+_COLUMN, _AUDIT_ARCH = _MACHINES.get(platform.machine(), (None, 0))
+_NUMBERS = {name: None if _COLUMN is None else numbers[_COLUMN] for name, numbers in (_CALLS | _SPECIAL).items()}
 _ALLOW, _REFUSE, _MISSING, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000
 _THREAD = 0x10000
 _TERMINAL_AND_CLOSE = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
@@ -217,9 +247,10 @@ def allow_few_calls() -> None:
     """Refuse every system call that a computation does not need, for the rest of this process's life.
 
     So there are no new processes (threads are allowed), no programs to execute, no sockets but an unnamed pair, no
-    signals to others, no looking into others. What is refused fails with EPERM. Raises `OSError` where that cannot be had.
+    signals to others, no looking into others. What is refused fails with EPERM. Raises `OSError` where
+    that cannot be had.
     """
-    if not _AUDIT_ARCH:
+    if _COLUMN is None:
         raise OSError(f"no list of system calls for {platform.machine()}")
     pid = os.getpid()
     program = [(0x20, 0, 0, 4), (0x15, 1, 0, _AUDIT_ARCH), (0x06, 0, 0, _KILL), (0x20, 0, 0, 0)]

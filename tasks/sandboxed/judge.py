@@ -28,8 +28,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sys": ("getsizeof", "maxsize"),
 }
 # What an assertion inside the program's text may use and still be judged here: that text is the program's.
-PURE = """abs all any ascii bin bool bytes chr complex dict divmod enumerate filter float format frozenset hex int
-isinstance len list map max min oct ord pow range repr reversed round set slice sorted str sum tuple zip""".split()
+_PURE = (
+    "abs all any ascii bin bool bytes chr complex dict divmod enumerate filter float frozenset hex int isinstance len "
+    "list map max min oct ord pow range repr reversed round set slice sorted str sum tuple zip"
+)
+PURE = frozenset(_PURE.split())
 _PLAIN = (
     ast.Expression | ast.Constant | ast.Name | ast.Load | ast.Store | ast.Compare | ast.cmpop | ast.BoolOp | ast.boolop
     | ast.UnaryOp | ast.unaryop | ast.BinOp | ast.operator | ast.Call | ast.keyword | ast.Starred | ast.IfExp
@@ -131,8 +134,9 @@ class Remote:
         self._link, self._handle = link, handle
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        encoded = [self._link.encode(item) for item in arguments], {k: self._link.encode(v) for k, v in keywords.items()}
-        return self._link.value("call", self._handle, *encoded)
+        positional = [self._link.encode(item) for item in arguments]
+        named = {name: self._link.encode(item) for name, item in keywords.items()}
+        return self._link.value("call", self._handle, positional, named)
 
     def __getattr__(self, name: str) -> Any:
         return self._link.value("getattr", self._handle, name)
@@ -246,7 +250,8 @@ def _without(source: str, statements: list[ast.stmt]) -> str:
     """`source` with each of `statements` replaced by a constant that spans the same lines."""
     lines = [line.encode() + b"\n" for line in source.split("\n")]
     for node in reversed(statements):
-        assert node.end_lineno is not None and node.end_col_offset is not None
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         first, last = node.lineno - 1, node.end_lineno - 1
         blank = b"(" + b"\n" * (last - first) + b"0)"
         lines[first : last + 1] = [lines[first][: node.col_offset] + blank + lines[last][node.end_col_offset :]]
@@ -254,7 +259,7 @@ def _without(source: str, statements: list[ast.stmt]) -> str:
 
 
 class Bench:
-    """Where tests run: names are the judge's own builtins, what tests bind, and the program's, in this order of trust."""
+    """Where tests run. A name is what a test has bound, else what the program has, else a builtin; see `_bind`."""
 
     def __init__(self, link: Link, trusted: bool):
         self.link = link

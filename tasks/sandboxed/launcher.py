@@ -1,4 +1,4 @@
-"""Three processes around one program, started as `python -I -S -B launcher.py REQUEST_FD SECONDS MEMORY KIND`.
+"""Three processes around one program, started as `python -I -S -B launcher.py REQUEST_FD SECONDS MEMORY KIND BWRAP`.
 
 The supervisor (this process) holds the clock and the output. Its child, the judge, makes the isolated place, forks the
 program's process before it has read anything, so that none of the tests lies in that process's memory, and decides.
@@ -27,30 +27,33 @@ DEAD_MAN = 300
 OUTPUT_KEPT = 1 << 16
 OUTPUT_ALLOWED = 1 << 20
 JUDGE_MEMORY = 1 << 30
-KINDS = ("namespaces", "user namespaces", "landlock")
+KINDS = ("namespaces", "user namespaces", "bubblewrap", "landlock")
+INSIDE_BUBBLEWRAP = "inside bubblewrap"
 NAMES = {
     "namespaces": "mount, pid, network, ipc and uts namespaces with a bare root, own user, seccomp, resource limits",
     "user namespaces": "user, mount, pid, network, ipc and uts namespaces with a bare root, seccomp, resource limits",
+    "bubblewrap": "bubblewrap (all its namespaces, a bare root), seccomp, resource limits",
     "landlock": "Landlock (no files but libraries, read only), seccomp, resource limits",
 }
 
 
-def main(request: int, seconds: float, memory: int, kind: str) -> dict:
+def main(request: int, seconds: float, memory: int, kind: str, bwrap: str) -> dict:
+    """The result of the request, or `{"refused": why}`; `kind` "" tries `KINDS` in turn, strongest first."""
     # The dead man's switch: whatever happens below, this process ends, and with it the judge and the program.
     signal.alarm(int(seconds) + DEAD_MAN)
     isolate.reap_orphans()
     problems = []
-    for kind in (kind,) if kind else KINDS:
-        if kind == "namespaces" and os.geteuid() != 0:
+    for tried in (kind,) if kind else KINDS:
+        if (tried == "namespaces" and os.geteuid() != 0) or (tried == "bubblewrap" and not bwrap):
             continue
-        answer = attempt(request, seconds, memory, kind)
+        answer = attempt(request, seconds, memory, tried, bwrap)
         if "refused" not in answer:
-            return answer | {"isolation": NAMES[kind]}
-        problems.append(f"{kind}: {answer['refused']}")
+            return answer | {"isolation": NAMES[tried]}
+        problems.append(f"{tried}: {answer['refused']}")
     return {"refused": "; ".join(problems)}
 
 
-def attempt(request: int, seconds: float, memory: int, kind: str) -> dict:
+def attempt(request: int, seconds: float, memory: int, kind: str, bwrap: str) -> dict:
     """Run the request under one kind of isolation; `{"refused": why}` if the system does not grant it."""
     verdict_in, verdict_out = os.pipe()
     pipes = [os.pipe(), os.pipe()]
@@ -58,7 +61,11 @@ def attempt(request: int, seconds: float, memory: int, kind: str) -> dict:
     if child == 0:
         try:
             os.close(verdict_in)
-            run_judge(request, verdict_out, (pipes[0][1], pipes[1][1]), seconds, memory, kind)
+            ends = (verdict_out, pipes[0][1], pipes[1][1])
+            if kind == "bubblewrap":
+                numbers = [request, seconds, memory, INSIDE_BUBBLEWRAP, *ends]
+                isolate.enter_bubblewrap(bwrap, os.path.abspath(__file__), list(map(str, numbers)), (request, *ends))
+            run_judge(request, *ends, seconds, memory, kind)
         except BaseException as error:
             _send(verdict_out, {"refused": f"{type(error).__name__}: {error}"})
         finally:
@@ -76,9 +83,9 @@ def attempt(request: int, seconds: float, memory: int, kind: str) -> dict:
             os.close(file)
 
 
-def run_judge(request: int, out: int, outputs: tuple[int, int], seconds: float, memory: int, kind: str) -> None:
+def run_judge(request: int, out: int, stdout: int, stderr: int, seconds: float, memory: int, kind: str) -> None:
     """Isolate this process, fork the program's from it, and send the verdict to `out`."""
-    if kind != "landlock":
+    if kind in ("namespaces", "user namespaces"):
         # The pid namespace begins with the next child, which is then its init: with it everything in it ends.
         isolate.enter_namespaces(user=kind == "user namespaces")
         isolate.end_with_parent()
@@ -88,9 +95,10 @@ def run_judge(request: int, out: int, outputs: tuple[int, int], seconds: float, 
             os._exit(0)
         isolate.enter_bare_root()
     null = os.open("/dev/null", os.O_RDWR)
-    for target, source in ((0, null), (1, outputs[0]), (2, outputs[1])):
+    for target, source in ((0, null), (1, stdout), (2, stderr)):
         os.dup2(source, target)
-    isolate.drop_rights(max(JUDGE_MEMORY, memory))
+    # Without a root of its own, another user may not reach Python; Landlock and seccomp do not ask who it is.
+    isolate.drop_rights(max(JUDGE_MEMORY, memory), user=kind != "landlock")
     # As the init of its namespace this process gets only signals that it handles.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
     signal.alarm(int(seconds) + DEAD_MAN)
@@ -107,7 +115,7 @@ def run_judge(request: int, out: int, outputs: tuple[int, int], seconds: float, 
             os.write(to_judge[1], json.dumps(["isolated", str(error)]).encode() + b"\n")
         finally:
             os._exit(1)
-    for file in (to_program[0], to_judge[1], null, *outputs):
+    for file in (to_program[0], to_judge[1], null, stdout, stderr):
         os.close(file)
     link = judge.Link(to_judge[0], to_program[1])
     # No request has been read yet, so another kind of isolation can still be tried.
@@ -157,7 +165,8 @@ def supervise(verdict: int, outputs: tuple[int, int], seconds: float) -> dict:
     while not answer:
         left = start + allowed - time.monotonic()
         if left <= 0:
-            answer = _failed(f"timeout: not finished after {seconds:g} s") if started else {"refused": "too slow a start"}
+            late = f"timeout: not finished after {seconds:g} s"
+            answer = _failed(late) if started else {"refused": "too slow a start"}
         for file, _ in poll.poll(max(0.0, left) * 1000):
             if file == 0:
                 os._exit(1)
@@ -173,16 +182,16 @@ def supervise(verdict: int, outputs: tuple[int, int], seconds: float) -> dict:
                         started, start, allowed = True, time.monotonic(), seconds
                     else:
                         answer = message
-            else:
-                answer = answer or (_failed("the judge ended without a verdict") if started else {"refused": "it ended"})
+            elif not answer:
+                answer = _failed("the judge ended without a verdict") if started else {"refused": "it ended"}
         if not answer and max(counts) > OUTPUT_ALLOWED:
             answer = _failed(f"more than {OUTPUT_ALLOWED >> 20} MiB of output")
-    answer["seconds"] = time.monotonic() - start
+    elapsed = time.monotonic() - start
     for index, file in enumerate(outputs):
         while counts[index] <= OUTPUT_ALLOWED and select.select([file], [], [], 0)[0] and read(index):
             pass
     stdout, stderr = (bytes(text).decode("utf-8", "backslashreplace") for text in texts)
-    return answer | {"stdout": stdout, "stderr": stderr}
+    return answer | {"seconds": elapsed, "stdout": stdout, "stderr": stderr}
 
 
 def _failed(reason: str) -> dict:
@@ -199,5 +208,13 @@ def _send(file: int, message: dict) -> None:
 
 
 if __name__ == "__main__":
-    result = main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else "")
-    os.write(1, json.dumps(result).encode() + b"\n")
+    request, seconds, memory, kind, *rest = sys.argv[1:]
+    if kind == INSIDE_BUBBLEWRAP:
+        verdict, *outputs = map(int, rest)
+        try:
+            run_judge(int(request), verdict, outputs[0], outputs[1], float(seconds), int(memory), kind)
+        except OSError as error:
+            _send(verdict, {"refused": str(error)})
+    else:
+        result = main(int(request), float(seconds), int(memory), kind, rest[0])
+        os.write(1, json.dumps(result).encode() + b"\n")

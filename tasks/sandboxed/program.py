@@ -5,7 +5,6 @@ neither an assertion nor an expected value, see `judge`.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -26,8 +25,10 @@ for _name in __future__.all_feature_names:
 
 def serve(requests: int, answers: int) -> None:
     """Answer requests, one JSON line each, until the judge hangs up. The first one holds the program."""
-    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    for name, file in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        mode = "w" if file else "r"
+        setattr(sys, name, open(file, mode, encoding="utf-8", errors="backslashreplace", closefd=False))  # noqa: SIM115
+    os.environ.clear()
     served = Served()
     with open(requests, encoding="utf-8", closefd=False) as lines:
         for line in lines:

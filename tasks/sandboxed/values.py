@@ -6,7 +6,7 @@ override has no say. Everything that is not plain stays where it is and is named
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +14,8 @@ LARGEST_MESSAGE = 16 << 20
 _EXACT_IN_JSON = 1 << 53
 
 _SEQUENCES: dict[str, type] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
-_MAPPINGS: dict[str, type] = {"dict": dict, "Counter": Counter, "OrderedDict": OrderedDict, "defaultdict": dict}
+# The narrower types first: a Counter is a dict too.
+_MAPPINGS: dict[str, type[dict]] = {"Counter": Counter, "OrderedDict": OrderedDict, "dict": dict}
 _TYPES = {t.__name__: t for t in (bool, int, float, complex, str, bytes, range, list, tuple, set, frozenset, dict)}
 
 
@@ -41,8 +42,7 @@ def encode(value: Any, keep: Callable[[Any], list]) -> Any:
     for name, base in (*_SEQUENCES.items(), ("set", type({}.keys()))):
         if isinstance(value, base):
             return [name, *(encode(item, keep) for item in base.__iter__(value))]
-    # The narrower types first: a Counter is a dict too.
-    for name, base in (("Counter", Counter), ("OrderedDict", OrderedDict), ("defaultdict", defaultdict), ("dict", dict)):
+    for name, base in _MAPPINGS.items():
         if isinstance(value, base):
             return [name, *([encode(k, keep), encode(v, keep)] for k, v in base.items(value))]
     return keep(value)

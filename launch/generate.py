@@ -1,0 +1,184 @@
+"""job=generate: the answer to one prompt, streamed, with the accepted drafts marked and the speed after it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from launch.experiment import build_models, chosen_drafters, resolve_dtype
+from launch.graph import describe, execute
+from launch.steps import PRIMARY, TOKENIZER, WEIGHTS, check_fits, decoding, drafter
+from launch.store import Store
+from tandem.config import Experiment
+from tandem.data.prompts import encode_prompt
+from tandem.data.tokenizer import Tokenizer
+from tandem.errors import Interrupted
+
+if TYPE_CHECKING:
+    from launch.run import Stop
+
+# Accepted drafts: underlined on a terminal, between marks elsewhere.
+TERMINAL_MARKS = ("\x1b[4m", "\x1b[24m")
+PLAIN_MARKS = ("«", "»")
+# What decoding gives for a character whose bytes are not all there yet.
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+def generate(experiment: Experiment, stop: Stop) -> None:
+    """Answer `prompt` with the run's primary, drafted for by the last drafter that the configuration names.
+
+    Models that are not trained yet are trained first. `gamma=0` decodes without a drafter.
+    """
+    assert experiment.prompt is not None  # validated
+    models = build_models(experiment)
+    names = chosen_drafters(experiment, models) if experiment.gamma else {}
+    name = next(reversed(names), None)
+    primary = models[experiment.model.primary].step
+    corpus = primary.inputs["corpus"]
+    targets = [corpus, primary, *([models[name].step] if name else [])]
+    store = Store(Path(experiment.runs_dir).expanduser() / "store")
+    if experiment.dry_run:
+        print(describe(targets, store))
+        return
+    directories = execute(targets, store, lambda record: None, stop)
+    tokenizer = Tokenizer.from_file(directories[corpus.name] / TOKENIZER)
+    prompt = encode_prompt(tokenizer, experiment.prompt)
+    check_fits(len(prompt), experiment.decode, "prompt")
+    folder = directories[name] if name else None
+    weights = directories[primary.name] / WEIGHTS
+    if folder is not None and (folder / PRIMARY).exists():
+        weights = folder / PRIMARY
+    kind = names[name] if name else ""
+    answer(experiment, prompt, tokenizer, weights, folder, kind, stop)
+
+
+def answer(
+    experiment: Experiment,
+    prompt: np.ndarray,
+    tokenizer: Tokenizer,
+    primary: Path,
+    folder: Path | None,
+    kind: str,
+    stop: Stop,
+) -> None:
+    """Decode and print; `folder` holds the drafter, of `kind`, if there is one."""
+    import jax
+    import jax.numpy as jnp
+
+    from tandem.decoding.chance import row_keys
+    from tandem.decoding.engine import Engine, fan_out
+    from tandem.measure.timing import bucket, law_of
+    from tandem.model.decoder import untie
+
+    decode, gamma = experiment.decode, experiment.gamma if folder else 0
+    dtype = resolve_dtype(decode.dtype)
+    graph, weights = untie(*decoding(primary, "decoder", dtype))
+    drafting, drafter_weights = drafter(folder, kind, dtype) if folder else (None, None)
+    engine = Engine(
+        graph,
+        drafting,
+        gamma=gamma,
+        law=law_of(decode),
+        verification=decode.verification,
+        stop_tokens=[tokenizer.eos_id],
+    )
+    given = np.zeros((1, bucket(len(prompt))), np.int32)
+    given[0, : len(prompt)] = prompt
+    limit = len(prompt) - 1 + decode.max_new_tokens
+
+    def start() -> Any:
+        state = engine.prefill(
+            weights,
+            drafter_weights,
+            jnp.asarray(given),
+            jnp.array([len(prompt)]),
+            max_new_tokens=decode.max_new_tokens,
+        )
+        keys = None if engine.law.greedy else row_keys(experiment.seed, decode.num_samples)
+        return fan_out(state, decode.num_samples, keys)
+
+    def go_on(state: Any, until: int) -> Any:
+        return engine.decode(weights, drafter_weights, state, jnp.full(decode.num_samples, until))
+
+    go_on(start(), 0)  # compiled before the clock starts
+    state = jax.block_until_ready(start())
+    marks = TERMINAL_MARKS if sys.stdout.isatty() else PLAIN_MARKS
+    samples = [Stream(tokenizer, marks) for _ in range(decode.num_samples)]
+    begin = time.perf_counter()
+    print(experiment.prompt, end="", flush=True)
+    while True:
+        before = np.asarray(state.position)
+        end = np.minimum(np.asarray(state.end), limit)
+        alive = before < end
+        if not alive.any():
+            break
+        if stop():
+            raise Interrupted("generate")
+        # One block of each row: the furthest row stops the loop, the others are as far as they come.
+        state = go_on(state, int(before[alive].min()) + 1)
+        after, tokens = np.asarray(state.position), np.asarray(state.tokens)
+        end = np.minimum(np.asarray(state.end), limit)
+        for row in np.flatnonzero(after > before):
+            drafted = [True] * int(after[row] - before[row] - 1) + [False]
+            kept = slice(before[row] + 1, min(after[row], end[row]) + 1)
+            piece = samples[row].add(tokens[row, kept], drafted)
+            if decode.num_samples == 1:
+                print(piece, end="", flush=True)
+    seconds = time.perf_counter() - begin
+    if decode.num_samples == 1:
+        print(samples[0].rest())
+    else:
+        print()
+        for number, sample in enumerate(samples, 1):
+            print(f"--- {number}\n{sample.text}{sample.rest()}")
+    produced = sum(sample.count for sample in samples)
+    runs, drafts = int(np.asarray(state.primary_runs).sum()), int(np.asarray(state.secondary_runs).sum())
+    by = f"{produced / runs:.2f} tokens per run of {experiment.model.primary}" if runs else ""
+    kept = f", {sum(sample.accepted for sample in samples)} of {drafts} drafts accepted" if drafts else ""
+    print(f"{produced} tokens in {seconds:.2f} s, {produced / seconds:.0f} tokens/s, {by}{kept}", file=sys.stderr)
+
+
+class Stream:
+    """One response as text that grows."""
+
+    def __init__(self, tokenizer: Tokenizer, marks: tuple[str, str]):
+        self.tokenizer, self.marks = tokenizer, marks
+        self.ids: list[int] = []
+        self.shown = 0
+        self.text = ""
+        self.count = self.accepted = 0
+
+    def add(self, ids: np.ndarray, drafted: list[bool]) -> str:
+        """The new text of `ids`, with runs of accepted drafts between marks."""
+        pieces = []
+        for token, accepted in zip(ids.tolist(), drafted, strict=False):
+            self.ids.append(token)
+            self.count += 1
+            self.accepted += accepted
+            whole = self.tokenizer.decode(self.ids)
+            if whole.endswith(INCOMPLETE):
+                continue
+            pieces.append((accepted, whole[self.shown :]))
+            self.shown = len(whole)
+        text = "".join(self._marked(pieces))
+        self.text += text
+        return text
+
+    def rest(self) -> str:
+        """What was held back because its last character is not complete."""
+        return self.tokenizer.decode(self.ids)[self.shown :]
+
+    def _marked(self, pieces: list[tuple[bool, str]]) -> Iterator[str]:
+        on = False
+        for accepted, text in pieces:
+            if accepted != on:
+                yield self.marks[0] if accepted else self.marks[1]
+                on = accepted
+            yield text
+        if on:
+            yield self.marks[1]

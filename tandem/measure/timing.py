@@ -1,0 +1,224 @@
+"""Engines on the same prompts, one prompt at a time, in turn within one run, so that a ratio means something."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tandem.config import DecodeConfig, Verification
+from tandem.decoding.drafters import Drafter
+from tandem.decoding.engine import DecodingState, Engine, fan_out
+from tandem.decoding.law import GREEDY, Law
+from tandem.model.decoder import Decoder
+
+
+@dataclass
+class Method:
+    """An engine with its weights; `weights` are the primary's."""
+
+    engine: Engine
+    weights: Any
+    drafter_weights: Any = None
+
+
+@cache
+def engine_for(
+    primary: nnx.GraphDef[Decoder],
+    drafter: Drafter | None = None,
+    gamma: int = 0,
+    width: int | None = None,
+    verify: bool = True,
+    law: Law = GREEDY,
+    verification: Verification = Verification.token,
+) -> Engine:
+    """The engine of these arguments, the same for equal ones: what is compiled once serves all models of one shape."""
+    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, law=law, verification=verification)
+
+
+@cache
+def _fan_out(num_samples: int) -> Callable[[DecodingState, jax.Array | None], DecodingState]:
+    return jax.jit(lambda state, keys: fan_out(state, num_samples, keys))
+
+
+def bucket(length: int, least: int = 16) -> int:
+    """The power of two that prompts of `length` tokens are padded to: one program serves a whole bucket."""
+    return max(least, 1 << (length - 1).bit_length())
+
+
+def law_of(decode: DecodeConfig) -> Law:
+    """The law that the configuration describes."""
+    return Law(decode.temperature, decode.top_k, decode.top_p)
+
+
+@dataclass
+class Outcome:
+    """What one method did with all prompts; seconds are those of each repetition."""
+
+    responses: np.ndarray  # [prompts · samples, max_new_tokens]
+    lengths: np.ndarray  # [γ + 1] runs of the primary by accepted drafts
+    seconds: np.ndarray  # [repetitions, prompts, 2] of prefill and of decoding
+    runs: np.ndarray  # [prompts] of the primary, all samples of a prompt together
+
+    @property
+    def primary_runs(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def decode_seconds(self) -> np.ndarray:
+        """[repetitions]"""
+        return self.seconds[:, :, 1].sum(axis=1)
+
+    def of(self, prompts: np.ndarray) -> np.ndarray:
+        """Rows of `responses` that belong to the `prompts` with these numbers."""
+        samples = len(self.responses) // len(self.runs)
+        return self.responses.reshape(-1, samples, self.responses.shape[1])[prompts]
+
+
+def run_prompts(
+    method: Method,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    num_samples: int = 1,
+    batch_size: int = 1,
+    seed: int = 0,
+) -> Outcome:
+    """Decode `prompts` [N] of any lengths, `batch_size` of a bucket at once and `num_samples` responses to each.
+
+    A batch's time is shared out evenly among its prompts.
+    """
+    engine = method.engine
+    responses = np.zeros((len(prompts), num_samples, max_new_tokens), np.int32)
+    lengths = np.zeros(engine.gamma + 1, np.int64)
+    seconds, runs = np.zeros((1, len(prompts), 2)), np.zeros(len(prompts), np.int64)
+    for group in _batches(prompts, batch_size):
+        given = np.zeros((len(group), bucket(max(len(prompts[index]) for index in group))), np.int32)
+        ends = np.asarray([len(prompts[index]) for index in group], np.int32)
+        for row, index in enumerate(group):
+            given[row, : ends[row]] = prompts[index]
+        limits = jnp.asarray(np.repeat(ends - 1 + max_new_tokens, num_samples))
+        keys = None
+        if not engine.law.greedy:
+            own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
+            keys = jnp.concatenate([jax.random.split(key, num_samples) for key in own])
+        begin = time.perf_counter()
+        state = engine.prefill(
+            method.weights,
+            method.drafter_weights,
+            jnp.asarray(given),
+            jnp.asarray(ends),
+            keys if num_samples == 1 else None,
+            max_new_tokens=max_new_tokens,
+        )
+        if num_samples > 1:
+            state = _fan_out(num_samples)(state, keys)
+        jax.block_until_ready(state)
+        middle = time.perf_counter()
+        state = jax.block_until_ready(engine.decode(method.weights, method.drafter_weights, state, limits))
+        took = np.asarray([middle - begin, time.perf_counter() - middle]) / len(group)
+        tokens = np.asarray(state.tokens).reshape(len(group), num_samples, -1)
+        primary_runs = np.asarray(state.primary_runs).reshape(len(group), num_samples)
+        for row, index in enumerate(group):
+            responses[index] = tokens[row, :, ends[row] : ends[row] + max_new_tokens]
+            runs[index], seconds[0, index] = primary_runs[row].sum(), took
+        lengths += np.asarray(state.accepted_lengths).sum(axis=0)
+    return Outcome(responses.reshape(-1, max_new_tokens), lengths, seconds, runs)
+
+
+def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
+    """Numbers of prompts that are decoded together: of one bucket, in their order."""
+    buckets: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        buckets.setdefault(bucket(len(prompt)), []).append(index)
+    return [
+        members[first : first + batch_size]
+        for members in buckets.values()
+        for first in range(0, len(members), batch_size)
+    ]
+
+
+def compare(
+    methods: Mapping[str, Method],
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    repeats: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], None] = lambda: None,
+    num_samples: int = 1,
+    batch_size: int = 1,
+    seed: int = 0,
+) -> dict[str, Outcome]:
+    """Every method on every prompt, `repeats` times in turn after a warm-up with every shape of batch.
+
+    `should_stop` is called between methods and may raise.
+    """
+    shapes = {(len(group), bucket(len(prompts[group[0]]))): group for group in _batches(prompts, batch_size)}
+    for method in methods.values():
+        for group in [*shapes.values()] * (3 if len(shapes) == 1 else 1):
+            run_prompts(method, [prompts[index] for index in group], max_new_tokens, num_samples, batch_size)
+    outcomes: dict[str, Outcome] = {}
+    for repeat in range(repeats):
+        for index, (name, method) in enumerate(methods.items()):
+            should_stop()
+            outcome = run_prompts(method, prompts, max_new_tokens, num_samples, batch_size, seed)
+            if name in outcomes:
+                outcome.seconds = np.concatenate([outcomes[name].seconds, outcome.seconds])
+            outcomes[name] = outcome
+            progress(repeat * len(methods) + index + 1, repeats * len(methods))
+    return outcomes
+
+
+def speedup(baseline: Outcome, outcome: Outcome, end_to_end: bool = False) -> float:
+    """Median over repetitions of the baseline's time over the method's, decoding alone or with prefill."""
+
+    def total(of: Outcome) -> np.ndarray:
+        return of.seconds[:, :, 0 if end_to_end else 1 :].sum(axis=(1, 2))
+
+    return float(np.median(total(baseline) / total(outcome)))
+
+
+def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats: int = 3) -> float:
+    """Seconds of one draft, as a block's γ drafts and what the drafter learns from its verification, over γ; best of
+    `repeats`.
+
+    Measured in a compiled loop without the primary.
+    """
+    engine = method.engine
+    assert engine.drafter is not None
+    drafter = engine.drafter
+    state = engine.prefill(
+        method.weights,
+        method.drafter_weights,
+        jnp.asarray(prompt[None]),
+        jnp.array([len(prompt)]),
+        max_new_tokens=engine.width,
+    )
+    config = nnx.merge(engine.primary, method.weights).config
+    primary_states = [jnp.ones((1, engine.width, config.d_model))] * (config.num_layers + 1)
+
+    @jax.jit
+    def loop(weights: Any, state: DecodingState, primary_states: list[jax.Array]) -> DecodingState:
+        def body(_: int, state: DecodingState) -> DecodingState:
+            block = engine.draft_block(weights, state, jnp.ones(1, bool))
+            read = jnp.zeros((1, engine.width), jnp.int32)
+            state.drafter = drafter.learn(weights, block.drafter, read, primary_states, state.position)
+            # Each block must depend on the one before, or the compiler may run one for all.
+            state.tokens = state.tokens.at[:, 0].set(block.tokens[:, -1])
+            return state
+
+        return jax.lax.fori_loop(0, blocks, body, state)
+
+    jax.block_until_ready(loop(method.drafter_weights, state, primary_states))
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(loop(method.drafter_weights, state, primary_states))
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds) / blocks / engine.gamma
