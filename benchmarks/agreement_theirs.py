@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
@@ -34,7 +35,8 @@ FILES = {
 
 def make_task(name: str, docs: list[dict[str, Any]]) -> Any:
     """The harness's task over `docs`, which stand in for the download."""
-    splits = {split: docs for split in ("train", "validation", "test")}
+    dataset = Dataset.from_list(docs)
+    splits = {split: dataset for split in ("train", "validation", "test")}
     if name == "squadv2":
 
         class Local(SQuAD2):
