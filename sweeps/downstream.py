@@ -92,7 +92,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if any(row["name"].endswith(_SPEED) for row in rows):
         note = "In SPEED the primary verifies the tandem's drafts: its options are scored as the primary scores them"
         if identical:
-            note += f", and of its responses {100 * min(identical):.2f} % or more are the primary's, token for token"
+            share = "all" if min(identical) == 1 else f"{100 * min(identical):.2f} % or more"
+            note += f", and of its responses {share} are the primary's, token for token"
         notes.append(f"{note}.")
     return notes
 
