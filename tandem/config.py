@@ -234,6 +234,16 @@ class DecodeConfig:
 
 
 @dataclass
+class MbppConfig:
+    """MBPP's programs, which a model wrote; nothing runs them unless `execute`."""
+
+    execute: bool = False  # in the sandbox, tasks/sandbox.py
+    samples: int = 1  # programs for a question: 1 is greedy, more are drawn, for pass@k
+    temperature: float = 0.8
+    timeout: float = 3.0  # seconds for a program
+
+
+@dataclass
 class EvalConfig:
     """What is measured, on held-out text."""
 
@@ -249,6 +259,10 @@ class EvalConfig:
     tasks: list[str] = field(default_factory=list)
     shots: int = 1
     limit: int | None = None
+    seed: int = 0  # of exemplars, drawn programs and intervals
+    max_length: int = 1024  # tokens of prompt and answer; a longer prompt loses exemplars, then its front
+    batch_size: int = 16
+    mbpp: MbppConfig = field(default_factory=MbppConfig)
 
 
 @dataclass

@@ -258,6 +258,13 @@ def _heads(experiment: Experiment, check: _Checks) -> None:
 
 def _tasks(experiment: Experiment, check: _Checks) -> None:
     check.at_least("eval.shots", experiment.eval.shots, 0)
+    check.within("eval.seed", experiment.eval.seed, 0, LARGEST_SEED)
+    check.at_least("eval.batch_size", experiment.eval.batch_size, 1)
+    # The longest answers that a task asks for have 512 tokens.
+    check.at_least("eval.max_length", experiment.eval.max_length, 640)
+    check.at_least("eval.mbpp.samples", experiment.eval.mbpp.samples, 1)
+    check.positive("eval.mbpp.temperature", experiment.eval.mbpp.temperature)
+    check.positive("eval.mbpp.timeout", experiment.eval.mbpp.timeout)
     if experiment.eval.limit is not None:
         check.at_least("eval.limit", experiment.eval.limit, 1)
     if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):
