@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tandem
-from launch import steps
+from launch import steps, stopping
 from launch.graph import Step
 from tandem.config import (
     Corpus,
@@ -25,6 +26,7 @@ from tandem.config import (
     OptimizerConfig,
     PrimaryMode,
     Recipe,
+    StopRule,
     TrainConfig,
     parameter_count,
 )
@@ -120,6 +122,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     sizes = f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each"
     if Measure.speed in evaluation.measures and experiment.gamma > 0:
         drafters = chosen_drafters(experiment, models)
+        chosen, fixed = {name: models[name] for name in drafters}, decode.stop is StopRule.fixed
+        ruled = stopping.rule_steps(experiment, decode.stop, chosen, {"corpus": corpus, "primary": primary}, dtype)
+        gamma = experiment.gamma if fixed else decode.gamma_max
+        find_rule = None if fixed else partial(stopping.rule_for, experiment)
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
         file = Path(experiment.data.prompts).expanduser() if experiment.data.prompts else None
         made.append(
@@ -128,7 +134,8 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 name="speed",
                 version=3,
                 config={
-                    "gamma": experiment.gamma,
+                    "gamma": gamma,
+                    **({} if fixed else stopping.rule_meaning(experiment)),
                     "drafters": drafters,
                     **decoding,
                     **law,
@@ -138,12 +145,21 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "exact": decode.exact,
                     "prompts_from": _digest(file) if file else None,
                 },
-                inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in drafters}},
-                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed, file),
+                inputs={
+                    "corpus": corpus,
+                    "primary": primary,
+                    **{name: models[name].step for name in drafters},
+                    **ruled,
+                },
+                run=steps.speed(evaluation, decode, dtype, gamma, drafters, experiment.seed, file, find_rule),
                 size=sizes,
                 estimate_s=90,
             )
         )
+    if evaluation.stops:
+        drafting = {name: models[name] for name in chosen_drafters(experiment, models)}
+        inputs = {"corpus": corpus, "primary": primary}
+        made.append(stopping.comparison_step(experiment, drafting, inputs, dtype))
     if Measure.standalone in evaluation.measures:
         alone = {name: model.kind for name, model in models.items() if name != pair.primary}
         made.append(

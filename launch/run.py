@@ -32,6 +32,7 @@ JOBS = {
     Job.run: "launch.run:run",
     Job.speed: "launch.run:speed",
     Job.generate: "launch.generate:generate",
+    Job.tune: "launch.tune:tune",
 }
 
 

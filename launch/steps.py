@@ -247,9 +247,11 @@ def speed(
     drafters: Mapping[str, str],
     seed: int,
     prompts: Path | None = None,
+    find_rule: Callable[..., tuple[Any, Any]] | None = None,
 ) -> Callable[[Context], None]:
     """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the file `prompts`, and then
-    `speed_by_category`. Inputs: corpus, primary, the drafters by name."""
+    `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs, name, drafter,
+    weights) needs to find a drafter's stopping rule."""
 
     def run(context: Context) -> None:
         from tandem.measure.speed import speed_tables
@@ -258,10 +260,12 @@ def speed(
         if prompts is not None:
             given, categories = _prompts_from(context, prompts, evaluation.prompts, decode)
         primary, weights = _primary_with(context, drafters, dtype)
+        models = {name: drafter(context.inputs[name], kind, dtype) for name, kind in drafters.items()}
+        rules = {name: find_rule(context.inputs, name, *model) for name, model in models.items() if find_rule}
         tables = speed_tables(
             primary,
             weights,
-            {name: drafter(context.inputs[name], kind, dtype) for name, kind in drafters.items()},
+            models,
             gamma,
             given,
             decode,
@@ -270,6 +274,7 @@ def speed(
             lambda: _stop_between(context),
             seed,
             categories,
+            rules,
         )
         write_json_atomic(context.out / RESULTS, tables)
 

@@ -20,6 +20,7 @@ from tandem.config import (
     OptimizerConfig,
     PairConfig,
     ScaleConfig,
+    StopRule,
     TrainConfig,
 )
 
@@ -225,10 +226,33 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
         check.wrong("decode.top_p", decode.top_p, "must be above 0 and at most 1")
     check.at_least("decode.num_samples", decode.num_samples, 1)
     check.at_least("decode.batch_size", decode.batch_size, 1)
-    for key, values in (("eval.measures", measured.measures), ("drafter.drafters", experiment.drafter.drafters)):
+    _stopping(experiment, check)
+    lists = {
+        "eval.measures": measured.measures,
+        "eval.stops": measured.stops,
+        "drafter.drafters": experiment.drafter.drafters,
+    }
+    for key, values in lists.items():
         if len(set(values)) != len(values):
             check.wrong(key, [value.value for value in values], "names something twice")
     if not measured.measures:
         check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}")
     if Measure.speed in measured.measures and not experiment.drafter.drafters:
+        check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
+
+
+def _stopping(experiment: Experiment, check: _Checks) -> None:
+    decode, stops = experiment.decode, experiment.eval.stops
+    check.at_least("decode.gamma_max", decode.gamma_max, 1)
+    check.within("decode.confidence", decode.confidence, 0.0, 1.0)
+    if decode.stop is StopRule.oracle:
+        check.wrong("decode.stop", "oracle", "needs the response before it is made; compare with it by eval.stops")
+    greedy = decode.temperature == 0 or decode.top_k == 1
+    if StopRule.oracle in stops and not greedy:
+        check.wrong("eval.stops", "oracle", f"needs greedy decoding, not decode.temperature={decode.temperature}")
+    asked = decode.stop is not StopRule.fixed or stops or experiment.job is Job.tune
+    if asked and decode.gamma_max > decode.max_new_tokens:
+        rule = f"must be at most decode.max_new_tokens={decode.max_new_tokens}"
+        check.wrong("decode.gamma_max", decode.gamma_max, rule)
+    if asked and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
