@@ -53,7 +53,7 @@ def optimal_threshold(
     for _ in range(iterations):
         threshold = cost_ratio * rate
         attained = speedup(*outcome(threshold), cost_ratio, verify_cost)
-        if attained > best[1]:
+        if attained >= best[1]:
             best = (threshold, attained)
         if abs(attained - rate) <= tolerance * rate:
             break
