@@ -40,6 +40,7 @@ JOBS = {
     Job.sweep_cancel: "launch.fleet.jobs:cancel",
     Job.sweep_resume: "launch.fleet.jobs:resume",
     Job.evaluate: "launch.evaluate:run",
+    Job.tune: "launch.tune:tune",
 }
 
 

@@ -86,7 +86,7 @@ class Eagle(nnx.Module):
             steps.append(layer.keys_and_values(x, cos, sin))
             # The block began k positions earlier: keys of step 0 up to there, then one key of each step after it.
             masks = [behind >= k, *(behind == k - j for j in range(1, k + 1))]
-            sources = [Source(*keys_and_values, mask) for keys_and_values, mask in zip(steps, masks, strict=True)]
+            sources = [Source(keys, values, mask) for (keys, values), mask in zip(steps, masks, strict=True)]
             features = layer.finish(x, attend(layer.queries(x, cos, sin), sources))
             outputs.append(dot(features[:, k + 1 :], self.output[...], self.dtype))
         return outputs
