@@ -7,35 +7,45 @@ unknown one and would accept it after a `+`, so keys are checked against the sch
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from launch.schema import closest, known_keys, nearest_key, typed
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
 from tandem.validate import validate
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_NAME = "config"
 PROMPT = "prompt="
 # What a run is called, where it is kept and who watches it do not change what it computes.
-NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform")
+NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform", "sweep")
 
 
 def groups() -> dict[str, list[str]]:
     """The options of each group in `conf/`; files that start with `_` are shared parts, not options."""
     found = {}
-    for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
         files = sorted(folder.rglob("*.yaml"))
         options = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
         found[folder.name] = [option for option in options if not option.rpartition("/")[2].startswith("_")]
     return found
+
+
+def launchers() -> list[str]:
+    """The options of hydra/launcher that come with this project and with Hydra; plugins add theirs."""
+    return ["basic", *sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml"))]
 
 
 def compose(overrides: Sequence[str]) -> Experiment:
@@ -54,7 +64,9 @@ def compose(overrides: Sequence[str]) -> Experiment:
         else:
             problems.append(f"unknown key {key}{nearest_key(key, [*known, *groups()])}")
     data = _composed(choices + accepted, problems)
-    return _experiment({**data, "prompt": prompts[-1]} if prompts else data, problems)
+    if prompts:
+        data = {**data, "prompt": prompts[-1].replace("${", "\\${")}  # OmegaConf's own escape
+    return _experiment(data, problems)
 
 
 def compose_all(jobs: Sequence[Sequence[str]]) -> list[Experiment]:
@@ -163,28 +175,41 @@ def _composed(words: Sequence[str], problems: list[str]) -> dict[str, Any]:
     return _composed([], problems)
 
 
-@lru_cache(maxsize=64)  # the jobs of a multirun share their choices of options
 def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    values = tuple(word for word in words if word.startswith("++") and not word.startswith("++hydra"))
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra_compose(CONFIG_NAME, overrides=list(words))
-            return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), None
+        # Reading files and finding defaults is most of the time, and the points of a sweep have it in common. Hydra
+        # applies values last as well, by this same function.
+        config = copy.deepcopy(_files(tuple(word for word in words if word not in values)))
+        ConfigLoaderImpl._apply_overrides_to_config([_parse(word) for word in values], config)
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), None
     except (HydraException, OmegaConfBaseException) as error:
         if not words:
             raise
         return {}, _first_lines(error)
 
 
+@lru_cache(maxsize=64)
+def _files(words: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes from the files of conf/, not resolved yet."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(CONFIG_NAME, overrides=list(words))
+
+
 def _first_lines(error: Exception) -> str:
     """The gist of Hydra's or OmegaConf's message: the key, and the first lines of the error and of its cause."""
     said = [str(problem).strip().partition("\n")[0] for problem in (error, error.__cause__) if problem]
-    return ": ".join(dict.fromkeys([*filter(None, [getattr(error, "full_key", None), *said])]))
+    text = ": ".join(dict.fromkeys([*filter(None, [getattr(error, "full_key", None), *said])]))
+    launcher = re.search(r"'hydra/launcher/(.*)'", text)
+    return text + closest(launcher[1], launchers()) if launcher else text
 
 
 def _experiment(data: Mapping[str, Any], problems: list[str]) -> Experiment:

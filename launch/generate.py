@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter
 from launch.experiment import build_models, chosen_drafters, resolve_dtype
 from launch.graph import describe, execute
-from launch.steps import PRIMARY, TOKENIZER, WEIGHTS, check_fits, decoding, drafter
+from launch.steps import TOKENIZER, check_fits
 from launch.stopping import rule_for, rule_steps
 from launch.store import Store
 from tandem.config import Experiment, StopRule
@@ -42,8 +43,8 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     name = next(reversed(names), None)
     primary = models[experiment.model.primary].step
     corpus = primary.inputs["corpus"]
-    targets = [corpus, primary, *([models[name].step] if name else [])]
-    if name:
+    targets = [corpus, primary, *([models[name].step] if name in models else [])]
+    if name in models:
         inputs, dtype = {"corpus": corpus, "primary": primary}, resolve_dtype(experiment.decode.dtype)
         ruled = rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs, dtype)
         targets += ruled.values()
@@ -55,7 +56,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     tokenizer = Tokenizer.from_file(directories[corpus.name] / TOKENIZER)
     prompt = encode_prompt(tokenizer, experiment.prompt)
     check_fits(len(prompt), experiment.decode, "prompt")
-    folder = directories[name] if name else None
+    folder = directories[name] if name in models else None
     weights = directories[primary.name] / WEIGHTS
     if folder is not None and (folder / PRIMARY).exists():
         weights = folder / PRIMARY
@@ -74,8 +75,8 @@ def answer(
     find_rule: Callable[[Any, Any], tuple[Any, Any]],
     stop: Stop,
 ) -> None:
-    """Decode and print; `folder` holds the drafter, of `kind`, if there is one, and `find_rule` gives its stopping rule
-    with weights."""
+    """Decode and print; `kind` is that of the drafter, if there is one, `folder` holds it if it is trained, and
+    `find_rule` gives its stopping rule with weights."""
     import jax
     import jax.numpy as jnp
 
@@ -84,12 +85,12 @@ def answer(
     from tandem.measure.timing import bucket, law_of
     from tandem.model.decoder import untie
 
-    decode, gamma = experiment.decode, experiment.gamma if folder else 0
+    decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
     graph, weights = untie(*decoding(primary, "decoder", dtype))
     drafting = drafter_weights = rule = rule_weights = None
-    if folder:
-        drafting, drafter_weights = drafter(folder, kind, dtype)
+    if kind:
+        drafting, drafter_weights = drafter(folder, kind, dtype, graph, weights, experiment.drafter.ngram)
         rule, rule_weights = find_rule(drafting, drafter_weights)
         gamma = gamma if decode.stop is StopRule.fixed else decode.gamma_max
     engine = Engine(

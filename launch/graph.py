@@ -18,7 +18,7 @@ from typing import Any
 from launch.progress import Display, duration
 from launch.store import Interrupted, Store, append_line
 
-__all__ = ["Context", "Interrupted", "Step", "describe", "execute", "topological"]
+__all__ = ["Context", "Interrupted", "Step", "describe", "execute", "needed", "topological"]
 
 Record = dict[str, Any]
 
@@ -89,8 +89,8 @@ def topological(targets: Iterable[Step]) -> list[Step]:
 
     def visit(step: Step) -> None:
         if step.fingerprint not in steps:
-            for needed in step.inputs.values():
-                visit(needed)
+            for given in step.inputs.values():
+                visit(given)
             steps[step.fingerprint] = step
 
     for target in targets:
@@ -98,17 +98,17 @@ def topological(targets: Iterable[Step]) -> list[Step]:
     return list(steps.values())
 
 
-def _needed(targets: list[Step], store: Store) -> set[str]:
+def needed(targets: list[Step], store: Store) -> set[str]:
     """Fingerprints of the targets, and of the inputs of whatever among them is not finished."""
-    needed: set[str] = set()
+    found: set[str] = set()
     waiting = list(targets)
     while waiting:
         step = waiting.pop()
-        if step.fingerprint not in needed:
-            needed.add(step.fingerprint)
+        if step.fingerprint not in found:
+            found.add(step.fingerprint)
             if store.find(step) is None:
                 waiting.extend(step.inputs.values())
-    return needed
+    return found
 
 
 def execute(
@@ -126,11 +126,11 @@ def execute(
     display = display or Display()
     targets = list(targets)
     names = _names(targets)
-    needed = _needed(targets, store)
+    wanted = needed(targets, store)
     found: dict[str, Path] = {}
     for step in topological(targets):
         directory = store.find(step)
-        if directory is None and step.fingerprint in needed:
+        if directory is None and step.fingerprint in wanted:
             if should_stop():
                 raise Interrupted(step.name)
             directory = _perform(step, store, found, sink, should_stop, display)
@@ -177,7 +177,7 @@ def _perform(
         verb = "resuming" if claim.resumed else "running "
         about = f", {step.size}" if step.size else ""
         display.line(f"{verb} {step.name} ({step.fingerprint}{about})")
-        inputs = {role: found[needed.fingerprint] for role, needed in step.inputs.items()}
+        inputs = {role: found[given.fingerprint] for role, given in step.inputs.items()}
         began = time.monotonic()
         try:
             step.run(Context(inputs, claim.work, step.name, display, sink, should_stop))
@@ -194,13 +194,13 @@ def _perform(
 def describe(targets: Iterable[Step], store: Store) -> str:
     """The dry run: a table of all steps with their state, size and estimated time. Writes nothing."""
     targets = list(targets)
-    needed = _needed(targets, store)
+    wanted = needed(targets, store)
     rows = [("step", "fingerprint", "state", "size", "estimate")]
     total = 0.0
     unknown = 0
     for step in topological(targets):
         state = store.state(step)
-        if state != "done" and step.fingerprint not in needed:
+        if state != "done" and step.fingerprint not in wanted:
             state = "not needed"
         estimate = ""
         if state in ("to run", "partial"):

@@ -11,18 +11,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tandem.config import Experiment, Job, Measure
 from tandem.errors import ConfigurationError, UserError
+
+if TYPE_CHECKING:
+    from launch.graph import Step
 
 PROGRAM = "uv run launch/run.py"
 
@@ -33,6 +36,11 @@ JOBS = {
     Job.speed: "launch.run:speed",
     Job.generate: "launch.generate:generate",
     Job.tune: "launch.tune:tune",
+    Job.sweep_status: "launch.fleet.jobs:status",
+    Job.sweep_logs: "launch.fleet.jobs:logs",
+    Job.sweep_cancel: "launch.fleet.jobs:cancel",
+    Job.sweep_resume: "launch.fleet.jobs:resume",
+    Job.evaluate: "launch.evaluate:run",
 }
 
 
@@ -70,9 +78,15 @@ def run_directory(experiment: Experiment) -> Path:
 
 
 def run(experiment: Experiment, stop: Stop) -> None:
-    """Do what the experiment says, or with `dry_run` print it."""
-    from launch.compose import configuration_hash, to_yaml
+    """Train and measure the experiment's models, or with `dry_run` print what that means."""
     from launch.experiment import build
+
+    carry_out(experiment, build, stop)
+
+
+def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]], stop: Stop) -> None:
+    """Bring the steps that `build` makes of the experiment about, and present what they found."""
+    from launch.compose import configuration_hash, to_yaml
     from launch.graph import describe, execute
     from launch.mirror import mirror
     from launch.results import gather
@@ -106,8 +120,14 @@ def run(experiment: Experiment, stop: Stop) -> None:
 
 def speed(experiment: Experiment, stop: Stop) -> None:
     """The run with its speed table alone."""
-    measured = replace(experiment.eval, measures=[Measure.speed])
-    run(replace(experiment, eval=measured), stop)
+    run(as_run(experiment) or experiment, stop)
+
+
+def as_run(experiment: Experiment) -> Experiment | None:
+    """The run that the experiment's job is; None for a job that is no run, and so has neither graph nor directory."""
+    if experiment.job is Job.speed:
+        return replace(experiment, eval=replace(experiment.eval, measures=[Measure.speed]))
+    return experiment if experiment.job is Job.run else None
 
 
 def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> None:
@@ -155,8 +175,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with Stop() as stop:
         if options.multirun:
+            from launch.fleet.sweep import launcher_of, sweep
+
+            fleet = launcher_of(options.overrides)
+            if fleet is not None:
+                return guarded(lambda: sweep(fleet, options.overrides, experiments, arguments, stop), stop)
             return _multirun(options.overrides, stop)
-        return _guarded(experiments[0], stop)
+        return guarded(lambda: start(experiments[0], stop), stop)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -171,13 +196,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def _guarded(experiment: Experiment, stop: Stop) -> int:
-    """Run one experiment; the exit code, with one line on standard error unless it is 0."""
+def start(experiment: Experiment, stop: Stop) -> int | None:
+    """Do the experiment's job."""
+    module, function = JOBS[experiment.job].split(":")
+    return getattr(import_module(module), function)(experiment, stop)
+
+
+def guarded(work: Callable[[], int | None], stop: Stop) -> int:
+    """Do some work; the exit code, with one line on standard error unless it is 0."""
     from launch.graph import Interrupted
 
-    module, function = JOBS[experiment.job].split(":")
     try:
-        code = getattr(import_module(module), function)(experiment, stop)
+        code = work()
     except Interrupted as interruption:
         print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
         return 128 + stop.signal
@@ -200,17 +230,18 @@ def _multirun(overrides: Sequence[str], stop: Stop) -> int:
     def job(config: object) -> None:
         if not stop():
             data = OmegaConf.to_container(config, resolve=True)  # type: ignore[arg-type]
-            codes.append(_guarded(from_container(data), stop))  # type: ignore[arg-type]
+            experiment = from_container(data)  # type: ignore[arg-type]
+            codes.append(guarded(lambda: start(experiment, stop), stop))
 
     sys.argv[1:] = ["--multirun", *for_hydra(overrides)]
     job()  # type: ignore[call-arg]
     return max(codes, default=0)
 
 
-def command_line() -> int:
-    """`main` with every way out turned into an exit code and at most one line."""
+def command_line(entry: Callable[[], int] = main) -> int:
+    """`entry` with every way out turned into an exit code and at most one line."""
     try:
-        code = main()
+        code = entry()
         sys.stdout.flush()
         return code
     except UserError as error:

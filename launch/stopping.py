@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch import steps
+from launch import drafting, steps
 from launch.graph import Context, Step
 from launch.store import write_json_atomic
 from tandem.config import DecodeConfig, Experiment, StopRule
@@ -117,8 +117,8 @@ def train_router(context: Context, kind: str, decode: DecodeConfig, dtype: str, 
     from tandem.model import checkpoint
     from tandem.training.router import ROUNDS, collect, fit
 
-    primary, weights = steps._primary_with(context, {"drafter": kind}, dtype)
-    model, model_weights = steps.decoding(context.inputs["drafter"] / steps.WEIGHTS, kind, dtype)
+    primary, weights = drafting.primary_with(context, {"drafter": kind}, dtype)
+    model, model_weights = drafting.decoding(context.inputs["drafter"] / drafting.WEIGHTS, kind, dtype)
     given = _training_prompts(context, ROUTER_TEXTS, decode, seed)
     method, total = Method(engine_for(primary, law=law_of(decode)), weights), 2 * len(given) + ROUNDS
     texts = []
@@ -204,8 +204,8 @@ def pair_of(context: Context, name: str, kind: str, dtype: str) -> Pair:
     """The primary, the drafter `name` and its router, from the inputs of these names."""
     from tandem.measure.stopping import Pair
 
-    primary, weights = steps._primary_with(context, {name: kind}, dtype)
-    drafter, drafter_weights = steps.drafter(context.inputs[name], kind, dtype)
+    primary, weights = drafting.primary_with(context, {name: kind}, dtype)
+    drafter, drafter_weights = drafting.drafter(context.inputs[name], kind, dtype, primary, weights)
     router = load_router(context.inputs[f"router_{name}"], drafter.model, drafter_weights)
     return Pair(primary, weights, drafter, drafter_weights, router)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from launch.compose import CONF, CONFIG_NAME, groups
+from launch.compose import CONF, CONFIG_NAME, groups, launchers
 from tandem.config import Experiment
 
 EXAMPLES = (
@@ -32,9 +32,8 @@ def usage(program: str) -> str:
     for group, options in groups().items():
         marked = ", ".join(f"{option}*" if option == chosen.get(group) else option for option in options)
         lines += textwrap.wrap(f"{group:<12}{marked}", 110, initial_indent="  ", subsequent_indent=" " * 14)
-    lines.append(
-        "  hydra/launcher  basic* (one after the other), or any launcher plugin that is installed; used with -m"
-    )
+    own = ", ".join(name for name in launchers() if name != "basic")
+    lines.append(f"  hydra/launcher  basic* (one after the other), {own}, or a plugin that is installed; used with -m")
     lines += ["", "Keys (key=value), with their defaults:"]
     lines += [f"  {spec.name:<12}{_shown(config.get(spec.name, spec.default))}" for spec in _top_level_keys()]
     lines.append("A key inside a group is set by its dotted name: train.steps=200, eval.gammas=[2,4]")

@@ -17,6 +17,11 @@ class Job(StrEnum):
     generate = "generate"
     speed = "speed"
     tune = "tune"
+    sweep_status = "sweep_status"
+    sweep_logs = "sweep_logs"
+    sweep_cancel = "sweep_cancel"
+    sweep_resume = "sweep_resume"
+    evaluate = "evaluate"
 
 
 class Recipe(StrEnum):
@@ -54,11 +59,16 @@ class Corpus(StrEnum):
 
 
 class Drafter(StrEnum):
-    """Who drafts: the pretrained secondary, the distilled secondary, or the tandem secondary."""
+    """Who drafts: the pretrained secondary, the distilled secondary, the tandem secondary, the text itself, or a head
+    trained on the frozen primary (`tandem/model/heads.py`)."""
 
     independent = "independent"
     distilled = "distilled"
     tandem = "tandem"
+    prompt_lookup = "prompt_lookup"
+    medusa = "medusa"
+    eagle = "eagle"
+    kv = "kv"
 
 
 class Measure(StrEnum):
@@ -208,6 +218,9 @@ class DrafterConfig:
 
     name: str = "paper"
     drafters: list[Drafter] = field(default_factory=lambda: [Drafter.distilled, Drafter.tandem])
+    # How many drafts of a block medusa, eagle and kv are trained for; medusa can make no more.
+    depth: int = 5
+    ngram: int = 3  # the longest that prompt_lookup searches for
 
 
 @dataclass
@@ -237,6 +250,16 @@ class DecodeConfig:
 
 
 @dataclass
+class MbppConfig:
+    """MBPP's programs, which a model wrote; nothing runs them unless `execute`."""
+
+    execute: bool = False  # in the sandbox, tasks/sandbox.py
+    samples: int = 1  # programs for a question: 1 is greedy, more are drawn, for pass@k
+    temperature: float = 0.8
+    timeout: float = 3.0  # seconds for a program
+
+
+@dataclass
 class EvalConfig:
     """What is measured, on held-out text."""
 
@@ -249,6 +272,23 @@ class EvalConfig:
     repeats: int = 3  # timed repetitions after one warm-up
     # Stopping rules to compare with the best fixed block length, on the prompts of speed.
     stops: list[StopRule] = field(default_factory=list)
+    # Of job=evaluate: suites of downstream tasks or single ones (docs/tasks.md), exemplars in a prompt, and how many
+    # examples of a task, from its first (null: all).
+    tasks: list[str] = field(default_factory=list)
+    shots: int = 1
+    limit: int | None = None
+    seed: int = 0  # of exemplars, drawn programs and intervals
+    max_length: int = 1024  # tokens of prompt and answer; a longer prompt loses exemplars, then its front
+    batch_size: int = 16
+    mbpp: MbppConfig = field(default_factory=MbppConfig)
+
+
+@dataclass
+class TasksConfig:
+    """Where downstream tasks find their data (docs/tasks.md has the layout)."""
+
+    data_dir: str | None = None  # prepared TensorFlow datasets and raw files; null: $TFDS_DATA_DIR or TFDS's default
+    download: bool = False  # what is missing, into that directory
 
 
 @dataclass
@@ -281,6 +321,7 @@ class Experiment:
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     job: Job = Job.run
@@ -291,3 +332,4 @@ class Experiment:
     tau: float = 0.8
     runs_dir: str = "runs"
     dry_run: bool = False
+    sweep: str | None = None

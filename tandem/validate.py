@@ -19,10 +19,13 @@ from tandem.config import (
     Measure,
     OptimizerConfig,
     PairConfig,
+    PrimaryMode,
+    Recipe,
     ScaleConfig,
     StopRule,
     TrainConfig,
 )
+from tandem.model.heads import HEADS
 
 LARGEST_SEED = 2**31 - 1
 
@@ -60,6 +63,10 @@ def validate(experiment: Experiment) -> list[str]:
     name = experiment.name
     if name is not None and (name in ("", ".", "..", "store") or set(name) & set("/\\\0")):
         check.wrong("name", name, "must be usable as the name of a directory beside the store")
+    about_sweep = experiment.job.value.startswith("sweep_")
+    if experiment.sweep is not None and not about_sweep:
+        rule = f"is read by job=sweep_status and its like, and not by job={experiment.job}"
+        check.wrong("sweep", experiment.sweep, rule)
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
     if experiment.job is Job.generate and not experiment.prompt:
@@ -69,6 +76,8 @@ def validate(experiment: Experiment) -> list[str]:
     _train(experiment.train, check)
     _data(experiment, check)
     _measures(experiment, check)
+    _heads(experiment, check)
+    _tasks(experiment, check)
     return check.problems
 
 
@@ -254,5 +263,41 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
     if asked and decode.gamma_max > decode.max_new_tokens:
         rule = f"must be at most decode.max_new_tokens={decode.max_new_tokens}"
         check.wrong("decode.gamma_max", decode.gamma_max, rule)
+    routed = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
+    for kind in experiment.drafter.drafters:
+        if routed and kind not in (Drafter.independent, Drafter.distilled, Drafter.tandem):
+            check.wrong("drafter.drafters", kind.value, "has no router; one of independent, distilled, tandem")
     if asked and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
+
+
+def _heads(experiment: Experiment, check: _Checks) -> None:
+    drafter, train = experiment.drafter, experiment.train
+    check.at_least("drafter.ngram", drafter.ngram, 1)
+    check.at_least("drafter.depth", drafter.depth, 1)
+    if Drafter.medusa in drafter.drafters and 1 <= drafter.depth < experiment.gamma:
+        check.wrong("drafter.depth", drafter.depth, f"must be at least gamma={experiment.gamma}: medusa's heads")
+    for kind in drafter.drafters:
+        if kind in HEADS and train.recipe is Recipe.pretrain:
+            check.wrong("drafter.drafters", kind.value, "needs train=ce or train=distil, which train it")
+        if kind in HEADS and train.primary is not PrimaryMode.frozen:
+            check.wrong("drafter.drafters", kind.value, "needs train.primary=frozen, the primary that it is trained on")
+
+
+def _tasks(experiment: Experiment, check: _Checks) -> None:
+    check.at_least("eval.shots", experiment.eval.shots, 0)
+    check.within("eval.seed", experiment.eval.seed, 0, LARGEST_SEED)
+    check.at_least("eval.batch_size", experiment.eval.batch_size, 1)
+    # The longest answers that a task asks for have 512 tokens.
+    check.at_least("eval.max_length", experiment.eval.max_length, 640)
+    check.at_least("eval.mbpp.samples", experiment.eval.mbpp.samples, 1)
+    check.positive("eval.mbpp.temperature", experiment.eval.mbpp.temperature)
+    check.positive("eval.mbpp.timeout", experiment.eval.mbpp.timeout)
+    if experiment.eval.limit is not None:
+        check.at_least("eval.limit", experiment.eval.limit, 1)
+    if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):
+        check.wrong("eval.tasks", experiment.eval.tasks, "names something twice")
+    directory = experiment.tasks.data_dir
+    if directory is not None and not experiment.tasks.download and not Path(directory).expanduser().is_dir():
+        rule = f"is not a directory{_nearest_sibling(Path(directory).expanduser())}"
+        check.wrong("tasks.data_dir", directory, rule)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launch.compose import CONF, compose, configuration_hash, expand, groups, to_yaml
+from launch.compose import CONF, compose, compose_all, configuration_hash, expand, groups, to_yaml
 from launch.schema import known_keys
 from tandem.config import Drafter, Experiment, Measure, OptimizerConfig, Recipe
 from tandem.errors import ConfigurationError
@@ -47,7 +47,7 @@ def test_files_of_conf_open_with_a_command_that_works():
         assert path.name.startswith("_") or command in text.splitlines()[:2], path
         words = command.partition("launch/run.py")[2].split()
         words = [f"data.path={CONF}" if word.startswith("data.path=") else word for word in words]
-        compose([word for word in words if not word.startswith("data.data_dir")])
+        compose_all(expand([word for word in words if word != "-m" and not word.startswith("data.data_dir")]))
 
 
 def test_defaults():

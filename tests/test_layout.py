@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "tasks": {"tandem", "tasks"},
     "sweeps": {"tandem", "sweeps"},
     "launch": {"tandem", "tasks", "sweeps", "launch"},
+    "hydra_plugins": {"launch", "hydra_plugins"},
 }
 ROOMS = set(MAY_IMPORT)
 

@@ -1,0 +1,63 @@
+"""What a job of a sweep runs: `python -m launch.fleet.worker --expect HASH [--steps A,B] -- WORDS...`.
+
+WORDS compose the experiment as they do on the command line. Its hash must be the one that was submitted, so that an
+image with other code or another `conf/`, or a value read from this machine's surroundings, is found out at once.
+With `--steps` only these steps are done, for the points that need them. Exit codes: launch/run.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/fleet/ does not
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from launch.run import Stop, as_run, command_line, guarded, start
+from tandem.config import Experiment
+from tandem.errors import ConfigurationError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="launch.fleet.worker", allow_abbrev=False)
+    parser.add_argument("--expect", required=True)
+    parser.add_argument("--steps", type=lambda text: text.split(","), default=[])
+    parser.add_argument("words", nargs="*")
+    options = parser.parse_args()
+    from launch.compose import compose
+    from launch.fleet.plan import submitted_hash
+
+    experiment = compose(options.words)
+    composed = submitted_hash(experiment)
+    if composed != options.expect:
+        problem = f"these words compose another configuration here ({composed}) than where they were submitted"
+        reasons = "the code or conf/ differs, or a value depends on the machine or the time"
+        raise ConfigurationError([f"{problem} ({options.expect}): {reasons}"])
+    with Stop() as stop:
+        if options.steps:
+            return guarded(lambda: do_steps(experiment, set(options.steps), stop), stop)
+        return guarded(lambda: start(experiment, stop), stop)
+
+
+def do_steps(experiment: Experiment, names: set[str], stop: Stop) -> None:
+    """Bring some steps of the experiment's graph about.
+
+    By name and not by fingerprint: the decoding type, and with it the meaning of the measuring steps, may be another on
+    this machine than where the sweep was planned. Raises `ConfigurationError` if the graph has no step of some name.
+    """
+    from launch.experiment import build
+    from launch.graph import execute, topological
+    from launch.store import Store
+
+    graph = topological(build(as_run(experiment) or experiment))
+    targets = [step for step in graph if step.name in names]
+    unknown = names - {step.name for step in targets}
+    if unknown:
+        problem = "the code differs from where the sweep was planned"
+        raise ConfigurationError([f"this experiment has no steps {', '.join(sorted(unknown))} here: {problem}"])
+    execute(targets, Store(Path(experiment.runs_dir).expanduser() / "store"), should_stop=stop)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))
