@@ -162,9 +162,9 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             )
         )
     if evaluation.stops:
-        drafting = {name: models[name] for name in chosen_drafters(experiment, models)}
+        compared = {name: models[name] for name in chosen_drafters(experiment, models)}
         inputs = {"corpus": corpus, "primary": primary}
-        made.append(stopping.comparison_step(experiment, drafting, inputs, dtype))
+        made.append(stopping.comparison_step(experiment, compared, inputs, dtype))
     if Measure.standalone in evaluation.measures:
         alone = {name: model.kind for name, model in models.items() if name != pair.primary}
         made.append(

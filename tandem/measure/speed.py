@@ -26,7 +26,7 @@ from tandem.model.decoder import Decoder, transpose_matrices
 BASELINE_WIDTHS = (1, 2)
 
 
-def _autoregressive(
+def autoregressive(
     primary: nnx.GraphDef[Decoder], weights: Any, widths: Sequence[int], law: Law = GREEDY, fastest: bool = True
 ) -> dict[str, Method]:
     """Autoregressive decoding at each of the widths; `fastest`: with matrices laid out as that width reads them best,
@@ -84,7 +84,7 @@ def speed_tables(
         engine = engine_for(primary, drafter, gamma, law=law, verification=decode.verification, rule=rule)
         speculative[name] = Method(engine, weights, drafter_weights, rule_weights)
     # Engines are shared: where a baseline has the width of verification, it is its own reference.
-    references = _autoregressive(primary, weights, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
+    references = autoregressive(primary, weights, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
     methods = {**baselines, **references, **speculative}
     outcomes = compare(
         methods,
@@ -242,7 +242,7 @@ def standalone_rows(
     `agreement_with_primary` is the share of tokens that equal the primary's own response at the same place,
     `common_prefix` the mean number of tokens before the first difference.
     """
-    baselines = _autoregressive(primary, weights, BASELINE_WIDTHS)
+    baselines = autoregressive(primary, weights, BASELINE_WIDTHS)
     methods = dict(baselines)
     for name, (drafter, drafter_weights) in tandems.items():
         methods[name] = Method(engine_for(primary, drafter, gamma, verify=False), weights, drafter_weights)

@@ -15,7 +15,7 @@ from tandem.decoding.drafters import Drafter
 from tandem.decoding.stopping import Confidence, Oracle, StoppingRule
 from tandem.decoding.stopping.router import Router, RouterWeights, Survival
 from tandem.measure import acceptance, theory
-from tandem.measure.speed import BASELINE_WIDTHS, fastest, identical
+from tandem.measure.speed import BASELINE_WIDTHS, autoregressive, fastest, identical
 from tandem.measure.timing import (
     Method,
     compare,
@@ -53,7 +53,8 @@ class Pair:
 
     def plain(self, decode: DecodeConfig, width: int) -> Method:
         """Autoregressive decoding by passes of `width`."""
-        return Method(engine_for(self.primary, width=width, law=law_of(decode)), self.weights)
+        (method,) = autoregressive(self.primary, self.weights, [width], law_of(decode)).values()
+        return method
 
 
 def rule_of(stop: StopRule, threshold: float, router: RouterWeights | None) -> tuple[StoppingRule | None, Any]:
