@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def bucket(length: int, steps: int = 8, least: int = 16) -> int:
+def bucket(length: int, steps: int = 4, least: int = 16) -> int:
     """`length` rounded up to one of few sizes, `steps` to an octave: at most 1 / `steps` of a row is padding by it."""
     if length <= least:
         return least

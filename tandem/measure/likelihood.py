@@ -30,7 +30,7 @@ from tandem.model.decoder import Decoder, DecoderLayer, Source, attend
 from tandem.model.tandem import Tandem
 
 # Queries are attended in pieces of this length, so that a piece need not look at the keys behind it.
-PIECE = 128
+PIECE = 256
 # A question whose options have more tokens than this is put into several rows.
 MOST_SLOTS = 512
 

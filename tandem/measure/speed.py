@@ -77,7 +77,7 @@ def speed_tables(
     law = law_of(decode)
     widths = (gamma + 1,) if decode.exact else BASELINE_WIDTHS
     # Without drafts the methods are compared with passes of width 1, and must share their arithmetic.
-    baselines = _autoregressive(primary, weights, widths, law, fastest=gamma > 0 and not decode.exact)
+    baselines = autoregressive(primary, weights, widths, law, fastest=gamma > 0 and not decode.exact)
     speculative = {}
     for name, (drafter, drafter_weights) in drafters.items():
         rule, rule_weights = (rules or {}).get(name, (None, None))
