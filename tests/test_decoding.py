@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +165,19 @@ def test_the_whole_loop_is_one_program(primary):
     run(engine, weights, drafter_weights)
     with jax.no_tracing():
         run(engine, weights, drafter_weights, PROMPTS[::-1].copy(), LENGTHS[::-1].copy())
+
+
+@pytest.mark.parametrize("gamma", [0, 3])
+def test_no_pass_copies_a_cache(primary, gamma):
+    """In the compiled loop a cache is the result of its updates alone: two for each layer, keys and values. The
+    drafter's caches, which have the same shape here, are updated by a block's first draft and by the others.
+    """
+    graph, weights = primary
+    drafter, drafter_weights = drafter_of("independent")
+    engine = Engine(graph, drafter, gamma=gamma)
+    prompts, lengths = jnp.asarray(PROMPTS[:1]), jnp.asarray(LENGTHS[:1])
+    state = engine.prefill(weights, drafter_weights, prompts, lengths, max_new_tokens=NEW)
+    text = engine.decode.lower(weights, drafter_weights, state, lengths).compile().as_text()
+    assert state.cache.keys[0].shape == (1, 2, state.cache.length, 8)
+    made = re.findall(rf"%\S+ = f32\[(?:1,)?2,{state.cache.length},8\]\S* (?:copy|fusion|transpose)\(", text)
+    assert len(made) == 2 * (PRIMARY.num_layers + (2 * SECONDARY.num_layers if gamma else 0))

@@ -13,7 +13,7 @@ from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.config import DecoderConfig, parameter_count
 from tandem.model.checkpoint import path_name
-from tandem.model.decoder import Decoder, untie
+from tandem.model.decoder import Decoder, transpose_matrices, untie
 from tandem.model.tandem import Tandem, block_numbers
 
 LENGTH = 12
@@ -152,3 +152,23 @@ def test_an_untied_decoder_is_the_same_model(pair):
     assert not separate.config.tie_embeddings
     assert primary.config.tie_embeddings, "the original is left alone"
     np.testing.assert_allclose(separate(tokens), primary(tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoder_with_transposed_matrices_is_the_same_model(pair):
+    primary, _, tokens = pair
+    graph, weights = nnx.split(primary)
+    turned = nnx.merge(*transpose_matrices(graph, weights))
+    assert turned.layers[0].key[...].shape == primary.layers[0].key[...].shape[::-1]
+    np.testing.assert_allclose(turned(tokens), primary(tokens), rtol=1e-4, atol=1e-3)
+
+
+def test_writing_one_position_leaves_the_positions_before_it(pair):
+    """The last position of a cache too: the update must not be moved back for want of room."""
+    primary, _, _ = pair
+    cache = jax.tree.map(jnp.ones_like, primary.empty_cache(2, LENGTH))
+    new = jnp.full((2, 1, *cache.keys[0].shape[1::2]), 2.0)
+    starts = jnp.array([LENGTH - 1, 3])
+    keys = np.asarray(cache.extended(1, new, new, starts).keys[1])
+    for row, start in enumerate(starts.tolist()):
+        assert np.all(keys[row, :, :start] == 1)
+        assert np.all(keys[row, :, start] == 2)

@@ -21,6 +21,9 @@ from tandem.config import DecoderConfig
 
 MOST_ROWS_WRITTEN_ONE_BY_ONE = 16
 
+# The attributes of layers and decoders that are matrices of products; the embedding, a lookup, is none.
+MATRICES = ("query", "key", "value", "output", "gate", "up", "down", "unembedding")
+
 
 @jax.tree_util.register_dataclass
 @dataclass
@@ -35,14 +38,31 @@ class Source:
 @jax.tree_util.register_dataclass
 @dataclass
 class KVCache:
-    """Keys and values of every layer, each [B, S, K, E]; entry m belongs to position m, whoever wrote it last."""
+    """Keys and values of every layer, each [B, K, S, E]; entry m belongs to position m, whoever wrote it last.
+
+    Heads come before positions, as the products of attention want them: a CPU would otherwise turn every cache around
+    in every pass.
+    """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
 
     @property
     def length(self) -> int:
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[2]
+
+    def extended(self, layer: int, keys: jax.Array, values: jax.Array, starts: jax.Array) -> KVCache:
+        """This cache with `keys` and `values` [B, W, K, E] of one layer at positions `starts` [B] and on."""
+
+        def put(buffers: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
+            new = new.swapaxes(1, 2)
+            if new.shape[2] == 1:
+                # XLA takes an update of one position for so cheap that it repeats it for each reader, on a copy of the
+                # whole buffer. The second position written is a later one, not read before it is written again.
+                new = jnp.pad(new, ((0, 0), (0, 0), (0, 1), (0, 0)))
+            return (*buffers[:layer], write(buffers[layer], new, starts, axis=2), *buffers[layer + 1 :])
+
+        return KVCache(put(self.keys, keys), put(self.values, values))
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -91,32 +111,52 @@ def attend(queries: jax.Array, sources: Sequence[Source]) -> jax.Array:
     return mixed.reshape(batch, width, heads * head_dim)  # type: ignore[union-attr]
 
 
+def attend_cached(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention over a cache, [B, W, H, E] → [B, W, H * E]: `keys` and `values` [B, K, S, E], `mask` [B, W, S]."""
+    batch, width, heads, head_dim = queries.shape
+    kv_heads, length = keys.shape[1:3]
+    group = heads // kv_heads
+    # All queries of a key-value head are rows of one matrix.
+    rows = (queries * head_dim**-0.5).reshape(batch, width, kv_heads, group, head_dim).swapaxes(1, 2)
+    rows = rows.reshape(batch, kv_heads, width * group, head_dim)
+    logits = jnp.einsum("bkre,bkse->bkrs", rows, keys, preferred_element_type=at_least_float32(queries.dtype))
+    logits = jnp.where(mask[:, None, :, None], logits.reshape(batch, kv_heads, width, group, length), -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(queries.dtype).reshape(batch, kv_heads, width * group, length)
+    mixed = jnp.einsum("bkrs,bkse->bkre", weights, values)
+    return mixed.reshape(batch, kv_heads, width, group * head_dim).swapaxes(1, 2).reshape(batch, width, -1)
+
+
 def causal_mask(length: int) -> jax.Array:
     """[1, T, T], true where the key is not after the query."""
     return jnp.tril(jnp.ones((1, length, length), dtype=bool))
 
 
-def write(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
-    """`buffer` [B, S, …] with `new` [B, W, …] at the positions from `starts` [B] on.
+def write(buffer: jax.Array, new: jax.Array, starts: jax.Array, axis: int = 1) -> jax.Array:
+    """`buffer` [B, S, …] with `new` [B, W, …] at the positions from `starts` [B] on; positions are the axis `axis`.
 
     One update per row rather than a scatter, which XLA runs element by element on a CPU; but for many rows the program
     would grow with them. The caller keeps starts + W ≤ S: an update that reaches over the end would be moved back, onto
     other positions.
     """
     if buffer.shape[0] > MOST_ROWS_WRITTEN_ONE_BY_ONE:
-        return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(buffer, new, starts)
+        return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(buffer, new, starts)
     for row in range(buffer.shape[0]):
-        origin = [jnp.asarray(at, starts.dtype) for at in (row, starts[row], *(0,) * (buffer.ndim - 2))]
+        origin = [jnp.zeros((), starts.dtype)] * buffer.ndim
+        origin[0], origin[axis] = jnp.asarray(row, starts.dtype), starts[row]
         buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], origin)
     return buffer
 
 
-def dot(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """`x` […, D] times `kernel` [D, F] in `dtype`, accumulated and returned in float32 (in float64 if that is `dtype`).
+def dot(x: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool = False) -> jax.Array:
+    """`x` […, D] times `kernel` [D, F], or [F, D] if `transposed`, in `dtype`, accumulated and returned in float32 (in
+    float64 if that is `dtype`).
 
     Backwards, the gradient of x is a product in `dtype` too; that of the kernel is one in float32, because it is summed
     into float32 weights.
     """
+    if transposed:  # not for training, so that no gradient needs care
+        product = partial(jnp.einsum, "...d,fd->...f", preferred_element_type=at_least_float32(dtype))
+        return product(x.astype(dtype), kernel.astype(dtype))
     return _dot(dtype, x, kernel)  # type: ignore[return-value]
 
 
@@ -158,6 +198,22 @@ def untie(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Deco
     return nnx.split(decoder)
 
 
+def transpose_matrices(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Decoder], Any]:
+    """The same decoder with its matrices of products held as [F, D].
+
+    For passes of width 1 on a CPU: a product of one position reads such a matrix row by row, at the bandwidth of the
+    memory. Wider passes are slower with it.
+    """
+    model, weights = untie(model, weights)
+    decoder = nnx.merge(model, weights, copy=True)
+    for module in (*decoder.layers, decoder):
+        module.transposed = True
+        for name in MATRICES:
+            if hasattr(module, name):
+                setattr(module, name, nnx.Param(jnp.asarray(getattr(module, name)[...].T)))
+    return nnx.split(decoder)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation with a learned scale (arXiv 1910.07467), computed in float32."""
 
@@ -186,7 +242,7 @@ class DecoderLayer(nnx.Module):
         width, head_dim = config.d_model, config.head_dim
         # Residual branches start small, so that the stream's variance does not grow with depth.
         branch = (2 * config.num_layers) ** -0.5
-        self.head_dim, self.dtype = head_dim, dtype
+        self.head_dim, self.dtype, self.transposed = head_dim, dtype, False
         self.attention_norm = RMSNorm(width, config.norm_eps)
         self.query = _matrix(rngs, width, config.num_heads * head_dim)
         self.key = _matrix(rngs, width, config.num_kv_heads * head_dim)
@@ -201,19 +257,22 @@ class DecoderLayer(nnx.Module):
         """Rotated keys and plain values [B, T, K, E] of the layer inputs `x` [B, T, D], after the pre-attention
         norm."""
         normed = self.attention_norm(x)
-        keys = rotate(self._heads(dot(normed, self.key[...], self.dtype)), cos, sin)
-        return keys, self._heads(dot(normed, self.value[...], self.dtype))
+        keys = rotate(self._heads(self._dot(normed, self.key)), cos, sin)
+        return keys, self._heads(self._dot(normed, self.value))
 
     def queries(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """Rotated queries [B, T, H, E] of the layer inputs `x` [B, T, D]."""
-        return rotate(self._heads(dot(self.attention_norm(x), self.query[...], self.dtype)), cos, sin)
+        return rotate(self._heads(self._dot(self.attention_norm(x), self.query)), cos, sin)
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The layer's output [B, T, D] from its input and the attention's result [B, T, H * E]."""
-        x = x + dot(attended, self.output[...], self.dtype)
+        x = x + self._dot(attended, self.output)
         normed = self.mlp_norm(x)
-        gated = jax.nn.silu(dot(normed, self.gate[...], self.dtype)) * dot(normed, self.up[...], self.dtype)
-        return x + dot(gated, self.down[...], self.dtype)
+        gated = jax.nn.silu(self._dot(normed, self.gate)) * self._dot(normed, self.up)
+        return x + self._dot(gated, self.down)
+
+    def _dot(self, x: jax.Array, kernel: nnx.Param) -> jax.Array:
+        return dot(x, kernel[...], self.dtype, self.transposed)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
@@ -226,7 +285,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.config, self.dtype, self.transposed = config, jnp.dtype(dtype), False
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.d_model)) * 0.02)
         self.layers = nnx.List([DecoderLayer(config, dtype=self.dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -243,7 +302,7 @@ class Decoder(nnx.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
         kernel = self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
-        return dot(self.norm(x), kernel, self.dtype)
+        return dot(self.norm(x), kernel, self.dtype, self.transposed)
 
     def states(self, tokens: jax.Array, depth: int, *, remat: bool = False) -> list[jax.Array]:
         """The residual stream [B, T, D] after 0, 1, … `depth` layers: x^(0) … x^(depth) in the paper's notation."""
@@ -268,19 +327,17 @@ class Decoder(nnx.Module):
         positions = starts[:, None] + jnp.arange(tokens.shape[1])
         cos, sin = self.rotary(positions)
         mask = jnp.arange(cache.length) <= positions[..., None]
-        states, all_keys, all_values = [self.embed(tokens)], [], []
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+        states = [self.embed(tokens)]
+        for index, layer in enumerate(self.layers):
             x = states[-1]
-            new_keys, new_values = layer.keys_and_values(x, cos, sin)
-            keys, values = write(keys, new_keys, starts), write(values, new_values, starts)
-            states.append(layer.finish(x, attend(layer.queries(x, cos, sin), [Source(keys, values, mask)])))
-            all_keys.append(keys)
-            all_values.append(values)
-        return states, KVCache(tuple(all_keys), tuple(all_values))
+            cache = cache.extended(index, *layer.keys_and_values(x, cos, sin), starts)
+            queries = layer.queries(x, cos, sin)
+            states.append(layer.finish(x, attend_cached(queries, cache.keys[index], cache.values[index], mask)))
+        return states, cache
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
-        """A cache of zeros for `batch` rows of `length` positions."""
-        shape = (batch, length, self.config.num_kv_heads, self.config.head_dim)
+        """A cache of zeros for `batch` rows of `length` positions, and one to spare: see `KVCache.extended`."""
+        shape = (batch, self.config.num_kv_heads, length + 1, self.config.head_dim)
         zeros = [jnp.zeros(shape, at_least_float32(self.dtype)) for _ in range(2 * self.config.num_layers)]
         return KVCache(tuple(zeros[::2]), tuple(zeros[1::2]))
 

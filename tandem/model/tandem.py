@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, DecoderLayer, KVCache, Source, attend, causal_mask, dot, normalise, write
+from tandem.model.decoder import Decoder, DecoderLayer, KVCache, Source, attend, causal_mask, dot, normalise
 
 
 class Projection(nnx.Module):
@@ -91,13 +91,11 @@ class Tandem(nnx.Module):
         """
         positions = starts[:, None] + jnp.arange(primary_states[0].shape[1])
         cos, sin = self.secondary.rotary(positions)
-        keys, values = [], []
         layers = zip(self.secondary.layers, self.projections, self.layer_map, strict=True)
         for index, (layer, projection, source_layer) in enumerate(layers):
-            new_keys, new_values = layer.keys_and_values(projection(primary_states[source_layer]), cos, sin)
-            keys.append(write(cache.keys[index], new_keys, starts))
-            values.append(write(cache.values[index], new_values, starts))
-        return KVCache(tuple(keys), tuple(values))
+            projected = projection(primary_states[source_layer])
+            cache = cache.extended(index, *layer.keys_and_values(projected, cos, sin), starts)
+        return cache
 
 
 def block_numbers(length: int, gamma: jax.Array | int) -> jax.Array:
