@@ -30,6 +30,7 @@ from tandem.config import (
 )
 from tandem.data.corpus import corpus_identity
 from tandem.errors import EnvironmentFailure
+from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.validate import resolve_layer_map
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
@@ -44,7 +45,7 @@ class Model:
     """A row of the result tables: where it is made, and how it is read."""
 
     step: Step
-    kind: str  # "decoder" or "tandem"
+    kind: str  # "decoder", "tandem" or that of a head
 
 
 def build(experiment: Experiment) -> list[Step]:
@@ -77,6 +78,9 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
             inputs = {"corpus": corpus, "primary": primary, "tandem": tandem_ce}
             tandem_distil = _tandem(experiment, "tandem_distil", 2, layer_map, inputs)
             models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
+        for kind in HEADS:
+            if kind in experiment.drafter.drafters:
+                models |= _heads(experiment, kind, {"corpus": corpus, "primary": primary})
     if pair.middle is not None:
         models[pair.middle] = Model(base[pair.middle], "decoder")
     return {**models, pair.primary: Model(primary, "decoder")}
@@ -87,6 +91,8 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     evaluation, decode, pair = experiment.eval, experiment.decode, experiment.model
     corpus = models[pair.primary].step.inputs["corpus"]
     primary = models[pair.primary].step
+    # A head only drafts: it is neither a model of its own nor read in block mode.
+    drafting, models = models, {name: model for name, model in models.items() if model.kind not in HEADS}
     made: list[Step] = []
     if Measure.agreement in evaluation.measures:
         seq_len = experiment.train.seq_len
@@ -119,7 +125,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     }
     sizes = f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each"
     if Measure.speed in evaluation.measures and experiment.gamma > 0:
-        drafters = chosen_drafters(experiment, models)
+        drafters = chosen_drafters(experiment, drafting)
+        trained = {name: drafting[name].step for name in drafters if name in drafting}
+        ngram = experiment.drafter.ngram
+        lookup = {"ngram": ngram} if Drafter.prompt_lookup in drafters.values() else {}
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
         file = Path(experiment.data.prompts).expanduser() if experiment.data.prompts else None
         made.append(
@@ -130,6 +139,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 config={
                     "gamma": experiment.gamma,
                     "drafters": drafters,
+                    **lookup,
                     **decoding,
                     **law,
                     "verification": decode.verification.value,
@@ -138,8 +148,8 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "exact": decode.exact,
                     "prompts_from": _digest(file) if file else None,
                 },
-                inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in drafters}},
-                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, experiment.seed, file),
+                inputs={"corpus": corpus, "primary": primary, **trained},
+                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, ngram, experiment.seed, file),
                 size=sizes,
                 estimate_s=90,
             )
@@ -180,9 +190,11 @@ def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict
         Drafter.independent: secondary,
         Drafter.distilled: f"{secondary}{last}",
         Drafter.tandem: f"tandem{last}",
+        **{kind: f"{kind}{last}" for kind in HEADS},
     }
-    chosen = dict.fromkeys(names[drafter] for drafter in experiment.drafter.drafters)
-    return {name: models[name].kind for name in chosen if name in models}
+    chosen = dict.fromkeys(names.get(drafter, drafter.value) for drafter in experiment.drafter.drafters)
+    kinds = {name: model.kind for name, model in models.items()} | {Drafter.prompt_lookup.value: "prompt_lookup"}
+    return {name: kinds[name] for name in chosen if name in kinds}
 
 
 def _corpus(experiment: Experiment) -> Step:
@@ -313,6 +325,43 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
         size=f"{_millions(models[pair.secondary])}, {_tokens(train):,} further tokens, {how}",
         estimate_s=_further_seconds(train, models[pair.secondary], models[pair.primary]) * (1 if frozen else 2),
     )
+
+
+def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) -> dict[str, Model]:
+    """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
+    train, models, pair = experiment.train, experiment.scale.models, experiment.model
+    primary = models[pair.primary]
+    head = head_config(kind, primary, models[pair.secondary], experiment.drafter.depth)
+    count = head_parameters(head, primary)
+    # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
+    a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
+    dtype = resolve_dtype(train.primary_dtype)
+    made: dict[str, Model] = {}
+    for stage, name in ((1, f"{kind}_ce"), (2, f"{kind}_distil")):
+        if stage == 2 and train.recipe is not Recipe.distil:
+            break
+        config = {
+            "head": asdict(head),
+            "stage": stage,
+            "optimizer": optimizer_meaning(train),
+            "primary_dtype": dtype,
+            "seed": experiment.seed,
+        }
+        if stage == 2:
+            config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+            inputs = {**inputs, "head": made[f"{kind}_ce"].step}
+        step = Step(
+            kind="head",
+            name=name,
+            version=1,
+            config=config,
+            inputs=inputs,
+            run=steps.head(head, train, stage, dtype, experiment.seed),
+            size=f"{count / 1e6:.2g}M head on {pair.primary}, {_tokens(train):,} tokens, {head.depth} drafts",
+            estimate_s=a_token * _tokens(train) / TRAINING_FLOPS,
+        )
+        made[name] = Model(step, kind.value)
+    return made
 
 
 def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter
 from launch.experiment import build_models, chosen_drafters, resolve_dtype
 from launch.graph import describe, execute
-from launch.steps import PRIMARY, TOKENIZER, WEIGHTS, check_fits, decoding, drafter
+from launch.steps import TOKENIZER, check_fits
 from launch.store import Store
 from tandem.config import Experiment
 from tandem.data.prompts import encode_prompt
@@ -40,7 +41,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     name = next(reversed(names), None)
     primary = models[experiment.model.primary].step
     corpus = primary.inputs["corpus"]
-    targets = [corpus, primary, *([models[name].step] if name else [])]
+    targets = [corpus, primary, *([models[name].step] if name in models else [])]
     store = Store(Path(experiment.runs_dir).expanduser() / "store")
     if experiment.dry_run:
         print(describe(targets, store))
@@ -49,7 +50,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     tokenizer = Tokenizer.from_file(directories[corpus.name] / TOKENIZER)
     prompt = encode_prompt(tokenizer, experiment.prompt)
     check_fits(len(prompt), experiment.decode, "prompt")
-    folder = directories[name] if name else None
+    folder = directories[name] if name in models else None
     weights = directories[primary.name] / WEIGHTS
     if folder is not None and (folder / PRIMARY).exists():
         weights = folder / PRIMARY
@@ -66,7 +67,7 @@ def answer(
     kind: str,
     stop: Stop,
 ) -> None:
-    """Decode and print; `folder` holds the drafter, of `kind`, if there is one."""
+    """Decode and print; `kind` is that of the drafter, if there is one, and `folder` holds it if it is trained."""
     import jax
     import jax.numpy as jnp
 
@@ -75,10 +76,12 @@ def answer(
     from tandem.measure.timing import bucket, law_of
     from tandem.model.decoder import untie
 
-    decode, gamma = experiment.decode, experiment.gamma if folder else 0
+    decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
     graph, weights = untie(*decoding(primary, "decoder", dtype))
-    drafting, drafter_weights = drafter(folder, kind, dtype) if folder else (None, None)
+    drafting = drafter_weights = None
+    if kind:
+        drafting, drafter_weights = drafter(folder, kind, dtype, graph, weights, experiment.drafter.ngram)
     engine = Engine(
         graph,
         drafting,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter, primary_with
 from launch.graph import Context
 from launch.store import write_json_atomic
 from tandem.config import (
@@ -31,9 +33,8 @@ from tandem.data.packing import open_tokens, pack
 from tandem.data.prompts import encode_prompt, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
+from tandem.model.heads import HEADS, HeadConfig
 
-WEIGHTS = "weights.safetensors"
-PRIMARY = "primary.safetensors"
 RESULTS = "results.json"
 TOKENIZER = "tokenizer.model"
 
@@ -168,6 +169,39 @@ def tandem(
     return run
 
 
+def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
+    """A head on the frozen primary trained: stage 1 from random weights, stage 2 from stage 1.
+
+    `dtype` is that of the primary's products. Inputs: corpus, primary, and for stage 2 head.
+    """
+
+    def run(context: Context) -> None:
+        from flax import nnx
+
+        from tandem.model import checkpoint
+        from tandem.training.objective import head_loss
+
+        primary, primary_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", dtype)
+        primary_config = DecoderConfig(**checkpoint.metadata(context.inputs["primary"] / WEIGHTS)["decoder"])
+        if stage == 1:
+            graph, weights = nnx.split(checkpoint.HEADS[config.kind](config, primary_config, rngs=nnx.Rngs(seed)))
+        else:
+            graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
+        loss = head_loss(
+            graph,
+            primary,
+            distil_weight=train.distil_weight if stage == 2 else None,
+            temperature=train.temperature,
+            remat=train.remat,
+        )
+        # All of it starts from scratch, as FF_Tandem does, and has its rate.
+        optimizer = replace(train, learning_rate=train.learning_rate * train.projection_rate)
+        weights = _train(context, loss, weights, primary_weights, optimizer, _stage_seed(seed, stage))
+        checkpoint.save_head(context.out / WEIGHTS, config, primary_config, weights)
+
+    return run
+
+
 def _new_tandem(
     context: Context,
     train: TrainConfig,
@@ -245,6 +279,7 @@ def speed(
     dtype: str,
     gamma: int,
     drafters: Mapping[str, str],
+    ngram: int,
     seed: int,
     prompts: Path | None = None,
 ) -> Callable[[Context], None]:
@@ -257,11 +292,15 @@ def speed(
         given, categories = _prompts(context, evaluation, decode, seed), []
         if prompts is not None:
             given, categories = _prompts_from(context, prompts, evaluation.prompts, decode)
-        primary, weights = _primary_with(context, drafters, dtype)
+        primary, weights = primary_with(context, drafters, dtype)
+        models = {
+            name: drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
+            for name, kind in drafters.items()
+        }
         tables = speed_tables(
             primary,
             weights,
-            {name: drafter(context.inputs[name], kind, dtype) for name, kind in drafters.items()},
+            models,
             gamma,
             given,
             decode,
@@ -271,6 +310,10 @@ def speed(
             seed,
             categories,
         )
+        for row in tables["speed"]:
+            if row["name"] in models:
+                own = models[row["name"]][1]
+                row["parameters"] = _count(own["head"] if drafters[row["name"]] in HEADS else own)
         write_json_atomic(context.out / RESULTS, tables)
 
     return run
@@ -284,12 +327,12 @@ def standalone(
     def run(context: Context) -> None:
         from tandem.measure.speed import standalone_rows
 
-        primary, weights = _primary_with(context, models, dtype)
+        primary, weights = primary_with(context, models, dtype)
         tandems = [name for name, kind in models.items() if kind == "tandem"]
         rows = standalone_rows(
             primary,
             weights,
-            {name: drafter(context.inputs[name], "tandem", dtype) for name in tandems},
+            {name: drafter(context.inputs[name], "tandem", dtype, primary, weights) for name in tandems},
             {
                 name: decoding(context.inputs[name] / WEIGHTS, kind, dtype)
                 for name, kind in models.items()
@@ -361,35 +404,6 @@ def check_fits(prompt_tokens: int, decode: DecodeConfig, what: str) -> None:
     if prompt_tokens + decode.max_new_tokens > decode.cache_tokens:
         problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={decode.max_new_tokens} that is more "
         raise ConfigurationError([problem + f"than decode.cache_tokens={decode.cache_tokens}"])
-
-
-def _primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
-    """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
-    from tandem.model.decoder import untie
-
-    path = context.inputs["primary"] / WEIGHTS
-    for name, kind in models.items():
-        if kind == "tandem" and (context.inputs[name] / PRIMARY).exists():
-            path = context.inputs[name] / PRIMARY
-    return untie(*decoding(path, "decoder", dtype))
-
-
-def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
-    """A model as it is decoded with: products in `dtype`, matrices kept in it."""
-    from tandem.model import checkpoint
-    from tandem.model.decoder import cast_matrices
-
-    load: Callable[..., tuple[Any, Any]] = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
-    graph, weights = load(path, dtype)
-    return graph, cast_matrices(weights, dtype)
-
-
-def drafter(directory: Path, kind: str, dtype: str) -> tuple[Any, Any]:
-    from tandem.decoding.drafters.independent import Independent
-    from tandem.decoding.drafters.tandem import TandemDrafter
-
-    graph, weights = decoding(directory / WEIGHTS, kind, dtype)
-    return TandemDrafter(graph) if kind == "tandem" else Independent(graph), weights
 
 
 def _count(weights: Any) -> int:

@@ -58,11 +58,16 @@ class Corpus(StrEnum):
 
 
 class Drafter(StrEnum):
-    """Who drafts: the pretrained secondary, the distilled secondary, or the tandem secondary."""
+    """Who drafts: the pretrained secondary, the distilled secondary, the tandem secondary, the text itself, or a head
+    trained on the frozen primary (`tandem/model/heads.py`)."""
 
     independent = "independent"
     distilled = "distilled"
     tandem = "tandem"
+    prompt_lookup = "prompt_lookup"
+    medusa = "medusa"
+    eagle = "eagle"
+    kv = "kv"
 
 
 class Measure(StrEnum):
@@ -201,6 +206,9 @@ class DrafterConfig:
 
     name: str = "paper"
     drafters: list[Drafter] = field(default_factory=lambda: [Drafter.distilled, Drafter.tandem])
+    # How many drafts of a block medusa, eagle and kv are trained for; medusa can make no more.
+    depth: int = 5
+    ngram: int = 3  # the longest that prompt_lookup searches for
 
 
 @dataclass
@@ -226,6 +234,16 @@ class DecodeConfig:
 
 
 @dataclass
+class MbppConfig:
+    """MBPP's programs, which a model wrote; nothing runs them unless `execute`."""
+
+    execute: bool = False  # in the sandbox, tasks/sandbox.py
+    samples: int = 1  # programs for a question: 1 is greedy, more are drawn, for pass@k
+    temperature: float = 0.8
+    timeout: float = 3.0  # seconds for a program
+
+
+@dataclass
 class EvalConfig:
     """What is measured, on held-out text."""
 
@@ -241,6 +259,10 @@ class EvalConfig:
     tasks: list[str] = field(default_factory=list)
     shots: int = 1
     limit: int | None = None
+    seed: int = 0  # of exemplars, drawn programs and intervals
+    max_length: int = 1024  # tokens of prompt and answer; a longer prompt loses exemplars, then its front
+    batch_size: int = 16
+    mbpp: MbppConfig = field(default_factory=MbppConfig)
 
 
 @dataclass

@@ -19,9 +19,12 @@ from tandem.config import (
     Measure,
     OptimizerConfig,
     PairConfig,
+    PrimaryMode,
+    Recipe,
     ScaleConfig,
     TrainConfig,
 )
+from tandem.model.heads import HEADS
 
 LARGEST_SEED = 2**31 - 1
 
@@ -72,6 +75,7 @@ def validate(experiment: Experiment) -> list[str]:
     _train(experiment.train, check)
     _data(experiment, check)
     _measures(experiment, check)
+    _heads(experiment, check)
     _tasks(experiment, check)
     return check.problems
 
@@ -239,8 +243,28 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
 
 
+def _heads(experiment: Experiment, check: _Checks) -> None:
+    drafter, train = experiment.drafter, experiment.train
+    check.at_least("drafter.ngram", drafter.ngram, 1)
+    check.at_least("drafter.depth", drafter.depth, 1)
+    if Drafter.medusa in drafter.drafters and 1 <= drafter.depth < experiment.gamma:
+        check.wrong("drafter.depth", drafter.depth, f"must be at least gamma={experiment.gamma}: medusa's heads")
+    for kind in drafter.drafters:
+        if kind in HEADS and train.recipe is Recipe.pretrain:
+            check.wrong("drafter.drafters", kind.value, "needs train=ce or train=distil, which train it")
+        if kind in HEADS and train.primary is not PrimaryMode.frozen:
+            check.wrong("drafter.drafters", kind.value, "needs train.primary=frozen, the primary that it is trained on")
+
+
 def _tasks(experiment: Experiment, check: _Checks) -> None:
     check.at_least("eval.shots", experiment.eval.shots, 0)
+    check.within("eval.seed", experiment.eval.seed, 0, LARGEST_SEED)
+    check.at_least("eval.batch_size", experiment.eval.batch_size, 1)
+    # The longest answers that a task asks for have 512 tokens.
+    check.at_least("eval.max_length", experiment.eval.max_length, 640)
+    check.at_least("eval.mbpp.samples", experiment.eval.mbpp.samples, 1)
+    check.positive("eval.mbpp.temperature", experiment.eval.mbpp.temperature)
+    check.positive("eval.mbpp.timeout", experiment.eval.mbpp.timeout)
     if experiment.eval.limit is not None:
         check.at_least("eval.limit", experiment.eval.limit, 1)
     if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):

@@ -86,7 +86,15 @@ def speed_tables(
     references = _autoregressive(primary, weights, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
     methods = {**baselines, **references, **speculative}
     outcomes = compare(
-        methods, prompts, decode.max_new_tokens, repeats, progress, should_stop, decode.num_samples, seed
+        methods,
+        prompts,
+        decode.max_new_tokens,
+        repeats,
+        progress,
+        should_stop,
+        num_samples=decode.num_samples,
+        batch_size=decode.batch_size,
+        seed=seed,
     )
     baseline = _fastest(baselines, outcomes)
     exact, narrow = outcomes[f"autoregressive, width {gamma + 1}"], outcomes["autoregressive, width 1"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,20 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tandem.config import DecoderConfig
+from tandem.config import DecoderConfig, Drafter
 from tandem.errors import EnvironmentFailure
 from tandem.model.decoder import Decoder
+from tandem.model.eagle import Eagle
+from tandem.model.heads import HeadConfig
+from tandem.model.kv import KVHead
+from tandem.model.medusa import Medusa
 from tandem.model.tandem import Tandem
+
+HEADS: dict[Drafter, Callable[..., Medusa | Eagle | KVHead]] = {
+    Drafter.medusa: Medusa,
+    Drafter.eagle: Eagle,
+    Drafter.kv: KVHead,
+}
 
 
 def path_name(path: Any) -> str:
@@ -106,6 +117,23 @@ def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tand
         return Tandem(primary, secondary, layer_map, dtype=dtype, rngs=nnx.Rngs(0))
 
     graph, template = nnx.split(nnx.eval_shape(make))
+    return graph, load(path, template)[0]
+
+
+def save_head(path: Path, config: HeadConfig, primary: DecoderConfig, weights: Any) -> None:
+    """Write the own weights of a head on a frozen primary, with what they were built for."""
+    save(path, weights, {"head": dataclasses.asdict(config), "primary": dataclasses.asdict(primary)})
+
+
+def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Any], Any]:
+    """A head written by `save_head`, that multiplies in `dtype`; weights in float32."""
+    primary, stored = _sizes(path, "primary"), _stored(path, "head")
+    try:
+        config = HeadConfig(**{**stored, "kind": Drafter(stored["kind"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise EnvironmentFailure(f"{path}: its head is not one that this version knows: {error}") from error
+    make = partial(HEADS[config.kind], config, primary, dtype=dtype)
+    graph, template = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     return graph, load(path, template)[0]
 
 

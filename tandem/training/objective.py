@@ -16,9 +16,18 @@ from flax import nnx
 
 from tandem.config import PrimaryMode
 from tandem.model.decoder import Decoder
+from tandem.model.eagle import Eagle
+from tandem.model.kv import KVHead
+from tandem.model.medusa import Medusa
 from tandem.model.tandem import Tandem, block_numbers
 
 Weights = Any  # a pytree of arrays
+Head = Medusa | Eagle | KVHead
+
+# Draft k + 1 of a block is worth this much of draft k in a head's loss: it counts only where all before it are accepted
+# (arXiv 2401.10774, section 2.2.1).
+DRAFT_WEIGHT = 0.8
+
 LossFunction = Callable[[Weights, Weights, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -107,5 +116,39 @@ def tandem_loss(
             parts["primary_cross_entropy"] = jnp.mean(cross_entropy(primary_logits, targets))
             total = total + parts["primary_cross_entropy"]
         return total, parts
+
+    return loss
+
+
+def head_loss(
+    model: nnx.GraphDef[Head],
+    primary: nnx.GraphDef[Decoder],
+    *,
+    distil_weight: float | None = None,
+    temperature: float = 1.0,
+    remat: bool = False,
+) -> LossFunction:
+    """The loss of a head on the frozen primary (`fixed`), whose vocabulary it shares: the mean over its drafts,
+    weighted by `DRAFT_WEIGHT`, each trained at every position of the text.
+
+    `distil_weight` None is stage 1, a number is λ of stage 2, as for a tandem.
+    """
+
+    def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        head, decoder = nnx.merge(model, trained), nnx.merge(primary, fixed)
+        depth = head.primary_layers if distil_weight is None else decoder.config.num_layers
+        states = decoder.states(inputs, depth)
+        teacher_logits = None if distil_weight is None else decoder.logits(states[-1])
+
+        def one(x: jax.Array, k: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+            teacher = None if teacher_logits is None else teacher_logits[:, k + 1 :]
+            return _mixed_loss(decoder.logits(x), targets[:, k + 1 :], teacher, distil_weight or 0.0, temperature)
+
+        one = jax.checkpoint(one, static_argnums=1) if remat else one
+        drafts = [one(x, k) for k, x in enumerate(head.unroll(decoder, inputs, states))]
+        weights = jnp.asarray([DRAFT_WEIGHT**k for k in range(len(drafts))])
+        weights /= jnp.sum(weights)
+        return jax.tree.map(lambda *values: jnp.dot(jnp.stack(values), weights), *drafts)
 
     return loss

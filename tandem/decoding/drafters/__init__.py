@@ -51,8 +51,8 @@ class Drafter(Protocol):
     ) -> tuple[jax.Array, State]:
         """Logits [B, V] for the token after `tokens` [B, w], which stand at positions `starts` [B] … starts + w - 1.
 
-        `index` is the draft's number in its block, from 0. The primary's cache holds the positions before the block's
-        first, which is starts + w - 1 - index.
+        `index` is the draft's number in its block, from 0; the first draft has it as a Python integer. The primary's
+        cache holds the positions before the block's first, which is starts + w - 1 - index.
         """
         ...
 

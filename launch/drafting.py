@@ -1,0 +1,58 @@
+"""Trained models as they are decoded with: read from the directories of their steps, and made into drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.graph import Context
+from tandem.config import Drafter
+from tandem.model.heads import HEADS
+
+WEIGHTS = "weights.safetensors"
+PRIMARY = "primary.safetensors"
+
+
+def primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
+    """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
+    from tandem.model.decoder import untie
+
+    path = context.inputs["primary"] / WEIGHTS
+    for name, kind in models.items():
+        if kind == "tandem" and (context.inputs[name] / PRIMARY).exists():
+            path = context.inputs[name] / PRIMARY
+    return untie(*decoding(path, "decoder", dtype))
+
+
+def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
+    """A model as it is decoded with: products in `dtype`, matrices kept in it."""
+    from tandem.model import checkpoint
+    from tandem.model.decoder import cast_matrices
+
+    load: Callable[..., tuple[Any, Any]] = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
+    graph, weights = (checkpoint.load_head if kind in HEADS else load)(path, dtype)
+    return graph, cast_matrices(weights, dtype)
+
+
+def drafter(
+    directory: Path | None, kind: str, dtype: str, primary: Any, primary_weights: Any, ngram: int = 0
+) -> tuple[Any, Any]:
+    """A drafter for `primary` and its weights. Heads share the primary's own arrays; the text needs no directory."""
+    from flax import nnx
+
+    from tandem.decoding.drafters.eagle import EagleDrafter
+    from tandem.decoding.drafters.independent import Independent
+    from tandem.decoding.drafters.kv import KVDrafter
+    from tandem.decoding.drafters.medusa import MedusaDrafter
+    from tandem.decoding.drafters.prompt_lookup import PromptLookup
+    from tandem.decoding.drafters.tandem import TandemDrafter
+
+    if kind == Drafter.prompt_lookup:
+        return PromptLookup(nnx.merge(primary, primary_weights).config.vocab_size, ngram), None
+    assert directory is not None  # all others are trained
+    graph, weights = decoding(directory / WEIGHTS, kind, dtype)
+    if kind in HEADS:
+        heads = {Drafter.medusa: MedusaDrafter, Drafter.eagle: EagleDrafter, Drafter.kv: KVDrafter}
+        return heads[Drafter(kind)](graph, primary), {"head": weights, "primary": primary_weights}
+    return TandemDrafter(graph) if kind == "tandem" else Independent(graph), weights

@@ -1,0 +1,122 @@
+"""An EAGLE-3 head (arXiv 2503.01840): one decoder layer over fused primary features and the tokens that follow them.
+
+Entry t stands for the text up to token t: its input is the feature at t - 1 and the embedding of token t, its output
+predicts token t + 1. The feature is that of the primary (states of three layers, projected) where the primary has read,
+and within a block the head's own output. Training meets both ("training-time test", section 3.2): step k has the
+features of step k - 1 one position on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tandem.config import DecoderConfig
+from tandem.model.decoder import (
+    Decoder,
+    DecoderLayer,
+    KVCache,
+    RMSNorm,
+    Source,
+    at_least_float32,
+    attend,
+    attend_cached,
+    dot,
+    normalise,
+    rotary,
+)
+from tandem.model.heads import HeadConfig, feature_layers
+
+
+class Eagle(nnx.Module):
+    """The head; w is its width. The primary stays outside and lends its embedding, norm and output matrix."""
+
+    def __init__(self, config: HeadConfig, primary: DecoderConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.read_after = feature_layers(primary.num_layers)
+        self.primary_layers = max(self.read_after)
+        sizes = DecoderConfig(
+            num_layers=1,
+            d_model=config.d_model,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_heads,
+            d_ff=config.d_ff,
+            norm_eps=primary.norm_eps,
+            rope_theta=primary.rope_theta,
+        )
+        self.head_dim, self.rope_theta, self.eps = sizes.head_dim, sizes.rope_theta, sizes.norm_eps
+
+        def matrix(fan_in: int, fan_out: int) -> nnx.Param:
+            return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * fan_in**-0.5)
+
+        self.fusion = matrix(3 * primary.d_model, config.d_model)
+        self.token = matrix(primary.d_model, config.d_model)
+        self.feature_norm = RMSNorm(config.d_model, primary.norm_eps)
+        self.layers = nnx.List([DecoderLayer(sizes, dtype=self.dtype, rngs=rngs)])
+        self.output = matrix(config.d_model, primary.d_model)
+
+    def fuse(self, states: Sequence[jax.Array]) -> jax.Array:
+        """Features [B, T, w] of the primary's states [B, T, D] after 0, 1, … layers."""
+        read = [normalise(states[layer], self.eps) for layer in self.read_after]
+        return dot(jnp.concatenate(read, axis=-1), self.fusion[...], self.dtype)
+
+    def inputs(self, primary: Decoder, features: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The layer's inputs [B, T, w] at `tokens` [B, T], each with the feature [B, T, w] of the position before."""
+        embedded = normalise(primary.embed(tokens), self.eps)
+        return self.feature_norm(features) + dot(embedded, self.token[...], self.dtype)
+
+    def logits(self, primary: Decoder, features: jax.Array) -> jax.Array:
+        """Logits [B, T, V] of the head's outputs [B, T, w]."""
+        return primary.logits(dot(features, self.output[...], self.dtype))
+
+    def unroll(self, primary: Decoder, tokens: jax.Array, states: Sequence[jax.Array]) -> list[jax.Array]:
+        """For draft k = 0, 1, … the output [B, T - k - 1, D] at positions k + 1 … T - 1, where the primary has read
+        up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
+        (layer,) = self.layers
+        cos, sin = rotary(jnp.arange(tokens.shape[1])[None], self.head_dim, self.rope_theta)
+        behind = (jnp.arange(tokens.shape[1])[:, None] - jnp.arange(tokens.shape[1]))[None]  # of key, seen from query
+        features, outputs, steps = self.fuse(states), [], []
+        for k in range(self.config.depth):
+            # The first position has no feature before it; what it outputs is never used.
+            x = self.inputs(primary, jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0))), tokens)
+            steps.append(layer.keys_and_values(x, cos, sin))
+            # The block began k positions earlier: keys of step 0 up to there, then one key of each step after it.
+            masks = [behind >= k, *(behind == k - j for j in range(1, k + 1))]
+            sources = [Source(*keys_and_values, mask) for keys_and_values, mask in zip(steps, masks, strict=True)]
+            features = layer.finish(x, attend(layer.queries(x, cos, sin), sources))
+            outputs.append(dot(features[:, k + 1 :], self.output[...], self.dtype))
+        return outputs
+
+    def extend(
+        self, primary: Decoder, features: jax.Array, tokens: jax.Array, starts: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Outputs [B, W, w] at `tokens` [B, W] of positions `starts` [B] and on, given the features [B, W, w] of the
+        positions before them and the cache up to there; the cache with these positions written."""
+        (layer,) = self.layers
+        x = self.inputs(primary, features, tokens)
+        cache = self._write(x, starts, cache)
+        positions = starts[:, None] + jnp.arange(tokens.shape[1])
+        mask = jnp.arange(cache.length) <= positions[..., None]
+        queries = layer.queries(x, *rotary(positions, self.head_dim, self.rope_theta))
+        return layer.finish(x, attend_cached(queries, cache.keys[0], cache.values[0], mask)), cache
+
+    def absorb(
+        self, primary: Decoder, features: jax.Array, tokens: jax.Array, starts: jax.Array, cache: KVCache
+    ) -> KVCache:
+        """The cache with positions `starts` [B] and on written as `extend` does, without its output."""
+        return self._write(self.inputs(primary, features, tokens), starts, cache)
+
+    def empty_cache(self, batch: int, length: int) -> KVCache:
+        """A cache of zeros for `batch` rows of `length` positions."""
+        shape = (batch, self.config.num_heads, length, self.head_dim)
+        zeros = jnp.zeros(shape, at_least_float32(self.dtype))
+        return KVCache((zeros,), (zeros,))
+
+    def _write(self, x: jax.Array, starts: jax.Array, cache: KVCache) -> KVCache:
+        positions = starts[:, None] + jnp.arange(x.shape[1])
+        angles = rotary(positions, self.head_dim, self.rope_theta)
+        return cache.extended(0, *self.layers[0].keys_and_values(x, *angles), starts)
