@@ -288,7 +288,7 @@ def test_a_failed_job_tells_the_exit_code_and_the_log_of_the_host_that_failed(ba
     api.start(ONE)
     assert backend.logs(ONE, 5) == ""
     api.logs[f"{ONE}-2"] = "\n".join(f"line {n}" for n in range(50)) + "\nValueError: γ"
-    api.finish(ONE, [143, 137, code, None], message="Pod failed with exit code matching FailJob rule")
+    api.finish(ONE, [0, 137, code, None], message="Pod failed with exit code matching FailJob rule")
     status = backend.status([ONE])[ONE]
     assert (status.state, status.exit_code) == (State.failed, code)
     assert "FailJob rule" in status.detail

@@ -157,7 +157,8 @@ class TpuApi:
         if self.alive().get(id) != "ACTIVE":
             return _error("NOT_FOUND", f"Resource 'projects/p/locations/z/nodes/{id}' was not found")
         if guest:
-            return 200, {"guestAttributes": []}
+            asked = [worker for worker in body.get("workerIds", []) if worker] or self.addresses(id)
+            return 200, {"guestAttributes": [{"queryValue": {"items": []}} for _ in asked]}
         node = self.resources[id]["tpu"]["nodeSpec"][0]["node"]
         if method == "PATCH":  # gcloud gives the machines its ssh key so
             node["metadata"] = body["metadata"]
