@@ -98,8 +98,12 @@ def compare(name: str, asked: dict[str, Any], mine: dict[str, Any], other: dict[
         "task": name,
         "n": len(pairs),
         "same_question": all(row["same_question"] for row in other["rows"]),
-        "same_tokens": mine["prompt_ids"] == other["prompt_ids"],
     }
+    # Where a prompt begins with a space, SentencePiece puts its own before it and the tokenizer of `transformers` does
+    # not: another text to the model, which is counted and not compared.
+    same = [a == b for a, b in zip(mine["prompt_ids"], other["prompt_ids"], strict=True)]
+    row["same_tokens"] = sum(same)
+    pairs = [pair for pair, equal in zip(pairs, same, strict=True) if equal]
     if registry.find(name).kind is Kind.generate:
         texts = [(text, next(r for r in result if isinstance(r, str))) for text, result in pairs]
         # The harness stops at more than a line's end in some tasks.
@@ -113,9 +117,8 @@ def compare(name: str, asked: dict[str, Any], mine: dict[str, Any], other: dict[
         best = [(int(np.argmax([a[0] for a in x])), int(np.argmax([b[0] for b in y]))) for x, y in pairs]
         greedy = [[a[1] for a in x] == [b[1] for b in y] for x, y in pairs]
         row["same_predictions"] = float(np.mean([a == b and g for (a, b), g in zip(best, greedy, strict=True)]))
-    scales = {"perplexity": 1.0}
     row["metrics"] = {
-        our: (mine["metrics"].get(our), scales.get(our, 100.0) * other["metrics"][their])
+        our: (mine["metrics"][our], other["metrics"][their] * (1 if our == "perplexity" else 100))
         for their, our in PAIRS[name][1].items()
     }
     return row
