@@ -79,14 +79,15 @@ class Eagle(nnx.Module):
         (layer,) = self.layers
         cos, sin = rotary(jnp.arange(tokens.shape[1])[None], self.head_dim, self.rope_theta)
         behind = (jnp.arange(tokens.shape[1])[:, None] - jnp.arange(tokens.shape[1]))[None]  # of key, seen from query
-        features, outputs, steps = self.fuse(states), [], []
+        features, outputs = self.fuse(states), []
+        steps: list[tuple[jax.Array, jax.Array]] = []
         for k in range(self.config.depth):
             # The first position has no feature before it; what it outputs is never used.
             x = self.inputs(primary, jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0))), tokens)
             steps.append(layer.keys_and_values(x, cos, sin))
             # The block began k positions earlier: keys of step 0 up to there, then one key of each step after it.
             masks = [behind >= k, *(behind == k - j for j in range(1, k + 1))]
-            sources = [Source(*keys_and_values, mask) for keys_and_values, mask in zip(steps, masks, strict=True)]
+            sources = [Source(keys, values, mask) for (keys, values), mask in zip(steps, masks, strict=True)]
             features = layer.finish(x, attend(layer.queries(x, cos, sin), sources))
             outputs.append(dot(features[:, k + 1 :], self.output[...], self.dtype))
         return outputs
