@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tandem
-from launch import steps
+from launch import steps, stopping
 from launch.graph import Step
 from tandem.config import (
     Corpus,
@@ -25,6 +26,7 @@ from tandem.config import (
     OptimizerConfig,
     PrimaryMode,
     Recipe,
+    StopRule,
     TrainConfig,
     parameter_count,
 )
@@ -129,6 +131,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
         trained = {name: drafting[name].step for name in drafters if name in drafting}
         ngram = experiment.drafter.ngram
         lookup = {"ngram": ngram} if Drafter.prompt_lookup in drafters.values() else {}
+        chosen, fixed = {name: drafting[name] for name in trained}, decode.stop is StopRule.fixed
+        ruled = stopping.rule_steps(experiment, decode.stop, chosen, {"corpus": corpus, "primary": primary}, dtype)
+        gamma = experiment.gamma if fixed else decode.gamma_max
+        find_rule = None if fixed else partial(stopping.rule_for, experiment)
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
         file = Path(experiment.data.prompts).expanduser() if experiment.data.prompts else None
         made.append(
@@ -137,7 +143,8 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 name="speed",
                 version=3,
                 config={
-                    "gamma": experiment.gamma,
+                    "gamma": gamma,
+                    **({} if fixed else stopping.rule_meaning(experiment)),
                     "drafters": drafters,
                     **lookup,
                     **decoding,
@@ -148,12 +155,16 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "exact": decode.exact,
                     "prompts_from": _digest(file) if file else None,
                 },
-                inputs={"corpus": corpus, "primary": primary, **trained},
-                run=steps.speed(evaluation, decode, dtype, experiment.gamma, drafters, ngram, experiment.seed, file),
+                inputs={"corpus": corpus, "primary": primary, **trained, **ruled},
+                run=steps.speed(evaluation, decode, dtype, gamma, drafters, ngram, experiment.seed, file, find_rule),
                 size=sizes,
                 estimate_s=90,
             )
         )
+    if evaluation.stops:
+        compared = {name: models[name] for name in chosen_drafters(experiment, models)}
+        inputs = {"corpus": corpus, "primary": primary}
+        made.append(stopping.comparison_step(experiment, compared, inputs, dtype))
     if Measure.standalone in evaluation.measures:
         alone = {name: model.kind for name, model in models.items() if name != pair.primary}
         made.append(

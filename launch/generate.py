@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter
 from launch.experiment import build_models, chosen_drafters, resolve_dtype
 from launch.graph import describe, execute
 from launch.steps import TOKENIZER, check_fits
+from launch.stopping import rule_for, rule_steps
 from launch.store import Store
-from tandem.config import Experiment
+from tandem.config import Experiment, StopRule
 from tandem.data.prompts import encode_prompt
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import Interrupted
@@ -42,6 +44,10 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     primary = models[experiment.model.primary].step
     corpus = primary.inputs["corpus"]
     targets = [corpus, primary, *([models[name].step] if name in models else [])]
+    if name in models:
+        inputs, dtype = {"corpus": corpus, "primary": primary}, resolve_dtype(experiment.decode.dtype)
+        ruled = rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs, dtype)
+        targets += ruled.values()
     store = Store(Path(experiment.runs_dir).expanduser() / "store")
     if experiment.dry_run:
         print(describe(targets, store))
@@ -55,7 +61,8 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     if folder is not None and (folder / PRIMARY).exists():
         weights = folder / PRIMARY
     kind = names[name] if name else ""
-    answer(experiment, prompt, tokenizer, weights, folder, kind, stop)
+    find_rule = partial(rule_for, experiment, directories, name or "")
+    answer(experiment, prompt, tokenizer, weights, folder, kind, find_rule, stop)
 
 
 def answer(
@@ -65,9 +72,11 @@ def answer(
     primary: Path,
     folder: Path | None,
     kind: str,
+    find_rule: Callable[[Any, Any], tuple[Any, Any]],
     stop: Stop,
 ) -> None:
-    """Decode and print; `kind` is that of the drafter, if there is one, and `folder` holds it if it is trained."""
+    """Decode and print; `kind` is that of the drafter, if there is one, `folder` holds it if it is trained, and
+    `find_rule` gives its stopping rule with weights."""
     import jax
     import jax.numpy as jnp
 
@@ -79,15 +88,18 @@ def answer(
     decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
     graph, weights = untie(*decoding(primary, "decoder", dtype))
-    drafting = drafter_weights = None
+    drafting = drafter_weights = rule = rule_weights = None
     if kind:
         drafting, drafter_weights = drafter(folder, kind, dtype, graph, weights, experiment.drafter.ngram)
+        rule, rule_weights = find_rule(drafting, drafter_weights)
+        gamma = gamma if decode.stop is StopRule.fixed else decode.gamma_max
     engine = Engine(
         graph,
         drafting,
         gamma=gamma,
         law=law_of(decode),
         verification=decode.verification,
+        rule=rule,
         stop_tokens=[tokenizer.eos_id],
     )
     given = np.zeros((1, bucket(len(prompt))), np.int32)
@@ -106,7 +118,7 @@ def answer(
         return fan_out(state, decode.num_samples, keys)
 
     def go_on(state: Any, until: int) -> Any:
-        return engine.decode(weights, drafter_weights, state, jnp.full(decode.num_samples, until))
+        return engine.decode(weights, drafter_weights, state, jnp.full(decode.num_samples, until), rule_weights)
 
     go_on(start(), 0)  # compiled before the clock starts
     state = jax.block_until_ready(start())

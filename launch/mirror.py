@@ -16,7 +16,7 @@ from sweeps.tables import rows_of
 from tandem.config import Experiment
 from tandem.errors import Interrupted
 
-TABLES = ("agreement", "agreement_by_position", "speed", "standalone")
+TABLES = ("agreement", "agreement_by_position", "speed", "standalone", "downstream")
 
 
 class Mirror:
@@ -57,7 +57,8 @@ def _cell(value: Any) -> Any:
 def _summary(table: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     numbers = {}
     for row in rows:
-        where = f"{table}/{row['name']}" + (f"/gamma_{row['gamma']}" if row.get("gamma") else "")
+        where = "/".join([table, *(row[key] for key in ("task", "metric") if key in row), row["name"]])
+        where += f"/gamma_{row['gamma']}" if row.get("gamma") else ""
         numbers |= {f"{where}/{key}": value for key, value in row.items() if isinstance(value, float)}
     return numbers
 

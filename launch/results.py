@@ -36,7 +36,9 @@ def gather(
     for step in targets:
         path = directories[step.name] / RESULTS
         if path.exists():
-            results |= json.loads(path.read_text(encoding="utf-8"))
+            # Steps of a table that is made in parts each bring their rows.
+            for table, rows in json.loads(path.read_text(encoding="utf-8")).items():
+                results[table] = [*results.get(table, []), *rows]
     return results
 
 

@@ -16,13 +16,16 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tandem.config import Experiment, Job, Measure
 from tandem.errors import ConfigurationError, UserError
+
+if TYPE_CHECKING:
+    from launch.graph import Step
 
 PROGRAM = "uv run launch/run.py"
 
@@ -36,6 +39,8 @@ JOBS = {
     Job.sweep_logs: "launch.fleet.jobs:logs",
     Job.sweep_cancel: "launch.fleet.jobs:cancel",
     Job.sweep_resume: "launch.fleet.jobs:resume",
+    Job.evaluate: "launch.evaluate:run",
+    Job.tune: "launch.tune:tune",
 }
 
 
@@ -73,9 +78,15 @@ def run_directory(experiment: Experiment) -> Path:
 
 
 def run(experiment: Experiment, stop: Stop) -> None:
-    """Do what the experiment says, or with `dry_run` print it."""
-    from launch.compose import configuration_hash, to_yaml
+    """Train and measure the experiment's models, or with `dry_run` print what that means."""
     from launch.experiment import build
+
+    carry_out(experiment, build, stop)
+
+
+def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]], stop: Stop) -> None:
+    """Bring the steps that `build` makes of the experiment about, and present what they found."""
+    from launch.compose import configuration_hash, to_yaml
     from launch.graph import describe, execute
     from launch.mirror import mirror
     from launch.results import gather

@@ -282,9 +282,11 @@ def speed(
     ngram: int,
     seed: int,
     prompts: Path | None = None,
+    find_rule: Callable[..., tuple[Any, Any]] | None = None,
 ) -> Callable[[Context], None]:
     """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the file `prompts`, and then
-    `speed_by_category`. Inputs: corpus, primary, the drafters by name."""
+    `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs, name, drafter,
+    weights) needs to find a drafter's stopping rule."""
 
     def run(context: Context) -> None:
         from tandem.measure.speed import speed_tables
@@ -297,6 +299,7 @@ def speed(
             name: drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
             for name, kind in drafters.items()
         }
+        rules = {name: find_rule(context.inputs, name, *model) for name, model in models.items() if find_rule}
         tables = speed_tables(
             primary,
             weights,
@@ -309,6 +312,7 @@ def speed(
             lambda: _stop_between(context),
             seed,
             categories,
+            rules,
         )
         for row in tables["speed"]:
             if row["name"] in models:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import shutil
 import socket
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from launch.graph import Step
 
 POLL_S = 0.2
+STALE_TRIES = 50
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -55,14 +57,25 @@ def append_line(path: Path, value: Any) -> None:
     """Append one line of JSON, whole or not at all, visible to readers at once."""
     line = (json.dumps(value) + "\n").encode()
     with world_errors(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            written = os.write(descriptor, line)
-            if written < len(line):  # the disk filled up within the line
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        finally:
-            os.close(descriptor)
+        for left in reversed(range(STALE_TRIES)):
+            try:
+                return _append(path, line)
+            except OSError as error:
+                # On a mounted bucket: another host wrote to the file since it was opened, and this line is not in it.
+                if error.errno != errno.ESTALE or not left:
+                    raise
+                time.sleep(random.uniform(0.0, POLL_S))
+
+
+def _append(path: Path, line: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        written = os.write(descriptor, line)
+        if written < len(line):  # the disk filled up within the line
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:

@@ -24,6 +24,10 @@ _SPEED = (
     "In speculative decoding (SPEED) a drafter proposes γ tokens and the primary verifies them in one pass. What comes "
     "out is the primary's own answer; how soon depends on how many drafted tokens it accepts."
 )
+_DOWNSTREAM = (
+    "Each model answers questions it was not trained for. Options are ranked by their likelihood, a tandem's in block "
+    "mode with the prompt from the primary's representations; text is written greedily."
+)
 _TRAINING = "Loss on the training batches; long curves are drawn as means of neighbouring steps."
 _STYLE = Path(__file__).with_name("report.css")
 
@@ -94,6 +98,12 @@ def render(results: dict[str, Any], metrics: list[dict[str, Any]], config: dict[
             _SPEED,
             [shown.get(k) for k in ("speed", "costs", "standalone")],
             figures.speed(results),
+        ),
+        _section(
+            "How good are its answers?",
+            _DOWNSTREAM,
+            [text for key, text in shown.items() if key.startswith("downstream")],
+            [],
         ),
         _section("Training", _TRAINING, [], figures.training(metrics)),
     ]

@@ -21,6 +21,7 @@ class Job(StrEnum):
     sweep_cancel = "sweep_cancel"
     sweep_resume = "sweep_resume"
     evaluate = "evaluate"
+    tune = "tune"
 
 
 class Recipe(StrEnum):
@@ -89,6 +90,17 @@ class Verification(StrEnum):
 
     token = "token"
     block = "block"
+
+
+class StopRule(StrEnum):
+    """When a block's drafting stops: after γ drafts; by the paper's router; by the router's probability that all so far
+    and the next are accepted; by the drafter's own probability; or, for analysis, by what will be accepted."""
+
+    fixed = "fixed"
+    router = "router"
+    survival = "survival"
+    confidence = "confidence"
+    oracle = "oracle"
 
 
 class TrackingMode(StrEnum):
@@ -227,10 +239,24 @@ class DecodeConfig:
     top_k: int = 0
     top_p: float = 1.0
     verification: Verification = Verification.token
+    # Fixed: blocks of `gamma` drafts. Otherwise of at most `gamma_max`; the router's threshold is `tau`.
+    stop: StopRule = StopRule.fixed
+    gamma_max: int = 8
+    confidence: float = 0.4  # the least probability to draft on after, with stop=confidence
     num_samples: int = 1  # responses to each prompt, which share its prefill
     batch_size: int = 1  # prompts decoded together
     # Compare with autoregressive decoding by passes as wide as verification: equality is then bit for bit.
     exact: bool = False
+
+
+@dataclass
+class MbppConfig:
+    """MBPP's programs, which a model wrote; nothing runs them unless `execute`."""
+
+    execute: bool = False  # in the sandbox, tasks/sandbox.py
+    samples: int = 1  # programs for a question: 1 is greedy, more are drawn, for pass@k
+    temperature: float = 0.8
+    timeout: float = 3.0  # seconds for a program
 
 
 @dataclass
@@ -244,11 +270,17 @@ class EvalConfig:
     prompts: int = 32
     standalone_gamma: int = 3
     repeats: int = 3  # timed repetitions after one warm-up
+    # Stopping rules to compare with the best fixed block length, on the prompts of speed.
+    stops: list[StopRule] = field(default_factory=list)
     # Of job=evaluate: suites of downstream tasks or single ones (docs/tasks.md), exemplars in a prompt, and how many
     # examples of a task, from its first (null: all).
     tasks: list[str] = field(default_factory=list)
     shots: int = 1
     limit: int | None = None
+    seed: int = 0  # of exemplars, drawn programs and intervals
+    max_length: int = 1024  # tokens of prompt and answer; a longer prompt loses exemplars, then its front
+    batch_size: int = 16
+    mbpp: MbppConfig = field(default_factory=MbppConfig)
 
 
 @dataclass

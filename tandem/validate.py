@@ -22,6 +22,7 @@ from tandem.config import (
     PrimaryMode,
     Recipe,
     ScaleConfig,
+    StopRule,
     TrainConfig,
 )
 from tandem.model.heads import HEADS
@@ -62,6 +63,10 @@ def validate(experiment: Experiment) -> list[str]:
     name = experiment.name
     if name is not None and (name in ("", ".", "..", "store") or set(name) & set("/\\\0")):
         check.wrong("name", name, "must be usable as the name of a directory beside the store")
+    about_sweep = experiment.job.value.startswith("sweep_")
+    if experiment.sweep is not None and not about_sweep:
+        rule = f"is read by job=sweep_status and its like, and not by job={experiment.job}"
+        check.wrong("sweep", experiment.sweep, rule)
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
     if experiment.job is Job.generate and not experiment.prompt:
@@ -230,7 +235,13 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
         check.wrong("decode.top_p", decode.top_p, "must be above 0 and at most 1")
     check.at_least("decode.num_samples", decode.num_samples, 1)
     check.at_least("decode.batch_size", decode.batch_size, 1)
-    for key, values in (("eval.measures", measured.measures), ("drafter.drafters", experiment.drafter.drafters)):
+    _stopping(experiment, check)
+    lists = {
+        "eval.measures": measured.measures,
+        "eval.stops": measured.stops,
+        "drafter.drafters": experiment.drafter.drafters,
+    }
+    for key, values in lists.items():
         if len(set(values)) != len(values):
             check.wrong(key, [value.value for value in values], "names something twice")
     if not measured.measures:
@@ -254,6 +265,13 @@ def _heads(experiment: Experiment, check: _Checks) -> None:
 
 def _tasks(experiment: Experiment, check: _Checks) -> None:
     check.at_least("eval.shots", experiment.eval.shots, 0)
+    check.within("eval.seed", experiment.eval.seed, 0, LARGEST_SEED)
+    check.at_least("eval.batch_size", experiment.eval.batch_size, 1)
+    # The longest answers that a task asks for have 512 tokens.
+    check.at_least("eval.max_length", experiment.eval.max_length, 640)
+    check.at_least("eval.mbpp.samples", experiment.eval.mbpp.samples, 1)
+    check.positive("eval.mbpp.temperature", experiment.eval.mbpp.temperature)
+    check.positive("eval.mbpp.timeout", experiment.eval.mbpp.timeout)
     if experiment.eval.limit is not None:
         check.at_least("eval.limit", experiment.eval.limit, 1)
     if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):
@@ -262,3 +280,29 @@ def _tasks(experiment: Experiment, check: _Checks) -> None:
     if directory is not None and not experiment.tasks.download and not Path(directory).expanduser().is_dir():
         rule = f"is not a directory{_nearest_sibling(Path(directory).expanduser())}"
         check.wrong("tasks.data_dir", directory, rule)
+
+
+def _stopping(experiment: Experiment, check: _Checks) -> None:
+    decode, stops = experiment.decode, experiment.eval.stops
+    check.at_least("decode.gamma_max", decode.gamma_max, 1)
+    check.within("decode.confidence", decode.confidence, 0.0, 1.0)
+    if decode.stop is StopRule.oracle:
+        check.wrong("decode.stop", "oracle", "needs the response before it is made; compare with it by eval.stops")
+    greedy = decode.temperature == 0 or decode.top_k == 1
+    if StopRule.oracle in stops and not greedy:
+        check.wrong("eval.stops", "oracle", f"needs greedy decoding, not decode.temperature={decode.temperature}")
+    asked = decode.stop is not StopRule.fixed or stops or experiment.job is Job.tune
+    if asked and decode.gamma_max > decode.max_new_tokens:
+        rule = f"must be at most decode.max_new_tokens={decode.max_new_tokens}"
+        check.wrong("decode.gamma_max", decode.gamma_max, rule)
+    learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
+    for kind in experiment.drafter.drafters:
+        if learned and (kind in HEADS or kind is Drafter.prompt_lookup):
+            rule = "has no embeddings of its own for a router to read; use decode.stop=fixed or confidence with it"
+            check.wrong("drafter.drafters", kind.value, rule)
+        elif (
+            kind is Drafter.medusa and decode.stop is not StopRule.fixed and decode.gamma_max > experiment.drafter.depth
+        ):
+            check.wrong("decode.gamma_max", decode.gamma_max, "must be at most drafter.depth, the heads of medusa")
+    if asked and not experiment.drafter.drafters:
+        check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")

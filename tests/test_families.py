@@ -32,7 +32,8 @@ def llama2c_logits(data: bytes, tokens: list[int]) -> np.ndarray:
     shapes = {
         "emb": (abs(vocab), dim), "att": (layers, dim), "wq": (layers, dim, dim), "wk": (layers, kv_heads * size, dim),
         "wv": (layers, kv_heads * size, dim), "wo": (layers, dim, dim), "ffn": (layers, dim),
-        "w1": (layers, hidden, dim), "w2": (layers, dim, hidden), "w3": (layers, hidden, dim), "final": (dim,), "freq": (length, size),
+        "w1": (layers, hidden, dim), "w2": (layers, dim, hidden), "w3": (layers, hidden, dim),
+        "final": (dim,), "freq": (length, size),
     }  # fmt: skip
     w, offset = {}, 0
     for name, shape in shapes.items():

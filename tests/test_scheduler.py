@@ -272,6 +272,7 @@ class Driver(BaseException):
     """The driver's death."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends_with_parent", [False, True])
 def test_a_driver_that_dies_anywhere_leaves_nothing_unknown(tmp_path, ends_with_parent):
     """Killed at each call of the engine in turn, before or after it took effect; the next driver finishes the sweep."""

@@ -1,5 +1,6 @@
 """The store: results appear whole or not at all, and one process at a time works on a step."""
 
+import errno
 import json
 import os
 import signal
@@ -181,3 +182,21 @@ def test_store_inside_a_file_is_one_message(tmp_path):
     (tmp_path / "runs").write_text("not a directory")
     with pytest.raises(EnvironmentFailure, match="a file is in the way"):
         execute([step()], Store(tmp_path / "runs" / "store"))
+
+
+def test_a_line_is_appended_again_when_another_host_wrote_to_the_bucket_meanwhile(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    close, times = os.close, []
+
+    def stale_at_first(descriptor):
+        size = os.fstat(descriptor).st_size
+        close(descriptor)
+        times.append(size)
+        if len(times) <= 2:  # a mounted bucket says so when the file is closed, and has dropped what was written
+            os.truncate(path, 0)
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("launch.store.os.close", stale_at_first)
+    append_line(path, {"step": 1})
+    assert path.read_text() == '{"step": 1}\n'
+    assert len(times) == 3

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from contextlib import suppress
@@ -96,7 +99,7 @@ def begin(at: Path, *words: str, **more: str) -> subprocess.Popen:
 
 def call(at: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
     process = begin(at, *words, **more)
-    out, said = process.communicate(timeout=120)
+    out, said = process.communicate(timeout=600)
     return subprocess.CompletedProcess(words, process.returncode, out, said)
 
 
@@ -121,7 +124,7 @@ def states(at: Path) -> list[str]:
     return sorted(record["state"] for record in records)
 
 
-def wait_for(found, seconds: float = 60) -> None:
+def wait_for(found, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < deadline, "nothing came"
@@ -227,7 +230,7 @@ def test_a_killed_child_is_tried_again_from_its_checkpoint(at):
     wait_for(lambda: training(at))
     (child,) = workers(at)
     os.kill(child, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0
     assert "preempted (-9), trying again" in said
     assert events(at)[:2] == [("run", "train"), ("resume", "train")]
@@ -287,6 +290,25 @@ def test_each_job_at_once_has_its_own_cores_and_gpus(at):
     assert {each["cuda"] for each in told} == {"4,5", "6,7"}
 
 
+@pytest.mark.slow
+def test_a_terminal_shows_a_table_in_place(at):
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 100))
+    call = [*RUN, "tracking=disabled", "gamma=2,3", "train.steps=20", *LOCAL]
+    process = subprocess.Popen(call, cwd=at, env=environment(at, PAUSE="0.1"), stderr=follower, stdout=subprocess.PIPE)
+    os.close(follower)
+    shown = b""
+    with suppress(OSError):  # Linux says so when the other end is closed
+        while piece := os.read(leader, 4096):
+            shown += piece
+    assert process.wait(timeout=600) == 0
+    text = shown.decode()
+    assert "\x1b[J" in text, "what was drawn is erased before it is drawn again"
+    assert re.search(r"s\w{6}  train +running", text)
+    assert re.search(r"p001 +gamma=3 +waiting", text)
+    assert "of 3 done" in text
+
+
 # --- the jobs about a sweep ---
 
 
@@ -339,6 +361,7 @@ def test_a_sweep_that_is_not_there(at):
     assert damaged.returncode == 1
     assert "cannot be read" in damaged.stderr
     assert call(at, "job=sweep_status", *LOCAL).returncode == 2
+    assert "sweep='sweep-aaaa' is read by job=sweep_status" in call(at, "sweep=sweep-aaaa").stderr
 
 
 # --- the worker ---

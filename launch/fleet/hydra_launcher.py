@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from tandem.errors import ConfigurationError
 
 
 class FleetLauncher(Launcher):
@@ -39,3 +41,14 @@ class FleetLauncher(Launcher):
         from launch.fleet.hydra_jobs import launch
 
         return launch(self, job_overrides, initial_job_idx)
+
+
+class RemoteLauncher(FleetLauncher):
+    """A launcher onto other machines, which have this project and no task function of another one."""
+
+    def __init__(self, **options: Any) -> None:
+        plain = {name: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for name, v in options.items()}
+        super().__init__(**plain)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        raise ConfigurationError([f"hydra/launcher={self.backend} runs the jobs of launch/run.py alone"])

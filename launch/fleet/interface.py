@@ -83,7 +83,11 @@ class Status:
 
 
 class Unavailable(EnvironmentFailure):
-    """The engine does not answer, or has no room (quota) now; the scheduler asks again later."""
+    """The engine does not answer; the scheduler asks again later."""
+
+
+class NoRoom(Unavailable):
+    """The engine answers and has no room (quota) now. That may last; what runs goes on, and nobody gives up."""
 
 
 class Backend(Protocol):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from launch.fleet.interface import Backend, Record, State, Status, Sweep, SweepJob, Unavailable
+from launch.fleet.interface import Backend, NoRoom, Record, State, Status, Sweep, SweepJob, Unavailable
 from launch.fleet.state import SweepDirectory
 
 LAST_LINES = 20
@@ -158,6 +158,8 @@ class Scheduler:
             if self._unavailable_since is None:
                 self._unavailable_since = now
                 self._notes(f"{self.backend.name}: {problem}; trying again")
+            if isinstance(problem, NoRoom):
+                self._unavailable_since = now
             if now - self._unavailable_since > GIVE_UP_S:
                 raise
             self._retry_at = now + self._backoff

@@ -16,6 +16,7 @@ from flax import nnx
 
 from tandem.config import DecodeConfig
 from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance, theory
 from tandem.measure.timing import Method, Outcome, compare, draft_seconds, engine_for, law_of, speedup
 from tandem.model.decoder import Decoder, transpose_matrices
@@ -25,7 +26,7 @@ from tandem.model.decoder import Decoder, transpose_matrices
 BASELINE_WIDTHS = (1, 2)
 
 
-def _autoregressive(
+def autoregressive(
     primary: nnx.GraphDef[Decoder], weights: Any, widths: Sequence[int], law: Law = GREEDY, fastest: bool = True
 ) -> dict[str, Method]:
     """Autoregressive decoding at each of the widths; `fastest`: with matrices laid out as that width reads them best,
@@ -37,7 +38,7 @@ def _autoregressive(
     return methods
 
 
-def _fastest(baselines: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> Outcome:
+def fastest(baselines: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> Outcome:
     return min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
 
 
@@ -63,6 +64,7 @@ def speed_tables(
     should_stop: Callable[[], None] = lambda: None,
     seed: int = 0,
     categories: Sequence[str] = (),
+    rules: Mapping[str, tuple[StoppingRule | None, Any]] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Table `speed` (paper, tables 2, 5 and 8), and `speed_by_category` where the prompts have one: autoregressive
     decoding and SPEED with each of `drafters` {name: (drafter, weights)}.
@@ -70,25 +72,32 @@ def speed_tables(
     Under greedy decoding `identical_to_primary` is the share of responses that are those of autoregressive decoding at
     the width of verification, the same arithmetic; `identical_to_width1` those of passes of width 1, which may break
     near-ties otherwise: `divergence_gap` is the greatest difference of the two highest logits where such responses
-    part.
+    part. `rules` {name: (rule, weights)} stop the blocks of those drafters, of at most `gamma` drafts then.
     """
     law = law_of(decode)
     widths = (gamma + 1,) if decode.exact else BASELINE_WIDTHS
     # Without drafts the methods are compared with passes of width 1, and must share their arithmetic.
-    baselines = _autoregressive(primary, weights, widths, law, fastest=gamma > 0 and not decode.exact)
-    speculative = {
-        name: Method(
-            engine_for(primary, drafter, gamma, law=law, verification=decode.verification), weights, drafter_weights
-        )
-        for name, (drafter, drafter_weights) in drafters.items()
-    }
+    baselines = autoregressive(primary, weights, widths, law, fastest=gamma > 0 and not decode.exact)
+    speculative = {}
+    for name, (drafter, drafter_weights) in drafters.items():
+        rule, rule_weights = (rules or {}).get(name, (None, None))
+        engine = engine_for(primary, drafter, gamma, law=law, verification=decode.verification, rule=rule)
+        speculative[name] = Method(engine, weights, drafter_weights, rule_weights)
     # Engines are shared: where a baseline has the width of verification, it is its own reference.
-    references = _autoregressive(primary, weights, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
+    references = autoregressive(primary, weights, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
     methods = {**baselines, **references, **speculative}
     outcomes = compare(
-        methods, prompts, decode.max_new_tokens, repeats, progress, should_stop, decode.num_samples, seed
+        methods,
+        prompts,
+        decode.max_new_tokens,
+        repeats,
+        progress,
+        should_stop,
+        num_samples=decode.num_samples,
+        batch_size=decode.batch_size,
+        seed=seed,
     )
-    baseline = _fastest(baselines, outcomes)
+    baseline = fastest(baselines, outcomes)
     exact, narrow = outcomes[f"autoregressive, width {gamma + 1}"], outcomes["autoregressive, width 1"]
     verify_cost = float(np.median(exact.decode_seconds / baseline.decode_seconds))
     primary_seconds = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
@@ -103,9 +112,9 @@ def speed_tables(
             "prompts": len(prompts),
             "samples": decode.num_samples,
             "batch_size": decode.batch_size,
-            "tokens_per_primary_run": acceptance.tokens_per_primary_run(outcome.lengths),
+            "tokens_per_primary_run": acceptance.tokens_per_primary_run(outcome.blocks),
             "primary_runs": outcome.primary_runs / responses,
-            "secondary_runs": outcome.primary_runs * (len(outcome.lengths) - 1) / responses,
+            "secondary_runs": outcome.drafts / responses,
             "speedup_decode": speedup(baseline, outcome),
             "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
             "tokens_per_second_decode": responses * decode.max_new_tokens / float(np.median(outcome.decode_seconds)),
@@ -116,23 +125,23 @@ def speed_tables(
         }
         if law.greedy:
             row |= {
-                "identical_to_primary": _identical(outcome, baseline if name == "autoregressive" else exact),
-                "identical_to_width1": _identical(outcome, narrow),
+                "identical_to_primary": identical(outcome, baseline if name == "autoregressive" else exact),
+                "identical_to_width1": identical(outcome, narrow),
                 "divergence_gap": divergence_gap(primary, weights, prompts, outcome, narrow, decode.num_samples),
             }
         if name in speculative and gamma:
             cost_ratio = draft_seconds(speculative[name], np.asarray(prompts[0])) / primary_seconds
-            by_position = acceptance.acceptance_by_position(outcome.lengths)
-            tokens = row["tokens_per_primary_run"]
+            by_position = acceptance.acceptance_by_position(outcome.blocks)
+            tokens, drafts = row["tokens_per_primary_run"], acceptance.drafts_per_primary_run(outcome.blocks)
             row |= {
-                "acceptance_rate": acceptance.acceptance_rate(outcome.lengths),
+                "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
                 # Null for a position that no block reached.
                 "acceptance_by_position": [None if math.isnan(rate) else rate for rate in by_position],
                 "accepted_lengths": outcome.lengths.tolist(),
                 "cost_ratio": cost_ratio,
                 "verify_cost": verify_cost,
-                "speedup_predicted": theory.speedup(tokens, gamma, cost_ratio, verify_cost),
-                "speedup_predicted_flat": theory.speedup(tokens, gamma, cost_ratio, 1.0),
+                "speedup_predicted": theory.speedup(tokens, drafts, cost_ratio, verify_cost),
+                "speedup_predicted_flat": theory.speedup(tokens, drafts, cost_ratio, 1.0),
             }
         rows.append(row)
     tables = {"speed": rows}
@@ -211,7 +220,7 @@ def divergence_gap(
     return max(gaps, default=None)
 
 
-def _identical(outcome: Outcome, reference: Outcome) -> float:
+def identical(outcome: Outcome, reference: Outcome) -> float:
     return float(np.mean(np.all(outcome.responses == reference.responses, axis=1)))
 
 
@@ -233,14 +242,14 @@ def standalone_rows(
     `agreement_with_primary` is the share of tokens that equal the primary's own response at the same place,
     `common_prefix` the mean number of tokens before the first difference.
     """
-    baselines = _autoregressive(primary, weights, BASELINE_WIDTHS)
+    baselines = autoregressive(primary, weights, BASELINE_WIDTHS)
     methods = dict(baselines)
     for name, (drafter, drafter_weights) in tandems.items():
         methods[name] = Method(engine_for(primary, drafter, gamma, verify=False), weights, drafter_weights)
     for name, (graph, own_weights) in decoders.items():
         methods[name] = Method(engine_for(graph), own_weights)
     outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
-    baseline = _fastest(baselines, outcomes)
+    baseline = fastest(baselines, outcomes)
 
     rows = []
     for name, outcome in {

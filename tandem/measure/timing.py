@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,8 @@ from tandem.config import DecodeConfig, Verification
 from tandem.decoding.drafters import Drafter
 from tandem.decoding.engine import DecodingState, Engine, fan_out
 from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.stopping import StoppingRule
+from tandem.decoding.stopping.router import RouterWeights
 from tandem.model.decoder import Decoder
 
 
@@ -27,6 +29,9 @@ class Method:
     engine: Engine
     weights: Any
     drafter_weights: Any = None
+    rule_weights: Any = None
+    # With the oracle's rule: the greedy responses [prompts · samples, max_new_tokens] that it stops by.
+    reference: np.ndarray | None = None
 
 
 @cache
@@ -38,9 +43,11 @@ def engine_for(
     verify: bool = True,
     law: Law = GREEDY,
     verification: Verification = Verification.token,
+    rule: StoppingRule | None = None,
 ) -> Engine:
     """The engine of these arguments, the same for equal ones: what is compiled once serves all models of one shape."""
-    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, law=law, verification=verification)
+    options: dict[str, Any] = {"law": law, "verification": verification, "rule": rule}
+    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, **options)
 
 
 @cache
@@ -63,13 +70,22 @@ class Outcome:
     """What one method did with all prompts; seconds are those of each repetition."""
 
     responses: np.ndarray  # [prompts · samples, max_new_tokens]
-    lengths: np.ndarray  # [γ + 1] runs of the primary by accepted drafts
+    blocks: np.ndarray  # [γ + 1, γ + 1] runs of the primary by drafts and by accepted ones
     seconds: np.ndarray  # [repetitions, prompts, 2] of prefill and of decoding
     runs: np.ndarray  # [prompts] of the primary, all samples of a prompt together
 
     @property
+    def lengths(self) -> np.ndarray:
+        """[γ + 1] runs of the primary by accepted drafts."""
+        return self.blocks.sum(axis=0)
+
+    @property
     def primary_runs(self) -> int:
-        return int(self.lengths.sum())
+        return int(self.blocks.sum())
+
+    @property
+    def drafts(self) -> int:
+        return int(self.blocks.sum(axis=1) @ np.arange(len(self.blocks)))
 
     @property
     def decode_seconds(self) -> np.ndarray:
@@ -96,7 +112,7 @@ def run_prompts(
     """
     engine = method.engine
     responses = np.zeros((len(prompts), num_samples, max_new_tokens), np.int32)
-    lengths = np.zeros(engine.gamma + 1, np.int64)
+    blocks = np.zeros((engine.gamma + 1, engine.gamma + 1), np.int64)
     seconds, runs = np.zeros((1, len(prompts), 2)), np.zeros(len(prompts), np.int64)
     for group in _batches(prompts, batch_size):
         given = np.zeros((len(group), bucket(max(len(prompts[index]) for index in group))), np.int32)
@@ -108,6 +124,13 @@ def run_prompts(
         if not engine.law.greedy:
             own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
             keys = jnp.concatenate([jax.random.split(key, num_samples) for key in own])
+        rule_weights = method.rule_weights
+        if method.reference is not None:
+            known = np.zeros((len(group), num_samples, given.shape[1] + max_new_tokens + engine.width), np.int32)
+            for row, index in enumerate(group):
+                reply = slice(ends[row], ends[row] + max_new_tokens)
+                known[row, :, reply] = method.reference.reshape(len(prompts), num_samples, -1)[index]
+            rule_weights = jnp.asarray(known.reshape(len(group) * num_samples, -1))
         begin = time.perf_counter()
         state = engine.prefill(
             method.weights,
@@ -121,15 +144,16 @@ def run_prompts(
             state = _fan_out(num_samples)(state, keys)
         jax.block_until_ready(state)
         middle = time.perf_counter()
-        state = jax.block_until_ready(engine.decode(method.weights, method.drafter_weights, state, limits))
+        state = engine.decode(method.weights, method.drafter_weights, state, limits, rule_weights)
+        jax.block_until_ready(state)
         took = np.asarray([middle - begin, time.perf_counter() - middle]) / len(group)
         tokens = np.asarray(state.tokens).reshape(len(group), num_samples, -1)
         primary_runs = np.asarray(state.primary_runs).reshape(len(group), num_samples)
         for row, index in enumerate(group):
             responses[index] = tokens[row, :, ends[row] : ends[row] + max_new_tokens]
             runs[index], seconds[0, index] = primary_runs[row].sum(), took
-        lengths += np.asarray(state.accepted_lengths).sum(axis=0)
-    return Outcome(responses.reshape(-1, max_new_tokens), lengths, seconds, runs)
+        blocks += np.asarray(state.blocks).sum(axis=0)
+    return Outcome(responses.reshape(-1, max_new_tokens), blocks, seconds, runs)
 
 
 def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
@@ -162,7 +186,11 @@ def compare(
     shapes = {(len(group), bucket(len(prompts[group[0]]))): group for group in _batches(prompts, batch_size)}
     for method in methods.values():
         for group in [*shapes.values()] * (3 if len(shapes) == 1 else 1):
-            run_prompts(method, [prompts[index] for index in group], max_new_tokens, num_samples, batch_size)
+            chosen = method
+            if method.reference is not None:
+                known = method.reference.reshape(len(prompts), num_samples, -1)[group]
+                chosen = replace(method, reference=known.reshape(-1, max_new_tokens))
+            run_prompts(chosen, [prompts[index] for index in group], max_new_tokens, num_samples, batch_size)
     outcomes: dict[str, Outcome] = {}
     for repeat in range(repeats):
         for index, (name, method) in enumerate(methods.items()):
@@ -188,9 +216,14 @@ def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats:
     """Seconds of one draft, as a block's γ drafts and what the drafter learns from its verification, over γ; best of
     `repeats`.
 
-    Measured in a compiled loop without the primary.
+    Measured in a compiled loop without the primary. A router's cost is in it, but it stops no block here.
     """
-    engine = method.engine
+    engine, rule_weights = method.engine, method.rule_weights
+    if isinstance(rule_weights, RouterWeights):
+        rule_weights = replace(rule_weights, threshold=jnp.full_like(rule_weights.threshold, -1))
+    else:
+        options: dict[str, Any] = {"law": engine.law, "verification": engine.verification}
+        engine = engine_for(engine.primary, engine.drafter, engine.gamma, engine.width, **options)
     assert engine.drafter is not None
     drafter = engine.drafter
     state = engine.prefill(
@@ -204,9 +237,9 @@ def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats:
     primary_states = [jnp.ones((1, engine.width, config.d_model))] * (config.num_layers + 1)
 
     @jax.jit
-    def loop(weights: Any, state: DecodingState, primary_states: list[jax.Array]) -> DecodingState:
+    def loop(weights: Any, rule_weights: Any, state: DecodingState, primary_states: list[jax.Array]) -> DecodingState:
         def body(_: int, state: DecodingState) -> DecodingState:
-            block = engine.draft_block(weights, state, jnp.ones(1, bool))
+            block = engine.draft_block(weights, state, jnp.ones(1, bool), rule_weights)
             read = jnp.zeros((1, engine.width), jnp.int32)
             state.drafter = drafter.learn(weights, block.drafter, read, primary_states, state.position)
             # Each block must depend on the one before, or the compiler may run one for all.
@@ -215,10 +248,10 @@ def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats:
 
         return jax.lax.fori_loop(0, blocks, body, state)
 
-    jax.block_until_ready(loop(method.drafter_weights, state, primary_states))
+    jax.block_until_ready(loop(method.drafter_weights, rule_weights, state, primary_states))
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        jax.block_until_ready(loop(method.drafter_weights, state, primary_states))
+        jax.block_until_ready(loop(method.drafter_weights, rule_weights, state, primary_states))
         seconds.append(time.perf_counter() - begin)
     return min(seconds) / blocks / engine.gamma

@@ -47,6 +47,12 @@ class KVCache:
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
 
+    @classmethod
+    def empty(cls, layers: int, batch: int, heads: int, length: int, head_dim: int, dtype: Any) -> KVCache:
+        """A cache of zeros for `length` positions, and one to spare, which `extended` may write beyond the last."""
+        zeros = [jnp.zeros((batch, heads, length + 1, head_dim), dtype) for _ in range(2 * layers)]
+        return cls(tuple(zeros[::2]), tuple(zeros[1::2]))
+
     @property
     def length(self) -> int:
         return self.keys[0].shape[2]
@@ -336,10 +342,9 @@ class Decoder(nnx.Module):
         return states, cache
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
-        """A cache of zeros for `batch` rows of `length` positions, and one to spare: see `KVCache.extended`."""
-        shape = (batch, self.config.num_kv_heads, length + 1, self.config.head_dim)
-        zeros = [jnp.zeros(shape, at_least_float32(self.dtype)) for _ in range(2 * self.config.num_layers)]
-        return KVCache(tuple(zeros[::2]), tuple(zeros[1::2]))
+        """A cache of zeros for `batch` rows of `length` positions."""
+        heads, dtype = self.config.num_kv_heads, at_least_float32(self.dtype)
+        return KVCache.empty(self.config.num_layers, batch, heads, length, self.config.head_dim, dtype)
 
     def rotary(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotary(positions, self.config.head_dim, self.config.rope_theta)

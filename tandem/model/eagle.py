@@ -113,9 +113,7 @@ class Eagle(nnx.Module):
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """A cache of zeros for `batch` rows of `length` positions."""
-        shape = (batch, self.config.num_heads, length, self.head_dim)
-        zeros = jnp.zeros(shape, at_least_float32(self.dtype))
-        return KVCache((zeros,), (zeros,))
+        return KVCache.empty(1, batch, self.config.num_heads, length, self.head_dim, at_least_float32(self.dtype))
 
     def _write(self, x: jax.Array, starts: jax.Array, cache: KVCache) -> KVCache:
         positions = starts[:, None] + jnp.arange(x.shape[1])

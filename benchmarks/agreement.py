@@ -1,0 +1,190 @@
+r"""Does this project score a model as lm-evaluation-harness does? One checkpoint, the same documents and prompts.
+
+    uv venv /tmp/lmeval && uv pip install --python /tmp/lmeval/bin/python 'lm-eval[hf]==0.4.13' \
+        torch sentencepiece protobuf tiktoken
+    uv run python -m benchmarks.agreement --python /tmp/lmeval/bin/python --data ../shared/data --limit 100
+
+The checkpoint is llama2.c's stories260K, which nobody here trained. Prompts are this project's, with one exemplar; the
+harness builds its own question, options and metrics from the same documents, and both are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from launch.downstream import cut
+from tandem.decoding.engine import Engine
+from tandem.decoding.generate import generate
+from tandem.measure.likelihood import Scorer, encode, score
+from tandem.model import families
+from tasks import registry
+from tasks.example import Example, Kind
+from tasks.fewshot import build
+from tasks.sources import Settings, rows
+
+# Ours and theirs, and which of their metrics is which of ours.
+PAIRS = {
+    "boolq_v1": ("boolq", {"acc": "accuracy"}),
+    "cb_v1": ("cb", {"acc": "accuracy", "f1": "macro_f1"}),
+    "copa_v1": ("copa", {"acc": "accuracy"}),
+    "multirc_v1": ("multirc", {}),  # their labels stand the wrong way round, see tasks/superglue.py
+    "rte_v1": ("rte", {"acc": "accuracy"}),
+    "wic_v1": ("wic", {"acc": "accuracy"}),
+    "wsc_v1": ("wsc", {"acc": "accuracy"}),
+    "lambada_v1": ("lambada_openai", {"acc": "accuracy", "perplexity": "perplexity"}),
+    "squad_v2_v1": ("squadv2", {}),  # their metric is a download
+    "natural_questions_v1": ("nq_open", {"exact_match": "lm_eval_em"}),
+    "triviaqa_v1": ("triviaqa", {"exact_match": "lm_eval_em"}),
+    "webquestions_greedy_v1": ("webqs", {"exact_match": "em"}),
+}
+MAX_LENGTH = 4096  # rotary positions have no end: nothing is truncated on either side
+BATCH_SIZE = 16
+START = [1]
+
+
+def document(name: str, row: dict[str, Any], example: Example) -> dict[str, Any]:
+    """A row as the harness's dataset has it."""
+    doc = dict(row)
+    if registry.find(name).kind is Kind.rank:
+        doc["label"] = 1 - example.references if name == "multirc_v1" else example.references
+    if name == "triviaqa_v1":
+        doc["answer"] = {"aliases": list(row["answers"]), "value": row["answers"][0]}
+    if name == "squad_v2_v1":
+        doc["answers"] = {"text": list(row["answers"]), "answer_start": [0] * len(row["answers"])}
+    return doc
+
+
+def ours(model: Any, tokenizer: Any, name: str, examples: Sequence[Example]) -> dict[str, Any]:
+    """Per example the log-likelihoods and greediness of options, or the text; and the metrics."""
+    _, graph, weights = model
+    task = registry.find(name)
+
+    def tokenize(texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.asarray(ids, np.int32) for ids in tokenizer.encode(list(texts))]
+
+    questions = encode(tokenize, [(e.prompt, e.options or ("",)) for e in examples], START) if not task.stop else []
+    if task.kind is Kind.generate:
+        prompts = [np.concatenate([START, ids]).astype(np.int32) for ids in tokenize([e.prompt for e in examples])]
+        engine = Engine(graph, stop_tokens=(tokenizer.eos_id(),))
+        responses = generate(engine, weights, None, prompts, task.max_new_tokens, BATCH_SIZE)
+        results: list[Any] = [cut(tokenizer.decode(response.tolist()), task.stop) for (response,) in responses]
+        predictions: list[Any] = results
+    else:
+        prompts = [question.prompt for question in questions]
+        found = score(Scorer(graph), weights, questions, BATCH_SIZE)
+        results = [[(option.log_likelihood, option.greedy) for option in options] for options in found]
+        ranked = task.kind is Kind.rank
+        predictions = [int(np.argmax([ll for ll, _ in result])) if ranked else result for result in results]
+    return {
+        "results": results,
+        "metrics": registry.score(name, examples, predictions),
+        "prompt_ids": [prompt.tolist() for prompt in prompts],
+    }
+
+
+def compare(name: str, asked: dict[str, Any], mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """One row of the table."""
+    pairs = list(zip(mine["results"], [row["results"] for row in other["rows"]], strict=True))
+    row: dict[str, Any] = {
+        "task": name,
+        "n": len(pairs),
+        "same_question": all(row["same_question"] for row in other["rows"]),
+        "same_tokens": mine["prompt_ids"] == other["prompt_ids"],
+    }
+    if registry.find(name).kind is Kind.generate:
+        texts = [(text, next(r for r in result if isinstance(r, str))) for text, result in pairs]
+        # The harness stops at more than a line's end in some tasks.
+        until = asked["until"]
+        row["same_predictions"] = sum(cut(a, until).strip() == b.strip() for a, b in texts) / len(texts)
+    else:
+        row["same_options"] = all(row["same_options"] for row in other["rows"])
+        differences = [abs(a[0] - b[0]) for x, y in pairs for a, b in zip(x, y, strict=True)]
+        row["largest_difference"] = max(differences)
+        row["options"] = len(differences)
+        best = [(int(np.argmax([a[0] for a in x])), int(np.argmax([b[0] for b in y]))) for x, y in pairs]
+        greedy = [[a[1] for a in x] == [b[1] for b in y] for x, y in pairs]
+        row["same_predictions"] = float(np.mean([a == b and g for (a, b), g in zip(best, greedy, strict=True)]))
+    scales = {"perplexity": 1.0}
+    row["metrics"] = {
+        our: (mine["metrics"].get(our), scales.get(our, 100.0) * other["metrics"][their])
+        for their, our in PAIRS[name][1].items()
+    }
+    return row
+
+
+def export(folder: Path, model: Any, spm: bytes, start: int, end: int) -> None:
+    """The model and its tokenizer as `transformers` reads them."""
+    about = {"bos_token_id": start, "eos_token_id": end}
+    families.export_huggingface(folder, model[0], model[2], max_length=MAX_LENGTH, **about)
+    (folder / "tokenizer.model").write_bytes(spm)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=spm)
+    named = {"bos_token": pieces.id_to_piece(start), "eos_token": pieces.id_to_piece(end)}
+    named |= {"unk_token": pieces.id_to_piece(pieces.unk_id()), "pad_token": named["eos_token"]}
+    kind = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named | kind))
+
+
+def requests(name: str, examples: Sequence[Example], settings: Settings) -> dict[str, Any]:
+    """What the other side is asked: our prompts, and the documents to make everything else from."""
+    task = registry.find(name)
+    documents = zip(examples, rows(task, "eval", settings), strict=False)
+    return {
+        "lm_eval": PAIRS[name][0],
+        "max_new_tokens": task.max_new_tokens,
+        "until": ["\n", ".", ","] if name in ("natural_questions_v1", "triviaqa_v1") else ["\n"],
+        "examples": [
+            {
+                "id": example.id,
+                "prompt": example.prompt,
+                "question": example.question,
+                "options": list(example.options),
+                "doc": document(name, dict(row), example),
+            }
+            for example, (_, row) in documents
+        ],
+    }
+
+
+def theirs(python: str, folder: Path, asked: dict[str, Any], batch_size: int = BATCH_SIZE) -> dict[str, Any]:
+    """What lm-eval makes of the requests, with the model in `folder`/model."""
+    request = {"batch_size": batch_size, "max_length": MAX_LENGTH, "tasks": asked}
+    (folder / "requests.json").write_text(json.dumps(request))
+    subprocess.run([python, str(Path(__file__).with_name("agreement_theirs.py")), str(folder)], check=True)
+    return json.loads((folder / "theirs.json").read_text())
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", required=True, help="a Python with lm-eval 0.4.13 and transformers")
+    parser.add_argument("--data", type=Path, required=True, help="holds checkpoints/ and evals/")
+    parser.add_argument("--limit", type=int, default=100, help="documents of a task")
+    parser.add_argument("--tasks", nargs="*", default=list(PAIRS))
+    parser.add_argument("--out", type=Path, help="where the two sides' files stay; a temporary folder by default")
+    options = parser.parse_args(argv)
+    folder = options.out or Path(tempfile.mkdtemp())
+    model = families.load_llama2c(options.data / "checkpoints/stories260K.bin")
+    spm = families.llama2c_tokenizer(options.data / "checkpoints/tok512.bin")
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=spm)
+    export(folder / "model", model, spm, *START, tokenizer.eos_id())
+    settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)
+    examples = {name: [example for example, _ in build(registry.find(name), settings)] for name in options.tasks}
+    asked = {name: requests(name, examples[name], settings) for name in options.tasks}
+    mine = {name: ours(model, tokenizer, name, examples[name]) for name in options.tasks}
+    other = theirs(options.python, folder, asked)
+    table = [compare(name, asked[name], mine[name], other[name]) for name in options.tasks]
+    for row in table:
+        print(json.dumps(row))
+    return table
+
+
+if __name__ == "__main__":
+    main()

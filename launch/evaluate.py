@@ -1,0 +1,207 @@
+"""`job=evaluate`: every model of the experiment on downstream tasks (the paper's tables 3, 10 and 11).
+
+A step for each task's examples and one for each task and model, so that whatever is finished survives an interruption
+and serves the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import downstream
+from launch.experiment import Model, build_models
+from launch.graph import Step
+from tandem.config import DType, Experiment, PrimaryMode, parameter_count
+from tandem.errors import ConfigurationError, EnvironmentFailure
+from tandem.validate import nearest
+from tasks import registry
+from tasks.example import TaskInfo
+from tasks.sources import Settings, locate, missing
+
+if TYPE_CHECKING:
+    from launch.run import Stop
+
+LIST = "list"
+# Tokens of prompt and answer of a typical question, and floating-point operations a second that evaluation reaches on
+# two CPU cores, for the dry run's estimates.
+TOKENS = 500
+FLOPS = 3e11
+
+
+def run(experiment: Experiment, stop: Stop) -> None:
+    """Evaluate, or with `eval=list` print the tasks."""
+    from launch.run import carry_out
+
+    if experiment.eval.name == LIST:
+        print(listing(experiment))
+        return
+    carry_out(experiment, build, stop)
+
+
+def listing(experiment: Experiment) -> str:
+    """The tasks with source, split, size and metrics; the version of a prompt is in its task's name."""
+    settings = _settings(experiment)
+    rows = [("task", "suite", "split", "size", "kind", "metrics (the table's first)", "source")]
+    for name in registry.names():
+        info = registry.info(name, settings)
+        metrics = [info.primary, *(metric for metric in info.metrics if metric != info.primary)]
+        size = "not there" if info.size is None else f"{info.size:,}"
+        rows.append((name, info.suite, info.split, size, info.kind.value, ", ".join(metrics), info.source))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, f"data looked for in {settings.directory} (tasks.data_dir)"])
+
+
+def build(experiment: Experiment) -> list[Step]:
+    """The steps of an evaluation. Raises ConfigurationError for unknown tasks, EnvironmentFailure for missing data.
+
+    A task that only its suite asks for, and whose data is not there, is left out with a word about it.
+    """
+    infos = _chosen(experiment)
+    models = build_models(experiment)
+    return [step for info in infos for step in _steps(experiment, info, models)]
+
+
+def _settings(experiment: Experiment) -> Settings:
+    options, evaluation = experiment.tasks, experiment.eval
+    return Settings(options.data_dir, evaluation.shots, evaluation.seed, evaluation.limit, options.download)
+
+
+def _chosen(experiment: Experiment) -> list[TaskInfo]:
+    settings, asked = _settings(experiment), experiment.eval.tasks
+    if not asked:
+        suites = ", ".join([*registry.SUITES, registry.ALL, LIST])
+        raise ConfigurationError([f"job=evaluate needs eval={suites}, or eval.tasks=[…]"])
+    problems: list[str] = []
+    names: dict[str, bool] = {}  # whether a task was asked for by its own name
+    for word in asked:
+        try:
+            found = [word] if word in registry.TASKS else registry.names(word)
+        except ConfigurationError:
+            known = [*registry.SUITES, registry.ALL, *registry.TASKS]
+            problems.append(f"eval.tasks: {word!r} is neither a task nor a suite{nearest(word, known)}")
+            continue
+        for name in found:
+            names[name] = names.get(name, False) or word == name
+    if problems:
+        raise ConfigurationError(problems)
+    chosen, absent = [], []
+    for name, by_name in names.items():
+        info = registry.info(name, settings)
+        if info.suite == "mbpp" and not experiment.eval.mbpp.execute:
+            absent.append(f"{name}: programs are run only with eval.mbpp.execute=true")
+        elif (problem := _missing(name, settings)) and by_name:
+            raise EnvironmentFailure(problem)
+        elif problem:
+            absent.append(problem)
+        else:
+            chosen.append(info)
+    if not chosen:
+        if all("eval.mbpp.execute" in line for line in absent):
+            raise ConfigurationError(absent)
+        raise EnvironmentFailure("\n".join(absent))
+    for line in absent:
+        print(f"left out {line}", file=sys.stderr)
+    return chosen
+
+
+def _missing(name: str, settings: Settings) -> str:
+    """What of a task's data is not there; empty if nothing is, or if it may be downloaded."""
+    task = registry.find(name)
+    return "" if settings.download or locate(task, "eval", settings) else missing(task, "eval", settings)
+
+
+def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> list[Step]:
+    evaluation, pair = experiment.eval, experiment.model
+    settings = _settings(experiment)
+    examples = Step(
+        kind="examples",
+        name=f"examples of {info.name}",
+        version=1,
+        config={
+            "task": info.name,
+            "shots": evaluation.shots,
+            "seed": evaluation.seed,
+            "limit": evaluation.limit,
+            "sources": _identity(info.name, settings),
+        },
+        run=downstream.examples(info.name, **asdict(settings)),
+        size=info.source,
+        estimate_s=1,
+    )
+    primary = models[pair.primary].step
+    dtype = "bfloat16" if experiment.decode.dtype is DType.bfloat16 else "float32"
+    questions = info.size or 0 if evaluation.limit is None else min(evaluation.limit, info.size or evaluation.limit)
+
+    def step(contestant: downstream.Contestant, model: Step, **more: Step) -> Step:
+        config = {
+            "task": {**asdict(info), "size": None, "source": "", "exemplars": ""},
+            "contestant": {"way": contestant.way, "gamma": contestant.gamma, "width": contestant.width},
+            "name": contestant.name,
+            "dtype": dtype,
+            "max_length": evaluation.max_length,
+            "batch_size": evaluation.batch_size,
+            "seed": evaluation.seed,
+            **({"mbpp": asdict(evaluation.mbpp)} if info.suite == "mbpp" else {}),
+        }
+        return Step(
+            kind="downstream",
+            name=f"{info.name} {contestant.name}",
+            version=1,
+            config=config,
+            inputs={
+                "examples": examples,
+                "corpus": primary.inputs["corpus"],
+                "primary": primary,
+                "model": model,
+                **more,
+            },
+            run=downstream.evaluate(info, contestant, evaluation, dtype),
+            size=f"{questions:,} questions",
+            estimate_s=_seconds(experiment, contestant, questions),
+        )
+
+    # The primary decodes at the width of verification, so that SPEED with it shares its arithmetic.
+    width = experiment.gamma + 1
+    made = {}
+    for name, model in models.items():
+        if model.kind == "tandem":
+            gamma = evaluation.standalone_gamma
+            contestant = downstream.Contestant(name, "standalone", gamma, gamma + 1)
+        else:
+            contestant = downstream.Contestant(name, "decoder", 0, width if name == pair.primary else 1)
+        made[name] = step(contestant, model.step)
+    tandems = [name for name, model in models.items() if model.kind == "tandem"]
+    # A primary that was trained jointly is another model, with no evaluation here to be equal to.
+    if tandems and experiment.gamma > 0 and experiment.train.primary is PrimaryMode.frozen:
+        contestant = downstream.Contestant(f"{tandems[-1]}_speed", "speed", experiment.gamma, width)
+        made[contestant.name] = step(contestant, models[tandems[-1]].step, reference=made[pair.primary])
+    return list(made.values())
+
+
+def _identity(name: str, settings: Settings) -> dict[str, Any]:
+    """What tells one source of a task's questions and exemplars from another: the content of its files."""
+    task, identity = registry.find(name), {}
+    for part in ("eval", *(["exemplars"] if settings.shots else [])):
+        found = locate(task, part, settings)
+        if found is None:
+            identity[part] = "downloaded" if settings.download else "the questions"
+        else:
+            path = found.path if found.path.is_file() else found.path / "dataset_info.json"
+            identity[part] = [_digest(path), found.split]
+    return identity
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seconds(experiment: Experiment, contestant: downstream.Contestant, questions: int) -> float:
+    pair, sizes = experiment.model, experiment.scale.models
+    read = sizes.get(contestant.name) or sizes[pair.secondary if contestant.way == "decoder" else pair.primary]
+    return 2 * parameter_count(read) * TOKENS * questions / FLOPS

@@ -1,0 +1,78 @@
+"""job=tune: which block length, threshold and stopping rule suit this pair on this machine, by prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.experiment import build_models, chosen_drafters, resolve_dtype
+from launch.graph import describe, execute
+from launch.stopping import tune_step, tuned
+from launch.store import Store, make_directory, write_json_atomic
+from tandem.config import Experiment, StopRule
+
+if TYPE_CHECKING:
+    from launch.run import Stop
+
+TITLES = ("rule", "γ or γ_max", "threshold", "tokens per primary run", "drafts", "c", "v", "predicted speedup")
+
+
+def tune(experiment: Experiment, stop: Stop) -> None:
+    """Measure α by position, c and v(W) of the run's pair with each drafter, print what they make of each stopping
+    rule, and write it as `tune.json` into the run's directory."""
+    from launch.run import run_directory
+
+    models = build_models(experiment)
+    primary = models[experiment.model.primary].step
+    inputs = {"corpus": primary.inputs["corpus"], "primary": primary}
+    dtype = resolve_dtype(experiment.decode.dtype)
+    targets = {
+        name: tune_step(experiment, name, models[name], inputs, dtype) for name in chosen_drafters(experiment, models)
+    }
+    store = Store(Path(experiment.runs_dir).expanduser() / "store")
+    if experiment.dry_run:
+        print(describe(list(targets.values()), store))
+        return
+    directories = execute(list(targets.values()), store, lambda record: None, stop)
+    found = {name: tuned(directories[step.name]) for name, step in targets.items()}
+    for name, result in found.items():
+        print(f"\n{describe_pair(name, result)}")
+    directory = run_directory(experiment)
+    make_directory(directory)
+    write_json_atomic(directory / "tune.json", found)
+    print(f"\ntune     {directory / 'tune.json'}")
+
+
+def describe_pair(name: str, result: dict[str, Any]) -> str:
+    """What was measured of one drafter, and the proposals as a table with the words that ask for the best of them."""
+    accepted = " ".join("–" if rate is None else f"{rate:.2f}" for rate in result["acceptance_by_position"])
+    costs = ", ".join(f"v({width}) = {value:.2f}" for width, value in result["verify_cost"].items())
+    lines = [
+        name,
+        f"accepted by position in the block: {accepted}",
+        f"a draft costs c = {result['cost_ratio']:.3f} passes of the primary, "
+        f"{result['cost_ratio_with_router']:.3f} with the router; verification {costs}",
+    ]
+    for title, key in (("as measured", "proposals"), ("if verification were flat, v = 1", "proposals_flat")):
+        rows = [TITLES, *(_cells(row) for row in result[key])]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
+        lines.append(f"{title}:")
+        lines += ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    best = max(result["proposals"], key=lambda row: row["speedup_predicted"])
+    return "\n".join([*lines, f"proposed: {overrides(best)}"])
+
+
+def overrides(row: dict[str, Any]) -> str:
+    """The words of a command line that ask for a proposal; survival finds its threshold itself."""
+    stop = StopRule(row["stop"])
+    if stop is StopRule.fixed:
+        return f"gamma={row['gamma']}"
+    words = f"decode.stop={stop} decode.gamma_max={row['gamma']}"
+    key = {StopRule.router: "tau", StopRule.confidence: "decode.confidence"}.get(stop)
+    return f"{words} {key}={row['threshold']:g}" if key else words
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    threshold = "" if row["threshold"] is None else f"{row['threshold']:.3g}"
+    numbers = ("tokens_per_primary_run", "drafts_per_primary_run", "cost_ratio", "verify_cost", "speedup_predicted")
+    return (row["stop"], str(row["gamma"]), threshold, *(f"{row[name]:.2f}" for name in numbers))

@@ -1,0 +1,158 @@
+"""Tables of downstream evaluations in the shape of the paper's tables 3, 10 and 11: a row a task, a column a model.
+
+Rows of `results.json` are long, one for a model, task and metric; these tables show each task's own metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sweeps import paper
+from sweeps.tables import Column, Results, Row, Table, integer, printable, rows_of
+
+# The paper's names of tasks, by ours without the version of the prompt.
+_PAPER_TASKS = {"triviaqa": "trivia_qa", "webquestions": "web_questions"}
+_TITLES = {
+    "gen_tasks": ("Gen-tasks", 10),
+    "superglue": ("SuperGLUE", 11),
+    "tydiqa": ("TyDiQA-GoldP by language", None),
+    "mbpp": ("MBPP", None),
+    "wmt22": ("WMT22 by direction", None),
+}
+_SPEED = "_speed"
+
+
+def downstream_tables(results: Results) -> list[Table]:
+    """Table 3, and a table for each suite with more than one task; none where nothing was evaluated."""
+    rows = [row for row in rows_of(results, "downstream") if row.get("primary_metric")]
+    if not rows:
+        return []
+    suites = _grouped(rows, lambda row: row["suite"])
+    tables = [_overview(rows, suites)]
+    for suite, members in suites.items():
+        if len({row["task"] for row in members}) > 1:
+            tables.append(_suite(suite, members))
+    return tables
+
+
+def _overview(rows: Sequence[Row], suites: Mapping[str, Sequence[Row]]) -> Table:
+    """Table 3: for each suite the unweighted mean of its tasks."""
+    shown: list[Row] = []
+    for suite, members in suites.items():
+        parts = _directions(members) if suite == "wmt22" else {suite: members}
+        for name, part in parts.items():
+            shown.append(_mean_row(name, part))
+        if theirs := _paper_row(3, suite):
+            shown.append(theirs)
+    notes = ["A suite's row is the unweighted mean of the tasks that were evaluated; n counts their examples."]
+    return _table("downstream", "Downstream tasks (paper table 3)", rows, shown, notes)
+
+
+def _suite(suite: str, rows: Sequence[Row]) -> Table:
+    title, number = _TITLES.get(suite, (suite, None))
+    shown: list[Row] = []
+    for task, members in _grouped(rows, lambda row: row["task"]).items():
+        row: Row = {"name": _plain(task), "metric": members[0]["metric"], "n": members[0]["n"]}
+        shown.append(row | {member["name"]: _with_half(member) for member in members})
+        if number and (theirs := _paper_row(number, _plain(task))):
+            shown.append(theirs)
+    shown.append(_mean_row("mean", rows))
+    where = f" (paper table {number})" if number else ""
+    return _table(f"downstream_{suite}", f"{title}{where}", rows, shown, [])
+
+
+def _table(key: str, title: str, rows: Sequence[Row], shown: list[Row], notes: list[str]) -> Table:
+    models = list(dict.fromkeys(row["name"] for row in rows))
+    gammas = {row["name"]: row["gamma"] for row in rows if row.get("gamma")}
+    columns = [Column("name", "", printable, numeric=False, always=True)]
+    if any("metric" in row for row in shown):
+        columns.append(Column("metric", "metric", printable, numeric=False))
+    columns.append(Column("n", "n", integer))
+    for model in models:
+        title_lines = [*model.split("_"), *([f"γ {gammas[model]}"] if model in gammas else [])]
+        columns.append(Column(model, "\n".join(title_lines), _cell))
+    notes = [*notes, *_notes(rows)]
+    if any(row.get("paper") for row in shown):
+        notes.append(f"{paper.CAVEAT}.")
+    return Table(key, title, columns, shown, notes)
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    shots = sorted({row["shots"] for row in rows})
+    notes = [
+        f"Percent ± half of the 95 % bootstrap interval (its longer side); {'/'.join(map(str, shots))}-shot; a tandem "
+        "at block length γ: γ tokens of its own, then the primary's free token."
+    ]
+    limits = {row["limit"] for row in rows if row.get("limit") is not None}
+    if limits:
+        notes.append(f"Only the first {', '.join(map(str, sorted(limits)))} examples of each task: eval.limit.")
+    identical = [row["identical_to_primary"] for row in rows if row.get("identical_to_primary") is not None]
+    if any(row["name"].endswith(_SPEED) for row in rows):
+        note = "In SPEED the primary verifies the tandem's drafts: its options are scored as the primary scores them"
+        if identical:
+            share = "all" if min(identical) == 1 else f"{100 * min(identical):.2f} % or more"
+            note += f", and of its responses {share} are the primary's, token for token"
+        notes.append(f"{note}.")
+    return notes
+
+
+def _mean_row(name: str, rows: Sequence[Row]) -> Row:
+    """The unweighted mean over tasks of each model that was evaluated on all of them."""
+    tasks = {row["task"] for row in rows}
+    sizes = {row["task"]: row["n"] for row in rows}
+    mean: Row = {"name": name, "n": sum(sizes.values())}
+    for model, members in _grouped(rows, lambda row: row["name"]).items():
+        if {row["task"] for row in members} == tasks:
+            halves = [half for _, half in map(_with_half, members) if half is not None]
+            # Tasks are independent samples, so their variances add up.
+            half = math.hypot(*halves) / len(members) if len(halves) == len(members) else None
+            mean[model] = (sum(row["score"] for row in members) / len(members), half)
+    return mean
+
+
+def _directions(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """WMT22 twice: the paper's text says into English, its table to other languages."""
+    words = {row["task"]: row["task"].split("_") for row in rows}
+    parts = {
+        "wmt22 from English": [row for row in rows if words[row["task"]][1] == "en"],
+        "wmt22 into English": [row for row in rows if words[row["task"]][2] == "en"],
+        "wmt22 others": [row for row in rows if "en" not in words[row["task"]][1:3]],
+    }
+    return {name: part for name, part in parts.items() if part}
+
+
+def _paper_row(number: int, task: str) -> Row | None:
+    """The paper's percentages of one row of its table, by the names that we give the models."""
+    name = _PAPER_TASKS.get(task, task)
+    found = [row for row in paper.TABLES[number].rows if row.get("task") == name and "score" in row]
+    if not found:
+        return None
+    scores: Row = {row["name"]: (100 * row["score"], None) for row in found}
+    return {"name": "  paper", "paper": True, "metric": found[0]["metric"], **scores}
+
+
+def _with_half(row: Row) -> tuple[float, float | None]:
+    """A score, and half of its interval on the longer side."""
+    if row.get("low") is None or row.get("high") is None:
+        return row["score"], None
+    return row["score"], max(row["score"] - row["low"], row["high"] - row["score"])
+
+
+def _cell(value: tuple[float, float | None]) -> str:
+    score, half = value
+    return f"{score:.1f}" if half is None else f"{score:.1f}±{half:.1f}"
+
+
+def _plain(task: str) -> str:
+    """A task's name without the version of its prompt."""
+    name, _, version = task.rpartition("_v")
+    return name if version.isdigit() else task
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups

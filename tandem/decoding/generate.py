@@ -1,0 +1,94 @@
+"""Responses to many prompts of different lengths: batches of the one engine, stopped by what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tandem.data.batches import bucket
+from tandem.decoding.drafters import Weights
+from tandem.decoding.engine import Engine, fan_out
+
+# Tokens between two looks at what was written. A look costs a round trip, and what is written after a stop is lost.
+SEGMENT = 32
+
+
+def generate(
+    engine: Engine,
+    weights: Weights,
+    drafter_weights: Weights,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    batch_size: int,
+    stopped: Callable[[np.ndarray], bool] = lambda response: False,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[np.ndarray]]:
+    """For each prompt (ids, at least 2) `samples` responses of at most `max_new_tokens` ids.
+
+    A response ends before a stop token of the engine, or some tokens after `stopped` has become true of it: whoever
+    knows the stop sequences cuts it. Draws depend on the seed, the prompt's place and the sample's, not on the batch.
+    `progress` is called after each batch, and may raise.
+    """
+    responses: list[list[np.ndarray]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    rows = max(1, batch_size // samples)
+    for begin in range(0, len(order), rows):
+        indices = order[begin : begin + rows]
+        # The last batch is filled up, so that no other shape is compiled for it.
+        filled = indices + [indices[-1]] * (rows - len(indices))
+        written = _batch(
+            engine, weights, drafter_weights, [prompts[i] for i in filled], max_new_tokens, stopped, samples,
+            None if engine.law.greedy else _keys(seed, filled, samples),
+        )  # fmt: skip
+        for index, several in zip(indices, written, strict=False):
+            responses[index] = several
+        progress(begin + len(indices), len(order))
+    return responses
+
+
+def _keys(seed: int, indices: Sequence[int], samples: int) -> jax.Array:
+    """A key for each response, [B · samples]."""
+    of_prompts = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.asarray(indices))
+    return jax.vmap(lambda key: jax.random.split(key, samples))(of_prompts).reshape(-1)
+
+
+def _batch(
+    engine: Engine,
+    weights: Weights,
+    drafter_weights: Weights,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    stopped: Callable[[np.ndarray], bool],
+    samples: int,
+    chance: Any,
+) -> list[list[np.ndarray]]:
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded = np.zeros((len(prompts), bucket(int(lengths.max()), steps=2)), np.int32)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = prompt
+    state = engine.prefill(
+        weights, drafter_weights, jnp.asarray(padded), jnp.asarray(lengths), max_new_tokens=max_new_tokens
+    )
+    if samples > 1 or chance is not None:
+        state = fan_out(state, samples, chance)
+    starts = np.repeat(lengths, samples)
+    finished = np.zeros(len(starts), bool)
+    ends, tokens = starts, np.zeros((len(starts), 0), np.int32)
+    for wanted in range(SEGMENT, max_new_tokens + SEGMENT, SEGMENT):
+        limits = np.where(finished, 0, starts - 1 + min(wanted, max_new_tokens)).astype(np.int32)
+        state = engine.decode(weights, drafter_weights, state, jnp.asarray(limits))
+        tokens, end = np.asarray(state.tokens), np.asarray(state.end)
+        ends = np.minimum(np.minimum(np.asarray(state.position) + 1, end), starts + max_new_tokens)
+        for row in np.flatnonzero(~finished):
+            finished[row] = ends[row] == end[row] or stopped(tokens[row, starts[row] : ends[row]])
+        if finished.all():
+            break
+    flat = [tokens[row, start:end].copy() for row, (start, end) in enumerate(zip(starts, ends, strict=True))]
+    return [flat[row : row + samples] for row in range(0, len(flat), samples)]

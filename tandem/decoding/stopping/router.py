@@ -1,0 +1,111 @@
+"""The paper's router, and a rule that weighs what it predicts against what a draft costs.
+
+Both read one two-layer MLP over the law of the draft just made: its entropy, the probabilities of its most probable
+tokens, and the drafter's own embeddings of those tokens (paper section 3, adaptive block length).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from tandem.decoding.stopping import Draft
+from tandem.model.decoder import normalise
+
+TOP = 4  # tokens of the law that the router sees; the paper does not say how many
+HIDDEN = 64
+# What the MLP predicts, each as log-odds: 1 − TV at temperature 1, the paper's target; the acceptance of this draft
+# under the law that is decoded with; and, if this draft is accepted, the acceptance of the next one.
+PAPER, THIS, NEXT = range(3)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class RouterWeights:
+    """The MLP; V words, D widths of the drafter's embeddings, H hidden units."""
+
+    embedding: jax.Array  # [V, D] the drafter's own
+    hidden: jax.Array  # [1 + TOP + TOP · D, H]
+    hidden_bias: jax.Array  # [H]
+    out: jax.Array  # [H, 3]
+    out_bias: jax.Array  # [3]
+    temperature: jax.Array  # [3] that the log-odds are divided by, from calibration
+    threshold: jax.Array  # [] of the rule: τ, or c·θ*
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Features:
+    """What the MLP reads of a law; the embeddings are looked up when it does."""
+
+    entropy: jax.Array  # [...] over its greatest possible value
+    probabilities: jax.Array  # [..., TOP]
+    tokens: jax.Array  # [..., TOP]
+
+
+def features(logits: jax.Array) -> Features:
+    """The features of the laws of `logits` [..., V] at temperature 1, whatever the law that is drawn from."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logs = jax.nn.log_softmax(logits, axis=-1)
+    top = min(TOP, logits.shape[-1])
+    highest, tokens = jax.lax.top_k(logs, top)
+    entropy = -jnp.sum(jnp.exp(logs) * logs, axis=-1) / jnp.log(logits.shape[-1])
+    missing = [(0, 0)] * (logs.ndim - 1) + [(0, TOP - top)]
+    return Features(entropy, jnp.pad(jnp.exp(highest), missing), jnp.pad(tokens, missing))
+
+
+def log_odds(weights: RouterWeights, seen: Features) -> jax.Array:
+    """Calibrated log-odds [..., 3] of `PAPER`, `THIS` and `NEXT`."""
+    # Tables differ in scale between drafters; the direction is what tells tokens apart.
+    embedded = normalise(weights.embedding[seen.tokens].astype(weights.hidden.dtype), 1e-6)
+    flat = embedded.reshape(*seen.entropy.shape, -1)
+    given = jnp.concatenate([seen.entropy[..., None], seen.probabilities, flat], axis=-1).astype(weights.hidden.dtype)
+    hidden = jax.nn.relu(given @ weights.hidden + weights.hidden_bias)
+    return (hidden @ weights.out + weights.out_bias) / weights.temperature
+
+
+def new_router(key: jax.Array, embedding: jax.Array, threshold: float = 0.0) -> RouterWeights:
+    """An untrained router for a drafter with the table `embedding` [V, D]."""
+    dtype = jnp.promote_types(embedding.dtype, jnp.float32)
+    fan_in = 1 + TOP + TOP * embedding.shape[1]
+    first, second = jax.random.split(key)
+    return RouterWeights(
+        embedding=embedding,
+        hidden=jax.random.normal(first, (fan_in, HIDDEN), dtype) * (2 / fan_in) ** 0.5,
+        hidden_bias=jnp.zeros(HIDDEN, dtype),
+        out=jax.random.normal(second, (HIDDEN, 3), dtype) * HIDDEN**-0.5,
+        out_bias=jnp.zeros(3, dtype),
+        temperature=jnp.ones(3, dtype),
+        threshold=jnp.asarray(threshold, dtype),
+    )
+
+
+@dataclass(frozen=True)
+class Router:
+    """Draft on while the predicted acceptance of the last draft, 1 − TV, is at least τ (`weights.threshold`)."""
+
+    def begin(self, weights: RouterWeights, batch: int) -> None:
+        return None
+
+    def go_on(self, weights: RouterWeights, state: None, draft: Draft) -> tuple[jax.Array, None]:
+        return jax.nn.sigmoid(log_odds(weights, features(draft.logits))[:, PAPER]) >= weights.threshold, None
+
+
+@dataclass(frozen=True)
+class Survival:
+    """Draft on while P(all drafts so far and the next are accepted) exceeds c·θ* (`weights.threshold`).
+
+    θ* is the greatest rate of tokens for the time of a pass of the primary, c the time of a draft in that unit: one
+    more draft then pays more than it costs (renewal–reward). The state is the probability that all so far are
+    accepted, as if acceptances were independent given what the router sees.
+    """
+
+    def begin(self, weights: RouterWeights, batch: int) -> jax.Array:
+        return jnp.ones(batch, weights.out.dtype)
+
+    def go_on(self, weights: RouterWeights, state: jax.Array, draft: Draft) -> tuple[jax.Array, jax.Array]:
+        accepted = jax.nn.sigmoid(log_odds(weights, features(draft.logits)))
+        state = state * accepted[:, THIS]
+        return state * accepted[:, NEXT] > weights.threshold, state

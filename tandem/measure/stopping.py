@@ -1,0 +1,297 @@
+"""Stopping rules against each other: what a pair's costs and acceptances make of each, and the rules side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tandem.config import DecodeConfig, StopRule
+from tandem.decoding.drafters import Drafter
+from tandem.decoding.stopping import Confidence, Oracle, StoppingRule
+from tandem.decoding.stopping.router import Router, RouterWeights, Survival
+from tandem.measure import acceptance, theory
+from tandem.measure.speed import BASELINE_WIDTHS, autoregressive, fastest, identical
+from tandem.measure.timing import (
+    Method,
+    compare,
+    draft_seconds,
+    engine_for,
+    law_of,
+    run_prompts,
+    speedup,
+)
+from tandem.model.decoder import Decoder
+
+# Predicted acceptances to try for the router; the paper's is 0.8.
+TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+@dataclass
+class Pair:
+    """A primary with one of its drafters and, where it has one, the drafter's router."""
+
+    primary: nnx.GraphDef[Decoder]
+    weights: Any
+    drafter: Drafter
+    drafter_weights: Any
+    router: RouterWeights | None = None
+
+    def method(
+        self, decode: DecodeConfig, gamma: int, stop: StopRule = StopRule.fixed, threshold: float = 0.0
+    ) -> Method:
+        """SPEED with at most `gamma` drafts; the `threshold` is the rule's."""
+        rule, rule_weights = rule_of(stop, threshold, self.router)
+        engine = engine_for(
+            self.primary, self.drafter, gamma, law=law_of(decode), verification=decode.verification, rule=rule
+        )
+        return Method(engine, self.weights, self.drafter_weights, rule_weights)
+
+    def plain(self, decode: DecodeConfig, width: int) -> Method:
+        """Autoregressive decoding by passes of `width`."""
+        (method,) = autoregressive(self.primary, self.weights, [width], law_of(decode)).values()
+        return method
+
+
+def rule_of(stop: StopRule, threshold: float, router: RouterWeights | None) -> tuple[StoppingRule | None, Any]:
+    """A rule and its weights. The router's threshold is data, so that one program serves all; None is fixed."""
+    if stop in (StopRule.router, StopRule.survival):
+        assert router is not None
+        rule = Router() if stop is StopRule.router else Survival()
+        return rule, replace(router, threshold=jnp.asarray(threshold, router.threshold.dtype))
+    rules = {StopRule.confidence: Confidence(threshold), StopRule.oracle: Oracle(), StopRule.fixed: None}
+    return rules[stop], None
+
+
+@dataclass
+class Costs:
+    """Times in units of one pass of the fastest autoregressive decoder, measured in one run."""
+
+    draft: float
+    draft_with_router: float
+    verify: dict[int, float]  # by width
+    alone: float  # seconds of the unit
+
+    def verify_at(self, width: int) -> float:
+        """Between measured widths, linear."""
+        widths = sorted(self.verify)
+        return float(np.interp(width, widths, [self.verify[at] for at in widths]))
+
+    def of_draft(self, stop: StopRule) -> float:
+        return self.draft_with_router if stop in (StopRule.router, StopRule.survival) else self.draft
+
+
+def measure_costs(
+    pair: Pair,
+    prompts: Sequence[np.ndarray],
+    decode: DecodeConfig,
+    gamma_max: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], None] = lambda: None,
+    repeats: int = 3,
+) -> Costs:
+    """c and v(W) for one prompt at a time, with blocks of at most `gamma_max` drafts."""
+    widths = sorted({*BASELINE_WIDTHS, *(width for width in (3, 5) if width <= gamma_max), gamma_max + 1})
+    methods = {f"width {width}": pair.plain(decode, width) for width in widths}
+    outcomes = compare(methods, prompts, decode.max_new_tokens, repeats, progress, should_stop)
+    baseline = fastest({f"width {width}": methods[f"width {width}"] for width in BASELINE_WIDTHS}, outcomes)
+    alone = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
+    should_stop()
+    draft = draft_seconds(pair.method(decode, gamma_max), np.asarray(prompts[0])) / alone
+    ruled = draft
+    if pair.router is not None:
+        ruled = draft_seconds(pair.method(decode, gamma_max, StopRule.survival), np.asarray(prompts[0])) / alone
+    verify = {
+        width: float(np.median(outcomes[f"width {width}"].decode_seconds / baseline.decode_seconds)) for width in widths
+    }
+    return Costs(draft, ruled, verify, alone)
+
+
+def tune(
+    pair: Pair,
+    prompts: Sequence[np.ndarray],
+    decode: DecodeConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], None] = lambda: None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """α by position, c and v(W) of a pair on this machine, and what they make of each stopping rule.
+
+    `proposals` holds for each rule the best limit and threshold by predicted speedup, `proposals_flat` the same if
+    verification cost no more than a pass of width 1 (v = 1), as on an accelerator. `survival` is the threshold c·θ* at
+    the limit that is configured. Shorter limits are predicted from blocks of the longest.
+    """
+    gamma_max = decode.gamma_max
+    total = 10 + len(TAUS) * (pair.router is not None)
+    costs = measure_costs(
+        pair, prompts, decode, gamma_max, lambda done, of: progress(round(8 * done / of), total), should_stop
+    )
+    done, memory = 8, {}
+
+    def blocks(stop: StopRule, threshold: float = 0.0) -> np.ndarray:
+        key = (stop, round(threshold, 3))
+        if key not in memory:
+            should_stop()
+            method = pair.method(decode, gamma_max, stop, key[1])
+            outcome = run_prompts(method, prompts, decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
+            memory[key] = outcome.blocks
+        return memory[key]
+
+    by_position = acceptance.acceptance_by_position(blocks(StopRule.fixed))
+    alphas = [float(np.nan_to_num(alpha)) for alpha in by_position]
+
+    def proposal(stop: StopRule, threshold: float, limit: int, flat: bool) -> dict[str, Any]:
+        if stop is StopRule.fixed:
+            tokens, drafts = theory.expected_tokens(alphas[:limit]), float(limit)
+        else:
+            counts = acceptance.truncated(blocks(stop, threshold), limit)
+            tokens, drafts = acceptance.tokens_per_primary_run(counts), acceptance.drafts_per_primary_run(counts)
+        verify = 1.0 if flat else costs.verify_at(limit + 1)
+        return {
+            "stop": stop.value,
+            "gamma": limit,
+            "threshold": threshold if stop is not StopRule.fixed else None,
+            "tokens_per_primary_run": tokens,
+            "drafts_per_primary_run": drafts,
+            "cost_ratio": costs.of_draft(stop),
+            "verify_cost": verify,
+            "speedup_predicted": theory.speedup(tokens, drafts, costs.of_draft(stop), verify),
+        }
+
+    def optimal(limit: int, flat: bool) -> float:
+        def outcome(threshold: float) -> tuple[float, float]:
+            counts = acceptance.truncated(blocks(StopRule.survival, threshold), limit)
+            return acceptance.tokens_per_primary_run(counts), acceptance.drafts_per_primary_run(counts)
+
+        verify = 1.0 if flat else costs.verify_at(limit + 1)
+        return theory.optimal_threshold(outcome, costs.draft_with_router, verify)[0]
+
+    rules = [StopRule.fixed, StopRule.confidence]
+    if pair.router is not None:
+        rules += [StopRule.router, StopRule.survival]
+    best: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for stop in rules:
+        for flat, found in best.items():
+            candidates = []
+            for limit in range(1, gamma_max + 1):
+                if stop is StopRule.survival:
+                    thresholds = [optimal(limit, flat)]
+                else:
+                    thresholds = {StopRule.router: TAUS, StopRule.confidence: (decode.confidence,)}.get(stop, (0.0,))
+                candidates += [proposal(stop, threshold, limit, flat) for threshold in thresholds]
+            found.append(max(candidates, key=lambda row: row["speedup_predicted"]))
+        done += 1
+        progress(min(done, total), total)
+    progress(total, total)
+    return {
+        "acceptance_by_position": [None if np.isnan(alpha) else alpha for alpha in by_position],
+        "cost_ratio": costs.draft,
+        "cost_ratio_with_router": costs.draft_with_router,
+        "verify_cost": {str(width): value for width, value in costs.verify.items()},
+        "primary_seconds": costs.alone,
+        "survival": optimal(gamma_max, False) if pair.router is not None else None,
+        "survival_flat": optimal(gamma_max, True) if pair.router is not None else None,
+        "proposals": best[False],
+        "proposals_flat": best[True],
+    }
+
+
+def stopping_rows(
+    name: str,
+    pair: Pair,
+    tuned: Mapping[str, Any],
+    stops: Sequence[StopRule],
+    tau: float,
+    prompts: Sequence[np.ndarray],
+    decode: DecodeConfig,
+    repeats: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], None] = lambda: None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Table `stopping` (paper, tables 4, 5 and 9) of one drafter: the fixed block lengths that `tuned` finds best, with
+    v as measured and with v = 1, and each of `stops` with at most `decode.gamma_max` drafts, on the same prompts.
+
+    `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1.
+    """
+    law, limit = law_of(decode), decode.gamma_max
+    fixed = {proposals[0]["gamma"] for proposals in (tuned["proposals"], tuned["proposals_flat"])}
+    chosen = [(StopRule.fixed, gamma, 0.0) for gamma in sorted(fixed)]
+    thresholds = {
+        StopRule.router: (tau,),
+        StopRule.survival: dict.fromkeys((tuned["survival"], tuned["survival_flat"])),
+        StopRule.confidence: (decode.confidence,),
+        StopRule.oracle: (0.0,),
+    }
+    chosen += [(stop, limit, threshold) for stop in thresholds if stop in stops for threshold in thresholds[stop]]
+    methods: dict[str, Method] = {}
+    widths = sorted({*BASELINE_WIDTHS, *(gamma + 1 for _, gamma, _ in chosen)})
+    plain = {width: f"autoregressive, width {width}" for width in widths}
+    methods |= {plain[width]: pair.plain(decode, width) for width in widths}
+    for stop, gamma, threshold in chosen:
+        method = pair.method(decode, gamma, stop, threshold)
+        if stop is StopRule.oracle:
+            known = run_prompts(
+                methods[plain[gamma + 1]], prompts, decode.max_new_tokens, decode.num_samples, decode.batch_size
+            )
+            method = replace(method, reference=known.responses)
+        methods[f"{stop} {gamma} {threshold}"] = method
+    outcomes = compare(
+        methods,
+        prompts,
+        decode.max_new_tokens,
+        repeats,
+        progress,
+        should_stop,
+        decode.num_samples,
+        decode.batch_size,
+        seed,
+    )
+    baseline = fastest({plain[width]: methods[plain[width]] for width in BASELINE_WIDTHS}, outcomes)
+    alone = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
+    costs = {
+        ruled: draft_seconds(
+            pair.method(decode, limit, StopRule.survival if ruled else StopRule.fixed), np.asarray(prompts[0])
+        )
+        / alone
+        for ruled in sorted({stop in (StopRule.router, StopRule.survival) for stop, _, _ in chosen})
+    }
+    rows = []
+    responses = len(prompts) * decode.num_samples
+    for stop, gamma, threshold in chosen:
+        outcome = outcomes[f"{stop} {gamma} {threshold}"]
+        exact = outcomes[plain[gamma + 1]]
+        cost = costs[stop in (StopRule.router, StopRule.survival)]
+        verify = float(np.median(exact.decode_seconds / baseline.decode_seconds))
+        tokens = acceptance.tokens_per_primary_run(outcome.blocks)
+        drafts = acceptance.drafts_per_primary_run(outcome.blocks)
+        rows.append(
+            {
+                "name": name,
+                "stop": stop.value,
+                "gamma": gamma,
+                "threshold": None if stop in (StopRule.fixed, StopRule.oracle) else threshold,
+                "prompts": len(prompts),
+                "samples": decode.num_samples,
+                "tokens_per_primary_run": tokens,
+                "drafts_per_primary_run": drafts,
+                "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
+                "primary_runs": outcome.primary_runs / responses,
+                "secondary_runs": outcome.drafts / responses,
+                "speedup_decode": speedup(baseline, outcome),
+                "cost_ratio": cost,
+                "verify_cost": verify,
+                "speedup_predicted": theory.speedup(tokens, drafts, cost, verify),
+                "speedup_predicted_flat": theory.speedup(tokens, drafts, cost, 1.0),
+                **({"identical_to_primary": identical(outcome, exact)} if law.greedy else {}),
+            }
+        )
+    for key, ratio in (("speedup_predicted", "over_fixed"), ("speedup_predicted_flat", "over_fixed_flat")):
+        best = max(row[key] for row in rows if row["stop"] == StopRule.fixed)
+        for row in rows:
+            row[ratio] = row[key] / best
+    return rows

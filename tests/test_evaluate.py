@@ -1,0 +1,199 @@
+"""job=evaluate: which steps there are, what they mean, the tables, and one whole run on invented data."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import evaluate
+from launch.compose import compose
+from launch.downstream import cut
+from launch.graph import topological
+from sweeps.downstream import downstream_tables
+from sweeps.tables import to_text
+from tandem.errors import ConfigurationError, EnvironmentFailure
+from tasks import invented, registry
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = ["experiment=debug", "job=evaluate"]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    directory = tmp_path / "data"
+    invented.write(directory)
+    return directory
+
+
+def steps(data: Path, *words: str):
+    experiment = compose([*WORDS, f"tasks.data_dir={data}", *words])
+    return {step.name: step for step in evaluate.build(experiment)}
+
+
+def test_a_task_is_read_once_and_answered_by_every_model(data):
+    made = steps(data, "eval.tasks=[boolq_v1]")
+    models = [
+        "gecko",
+        "gecko_ce",
+        "tandem_ce",
+        "gecko_distil",
+        "tandem_distil",
+        "otter",
+        "bison",
+        "tandem_distil_speed",
+    ]
+    assert list(made) == [f"boolq_v1 {model}" for model in models]
+    kinds = [step.kind for step in topological(made.values())]
+    assert kinds.count("examples") == 1
+    assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is made["boolq_v1 bison"]
+
+
+def test_steps_mean_what_changes_their_results(data):
+    before = steps(data, "eval.tasks=[boolq_v1]")
+
+    def changed(*words: str) -> set[str]:
+        after = steps(data, "eval.tasks=[boolq_v1]", *words)
+        return {name for name in before if before[name].fingerprint != after[name].fingerprint}
+
+    assert changed("tracking=disabled") == set()
+    assert changed("eval.standalone_gamma=2") == {"boolq_v1 tandem_ce", "boolq_v1 tandem_distil"}
+    assert changed("gamma=5") == {"boolq_v1 bison", "boolq_v1 tandem_distil_speed"}
+    assert changed("eval.limit=1") == changed("eval.shots=0") == changed("eval.seed=1") == set(before)
+    path = data / "superglue/BoolQ/val.jsonl"
+    path.write_text(path.read_text().replace("Sol", "Sal"))
+    assert changed() == set(before)
+
+
+def test_what_is_missing_is_left_out_of_a_suite_and_refused_by_name(data, capsys):
+    (data / "superglue/ReCoRD/val.jsonl").unlink()
+    made = steps(data, "eval=superglue")
+    assert "boolq_v1 bison" in made
+    assert not any("record" in name for name in made)
+    said = capsys.readouterr().err
+    assert "left out record_v1" in said
+    assert "download_and_prepare" in said
+    with pytest.raises(EnvironmentFailure, match="record_v1: its questions are missing"):
+        steps(data, "eval.tasks=[record_v1]")
+
+
+def test_programs_are_not_run_unless_asked(data, capsys):
+    with pytest.raises(ConfigurationError, match=r"eval\.mbpp\.execute=true"):
+        steps(data, "eval=mbpp")
+    assert "mbpp_v1 bison" in steps(data, "eval=mbpp", "eval.mbpp.execute=true")
+    assert not any("mbpp" in name for name in steps(data, "eval=all"))
+    assert "left out mbpp_v1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval=quick"], "job=evaluate needs eval="),
+        (["eval.tasks=[bolq_v1]"], "did you mean boolq_v1"),
+        (["eval.tasks=[superglu]"], "did you mean superglue"),
+        (["eval.tasks=[boolq_v1]", "eval.max_length=100"], "eval.max_length=100 must be at least 640"),
+        (["eval.tasks=[boolq_v1]", "eval.batch_size=0"], "eval.batch_size=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(data, words, said):
+    with pytest.raises(ConfigurationError, match=said.replace(".", r"\.").replace("[", r"\[")):
+        steps(data, *words)
+
+
+def test_the_list_names_every_task_without_jax_or_tensorflow(data):
+    code = "import sys; sys.path[0] = sys.argv.pop(1); from launch.run import main; main(); "
+    code += "print(sorted({'jax', 'tensorflow', 'seqio', 't5'} & set(sys.modules)))"
+    words = ["job=evaluate", "eval=list", f"tasks.data_dir={data}"]
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT), *words], capture_output=True, text=True, check=True)
+    *lines, loaded = done.stdout.splitlines()
+    assert loaded == "[]"
+    listed = {line.split()[0]: line for line in lines[1:-1]}
+    assert list(listed) == registry.names()
+    assert "superglue/BoolQ/val.jsonl" in listed["boolq_v1"]
+    assert "rank" in listed["boolq_v1"]
+    assert "pass@1" in listed["mbpp_v1"]
+
+
+def test_a_text_ends_before_its_first_stop_sequence():
+    assert cut("one\ntwo. three", ["\n", "."]) == "one"
+    assert cut("one. two\nthree", ["\n", "."]) == "one"
+    assert cut("one", ["\n"]) == "one"
+    assert cut("one", []) == "one"
+
+
+def row(name: str, task: str, score: float, half: float, suite: str = "superglue", **more) -> dict:
+    settings = {"metric": "accuracy", "primary_metric": True, "n": 50, "limit": 50, "shots": 1, "seed": 0}
+    ends = {"low": score - half, "high": score + half / 2}
+    return {"name": name, "task": task, "suite": suite, "score": score, **ends, **settings, **more}
+
+
+def test_tables_have_the_papers_shape_with_its_numbers_beside_ours():
+    results = {
+        "downstream": [
+            row("gecko", "boolq_v1", 50.0, 3.0),
+            row("bison", "boolq_v1", 60.0, 3.0),
+            row("gecko", "rte_v1", 40.0, 4.0),
+            row("bison", "rte_v1", 70.0, 4.0),
+            {**row("bison", "rte_v1", 1.0, 1.0), "metric": "other", "primary_metric": False},
+            row("gecko", "wmt22_en_de_v1", 10.0, 1.0, "wmt22"),
+            row("gecko", "wmt22_de_en_v1", 20.0, 1.0, "wmt22"),
+            row("bison_speed", "wmt22_de_en_v1", 20.0, 1.0, "wmt22", gamma=3, identical_to_primary=1.0),
+        ]
+    }
+    overview, superglue, wmt22 = downstream_tables(results)
+    shown = {row["name"]: row for row in overview.rows}
+    assert shown["superglue"]["bison"][0] == 65.0
+    assert shown["superglue"]["bison"][1] == pytest.approx(math.hypot(3, 4) / 2)
+    assert shown["superglue"]["n"] == 100
+    assert shown["wmt22 from English"]["gecko"][0] == 10.0
+    assert shown["wmt22 into English"]["gecko"][0] == 20.0
+    text = to_text(overview)
+    assert "65.0±2.5" in text
+    assert "81.5" in text  # the paper's Bison on SuperGLUE
+    assert "another model" in text
+    assert "eval.limit" in text
+    assert "of its responses all are the primary's" in text.replace("\n", " ")
+    names = [row["name"] for row in superglue.rows]
+    assert names == ["boolq", "  paper", "rte", "  paper", "mean"]
+    assert superglue.rows[1]["bison"] == (pytest.approx(88.8), None)
+    assert [row["name"] for row in wmt22.rows] == ["wmt22_en_de", "wmt22_de_en", "mean"]
+    assert max(map(len, to_text(superglue).splitlines())) <= 120
+
+
+@pytest.mark.slow
+def test_a_whole_run_answers_measures_and_is_not_repeated(data, tmp_path):
+    tasks = "boolq_v1,record_v1,lambada_v1,natural_questions_v1,wmt22_de_en_v1,mbpp_v1"
+    call = [sys.executable, str(ROOT / "launch/run.py"), *WORDS, f"tasks.data_dir={data}", f"eval.tasks=[{tasks}]"]
+    call += ["eval.mbpp.execute=true", "eval.mbpp.samples=2", "eval.limit=2", "name=evaluation", "gamma=2"]
+    first = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    directory = tmp_path / "runs/evaluation"
+    results = json.loads((directory / "results.json").read_text())
+    rows = results["downstream"]
+    assert {(row["task"], row["name"]) for row in rows} == {
+        (task, model)
+        for task in tasks.split(",")
+        for model in (
+            "gecko", "gecko_ce", "tandem_ce", "gecko_distil", "tandem_distil", "otter", "bison", "tandem_distil_speed"
+        )
+    }  # fmt: skip
+    assert all(row["n"] >= 1 and row["limit"] == 2 and row["low"] <= row["score"] <= row["high"] for row in rows)
+    scores = {(row["task"], row["metric"], row["name"]): row["score"] for row in rows}
+    speed = {row["task"]: row for row in rows if row["name"] == "tandem_distil_speed"}
+    for (task, metric, name), score in scores.items():
+        if name == "bison" and task != "mbpp_v1":  # several programs are drawn
+            assert scores[task, metric, "tandem_distil_speed"] == score
+    assert speed["natural_questions_v1"]["identical_to_primary"] == 1.0
+    assert "identical_to_primary" not in speed["boolq_v1"]
+    assert "signature" in speed["wmt22_de_en_v1"]
+    assert "Downstream tasks (paper table 3)" in first.stdout
+    assert "How good are its answers?" in (directory / "report.html").read_text()
+
+    again = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "running" not in again.stderr
+    assert json.loads((directory / "results.json").read_text())["downstream"] == rows

@@ -1,0 +1,338 @@
+"""Stopping rules: the law stays the primary's, rows stop by themselves, and a router learns what there is to learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pairs
+import pytest
+from enumeration import PRIMARY, SECONDARY, Scripted, distance, output_law, primary_law, random_decoder, random_tandem
+
+from launch.compose import compose
+from tandem.config import DecodeConfig, StopRule, Verification
+from tandem.decoding.chance import row_keys
+from tandem.decoding.drafters.independent import Independent
+from tandem.decoding.drafters.tandem import TandemDrafter
+from tandem.decoding.engine import Engine, fan_out
+from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.stopping import Draft, Oracle
+from tandem.decoding.stopping.router import (
+    NEXT,
+    PAPER,
+    THIS,
+    TOP,
+    Features,
+    Router,
+    Survival,
+    features,
+    log_odds,
+    new_router,
+)
+from tandem.errors import ConfigurationError
+from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
+from tandem.measure.stopping import Pair, stopping_rows, tune
+from tandem.measure.timing import Method, run_prompts
+from tandem.training.router import Traces, collect, fit, survival_of_blocks
+
+PROMPT = [0, 2, 1]
+SAMPLING = Law(temperature=1.0)
+
+
+def drafting(kind: str):
+    if kind == "tandem":
+        model, weights = random_tandem(1)
+        return TandemDrafter(model), weights, nnx_embedding(weights["secondary"])
+    model, weights = random_decoder(SECONDARY, 1)
+    return Independent(model), weights, nnx_embedding(weights)
+
+
+def nnx_embedding(weights):
+    return jnp.asarray(weights["embedding"][...])
+
+
+def random_router(embedding, threshold: float):
+    """A router at random, but for a unit that reads the highest probability: predictions are one half near 0.6."""
+    router = new_router(jax.random.key(7), embedding, threshold)
+    hidden = router.hidden.at[:, 0].set(0).at[1, 0].set(1)
+    return replace(router, hidden=hidden, out=(router.out / 4).at[0].set(10), out_bias=router.out_bias - 6)
+
+
+# --- exactness --------------------------------------------------------------------------------------------------------
+
+CASES = {
+    "router": ("tandem", Router(), 0.25, {}),
+    "router, independent, block verification": (
+        "independent",
+        Router(),
+        0.7,
+        {"verification": Verification.block},
+    ),
+    "survival": ("tandem", Survival(), 0.25, {}),
+    "survival, block verification": ("tandem", Survival(), 0.25, {"verification": Verification.block}),
+    "survival, independent, stop token": ("independent", Survival(), 0.5, {"stop_tokens": (2,)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_law_of_the_output_is_the_primarys(case):
+    kind, rule, threshold, options = CASES[case]
+    with jax.enable_x64(True):
+        graph, weights = random_decoder(PRIMARY, 0)
+        drafter, drafter_weights, embedding = drafting(kind)
+        router = random_router(embedding, threshold)
+        engine = Engine(graph, drafter, gamma=2, law=SAMPLING, rule=rule, chance=Scripted(), **options)
+        law = output_law(engine, weights, drafter_weights, PROMPT, 3, router)
+        assert sum(law.values()) == pytest.approx(1, abs=1e-12)
+        assert distance(law, primary_law(graph, weights, SAMPLING, PROMPT, 3, engine.stop_tokens)) < 1e-12
+        # Or it would be a fixed length under another name.
+        engine = Engine(graph, drafter, gamma=2, law=SAMPLING, rule=rule)
+        drafted = samples(engine, weights, drafter_weights, router, 64)[1].blocks.sum(axis=(0, 2))
+        assert min(drafted[1:]) > 5
+
+
+def samples(engine, weights, drafter_weights, router, rows, chosen=slice(None)):
+    """`rows` responses of 3 tokens to one prompt, which share its prefill, or the `chosen` of them alone."""
+    prompt, length = jnp.asarray([PROMPT], jnp.int32), jnp.asarray([len(PROMPT)], jnp.int32)
+    state = engine.prefill(weights, drafter_weights, prompt, length, max_new_tokens=3)
+    keys = row_keys(0, rows)[chosen]
+    state = fan_out(state, len(keys), keys)
+    limits = jnp.full(len(keys), len(PROMPT) + 2, jnp.int32)
+    state = engine.decode(weights, drafter_weights, state, limits, router)
+    return np.asarray(state.tokens)[:, len(PROMPT) : len(PROMPT) + 3], state
+
+
+def test_each_sample_stops_by_itself():
+    with jax.enable_x64(True):
+        graph, weights = random_decoder(PRIMARY, 0)
+        drafter, drafter_weights, embedding = drafting("tandem")
+        router = random_router(embedding, 0.25)
+        engine = Engine(graph, drafter, gamma=2, law=SAMPLING, rule=Survival())
+        together, state = samples(engine, weights, drafter_weights, router, 16)
+        assert len(set(np.asarray(state.secondary_runs).tolist())) >= 2
+        for row in (0, 5):
+            alone, own = samples(engine, weights, drafter_weights, router, 16, slice(row, row + 1))
+            np.testing.assert_array_equal(alone[0], together[row])
+            np.testing.assert_array_equal(own.blocks[0], state.blocks[row])
+
+
+PROMPTS = [
+    np.random.default_rng(index).integers(0, 37, length).astype(np.int32) for index, length in enumerate((9, 5, 7))
+]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A pair whose drafter is right often enough: the primary's own weights, disturbed."""
+    graph, weights = pairs.decoder(pairs.PRIMARY, 0)
+    disturbed = jax.tree.map(
+        lambda leaf: leaf + 0.03 * jnp.std(leaf) * jax.random.normal(jax.random.key(leaf.size), leaf.shape), weights
+    )
+    router = random_router(nnx_embedding(disturbed), 0.3)
+    return Pair(graph, weights, Independent(graph), disturbed, router)
+
+
+@pytest.mark.parametrize("stop", [StopRule.router, StopRule.survival, StopRule.confidence, StopRule.oracle])
+def test_greedy_output_is_the_primarys_bit_for_bit(pair, stop):
+    decode = DecodeConfig(max_new_tokens=24, gamma_max=5)
+    plain = run_prompts(pair.plain(decode, 6), PROMPTS, 24)
+    method = replace(pair.method(decode, 5, stop, 0.3), reference=plain.responses if stop is StopRule.oracle else None)
+    outcome = run_prompts(method, PROMPTS, 24, batch_size=3)
+    np.testing.assert_array_equal(outcome.responses, plain.responses)
+    assert len(np.flatnonzero(outcome.blocks.sum(axis=1))) > 1, "blocks of one length would show nothing"
+
+
+def test_no_rule_wastes_fewer_drafts_than_the_oracle(pair):
+    decode = DecodeConfig(max_new_tokens=24, gamma_max=5)
+    plain, fixed = (run_prompts(method, PROMPTS, 24) for method in (pair.plain(decode, 6), pair.method(decode, 5)))
+    oracle = run_prompts(replace(pair.method(decode, 5, StopRule.oracle), reference=plain.responses), PROMPTS, 24)
+    wasted = oracle.blocks.sum(axis=1) @ np.arange(6) - oracle.lengths @ np.arange(6)
+    assert oracle.primary_runs == fixed.primary_runs
+    assert wasted <= oracle.primary_runs, "one draft at most is wrong in a block"
+    assert oracle.drafts < fixed.drafts
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_router_reads_entropy_top_probabilities_and_their_embeddings():
+    rng = np.random.default_rng(0)
+    logits, table = rng.normal(size=(2, 7)) * 2, rng.normal(size=(7, 3))
+    with jax.enable_x64(True):
+        router = new_router(jax.random.key(0), jnp.asarray(table))
+        router = replace(router, temperature=jnp.asarray([1.0, 2.0, 4.0]), out_bias=jnp.asarray([0.1, 0.2, 0.3]))
+        found = np.asarray(log_odds(router, features(jnp.asarray(logits))))
+    q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    for row in range(2):
+        order = np.argsort(-q[row])[:TOP]
+        embedded = table[order] / np.sqrt(np.mean(table[order] ** 2, axis=-1, keepdims=True) + 1e-6)
+        entropy = -np.sum(q[row] * np.log(q[row])) / np.log(7)
+        given = np.concatenate([[entropy], q[row][order], embedded.ravel()])
+        expected = np.maximum(given @ np.asarray(router.hidden), 0) @ np.asarray(router.out) + [0.1, 0.2, 0.3]
+        np.testing.assert_allclose(found[row], expected / [1, 2, 4], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("threshold", "drafts"), [(0.5, 1), (0.4, 2), (0.35, 3), (0.3, 4)])
+def test_survival_goes_on_while_all_so_far_and_the_next_are_likely_enough(threshold, drafts):
+    """With 0.8 for each draft and 0.6 for the one after it: 0.48 after the first draft, then 0.384, 0.307, 0.246."""
+    router = new_router(jax.random.key(0), jnp.zeros((5, 2)), threshold)
+    odds = {PAPER: 0.0, THIS: np.log(0.8 / 0.2), NEXT: np.log(0.6 / 0.4)}
+    bias = jnp.asarray([odds[head] for head in range(3)])
+    router = replace(router, out=jnp.zeros_like(router.out), out_bias=bias)
+    rule, made = Survival(), 0
+    on, state = jnp.ones(1, bool), rule.begin(router, 1)
+    while on[0]:
+        draft = Draft(jnp.asarray(made), jnp.zeros(1, int), jnp.zeros(1, int), jnp.zeros((1, 5)))
+        on, state = rule.go_on(router, state, draft)
+        made += 1
+    assert made == drafts
+
+
+def test_the_router_goes_on_at_tau_and_not_below():
+    router = new_router(jax.random.key(0), jnp.zeros((5, 2)))
+    router = replace(router, out=jnp.zeros_like(router.out))  # predicts one half
+    draft = Draft(jnp.asarray(0), jnp.zeros(1, int), jnp.zeros(1, int), jnp.zeros((1, 5)))
+    for tau, on in ((0.4, True), (0.5, True), (0.6, False)):
+        assert bool(Router().go_on(replace(router, threshold=jnp.asarray(tau)), None, draft)[0][0]) is on
+
+
+# --- what the router learns -------------------------------------------------------------------------------------------
+
+
+def test_traces_say_where_a_greedy_drafter_is_right(pair):
+    plain = run_prompts(Method(Engine(pair.primary), pair.weights), PROMPTS[:1] * 2, 20)
+    texts = np.concatenate([np.tile(PROMPTS[0], (2, 1)), plain.responses], axis=1)
+    traces = collect(pair.primary, pair.weights, pair.primary, pair.drafter_weights, texts, 9, 4, GREEDY)
+    right = np.asarray(traces.targets[0, :, THIS])
+    assert 0.2 < right.mean() < 0.98
+    np.testing.assert_array_equal(traces.kept[0], right)  # the text is the primary's own
+    np.testing.assert_array_equal(traces.place[0], (np.arange(20) + 8) % 4)
+    weighed = np.asarray(traces.weights[0, :, NEXT])
+    np.testing.assert_array_equal(weighed[:-1], right[:-1] * (np.asarray(traces.place[0, :-1]) < 3))
+    # Serving: a block of γ drafts from t keeps as many as are right from t on. So training says what serving does.
+    counts, at = np.zeros(5, int), 0
+    while at < 20:
+        run = right[at : at + 4]
+        kept = int(np.cumprod(run).sum())
+        counts[kept] += at + 4 <= 20
+        at += kept + 1
+    outcome = run_prompts(
+        Method(Engine(pair.primary, pair.drafter, gamma=4), pair.weights, pair.drafter_weights), PROMPTS[:1], 20
+    )
+    assert np.abs(outcome.lengths - counts).sum() <= 2, "only blocks that reach over the end may differ"
+
+
+def synthetic(count: int = 60, length: int = 48, vocabulary: int = 11) -> Traces:
+    """Drafts that are accepted exactly as often as their highest probability says, but for one token, never."""
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, vocabulary, (count, length, TOP))
+    top = rng.uniform(0.05, 0.95, (count, length))
+    chance = np.where(tokens[..., 0] == 3, 0.02, top)
+    happened = (rng.random((count, length)) < chance).astype(np.float32)
+    probabilities = np.concatenate([top[..., None], np.zeros((count, length, TOP - 1))], axis=-1)
+    targets = np.stack([chance, happened, np.roll(happened, -1, axis=1)], axis=-1)
+    weights = np.ones((count, length, 3))
+    place = np.broadcast_to(np.arange(length) % 4, (count, length))
+    seen = Features(jnp.asarray(1 - top, jnp.float32), jnp.asarray(probabilities, jnp.float32), jnp.asarray(tokens))
+    arrays = (jnp.asarray(values, jnp.float32) for values in (targets, weights, happened))
+    return Traces(seen, *arrays, jnp.asarray(place))
+
+
+def test_a_router_learns_what_its_features_say():
+    traces = synthetic()
+    embedding = jax.random.normal(jax.random.key(0), (11, 6))
+    router, report = fit(traces, embedding, 0)
+    assert report["this"]["calibration_error"] < 0.08
+    assert report["this"]["auc"] > 0.75
+    assert report["next"]["auc"] == pytest.approx(0.5, abs=0.1), "the next draft was drawn without regard to this one"
+    assert report["paper"]["temperature"] == 1.0
+
+    # It has learned the token that is never accepted by its embedding alone.
+    def predicted(token):
+        seen = Features(jnp.asarray(0.2), jnp.asarray([0.8, 0, 0, 0]), jnp.asarray([token, 1, 2, 5]))
+        return float(jax.nn.sigmoid(log_odds(router, seen)[THIS]))
+
+    assert predicted(3) < 0.3 < 0.6 < predicted(4)
+
+
+def test_survival_of_blocks_is_the_product_along_the_text():
+    traces = synthetic(2, 8)
+    router = new_router(jax.random.key(0), jax.random.normal(jax.random.key(1), (11, 6)))
+    chances = np.asarray(jax.nn.sigmoid(log_odds(router, traces.features)))
+    blocks = list(survival_of_blocks(router, traces))
+    assert [len(predicted) for predicted, *_ in blocks] == [4, 4, 4]  # two blocks of four in each of two texts
+    predicted, outcome, _ = blocks[1]
+    np.testing.assert_allclose(predicted[1], chances[0, 4, 1] * chances[0, 5, 1] * chances[0, 5, 2], rtol=1e-5)
+    kept = np.asarray(traces.kept)
+    np.testing.assert_allclose(outcome[1], kept[0, 4] * kept[0, 5] * kept[0, 6])
+
+
+def test_calibration_by_hand():
+    predicted, happened = np.array([0.1, 0.15, 0.8, 0.9]), np.array([0.0, 1.0, 1.0, 1.0])
+    # Bins: {0.1, 0.15} with mean gap 0.375, {0.8} with 0.2, {0.9} with 0.1.
+    assert expected_calibration_error(predicted, happened) == pytest.approx((2 * 0.375 + 0.2 + 0.1) / 4)
+    assert expected_calibration_error(predicted, happened, np.array([0, 0, 1, 1])) == pytest.approx(0.15)
+    assert area_under_curve(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])) == pytest.approx(0.75)
+    assert area_under_curve(np.array([0.5, 0.5]), np.array([0, 1])) == 0.5
+    assert np.isnan(area_under_curve(predicted, np.ones(4)))
+    # A share counts as that many of either: the same as spelling them out.
+    spelled = area_under_curve(np.repeat([0.2, 0.7], 4), np.array([1, 0, 0, 0, 1, 1, 1, 0]))
+    assert area_under_curve(np.array([0.2, 0.7]), np.array([0.25, 0.75])) == pytest.approx(spelled)
+
+
+def test_temperature_scaling_undoes_overconfidence():
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 2, 20_000)
+    happened = rng.random(20_000) < 1 / (1 + np.exp(-odds))
+    assert best_temperature(3 * odds, happened) == pytest.approx(3, rel=0.06)
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_tuning_and_the_comparison_of_rules(pair):
+    decode = DecodeConfig(max_new_tokens=16, gamma_max=3)
+    tuned = tune(pair, PROMPTS[:2], decode)
+    assert len(tuned["acceptance_by_position"]) == 3
+    for row in tuned["proposals"]:
+        cost = row["cost_ratio"] * row["drafts_per_primary_run"] + row["verify_cost"]
+        assert row["speedup_predicted"] == pytest.approx(row["tokens_per_primary_run"] / cost)
+    rows = stopping_rows("self", pair, tuned, list(StopRule), 0.5, PROMPTS[:2], decode, 1)
+    assert {row["stop"] for row in rows} == set(StopRule)
+    for row in rows:
+        assert row["identical_to_primary"] == 1.0
+        assert row["secondary_runs"] == pytest.approx(row["primary_runs"] * row["drafts_per_primary_run"])
+    for key in ("over_fixed", "over_fixed_flat"):
+        assert max(row[key] for row in rows if row["stop"] == StopRule.fixed) == 1.0
+
+
+def test_oracle_weights_follow_prompts_of_any_length(pair):
+    decode = DecodeConfig(max_new_tokens=8, gamma_max=3)
+    plain = run_prompts(pair.plain(decode, 4), PROMPTS, 8)
+    method = Method(Engine(pair.primary, pair.drafter, gamma=3, rule=Oracle()), pair.weights, pair.drafter_weights)
+    together = run_prompts(replace(method, reference=plain.responses), PROMPTS, 8, batch_size=3)
+    alone = [
+        run_prompts(replace(method, reference=plain.responses[row : row + 1]), PROMPTS[row : row + 1], 8)
+        for row in range(3)
+    ]
+    np.testing.assert_array_equal(together.blocks, sum(outcome.blocks for outcome in alone))
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["decode.gamma_max=0"], "decode.gamma_max=0 must be at least 1"),
+        (["decode.confidence=1.5"], "decode.confidence=1.5 must be from 0.0 to 1.0"),
+        (["decode.stop=oracle"], "decode.stop='oracle' needs the response before it is made"),
+        (["eval.stops=[oracle]", "decode.temperature=1"], "eval.stops='oracle' needs greedy decoding"),
+        (["decode=survival", "decode.gamma_max=200"], "must be at most decode.max_new_tokens=128"),
+        (["eval.stops=[router,router]"], "names something twice"),
+    ],
+)
+def test_what_no_rule_can_do_is_refused(words, problem):
+    with pytest.raises(ConfigurationError) as refused:
+        compose(words)
+    assert any(problem in one for one in refused.value.problems), refused.value.problems
