@@ -32,7 +32,7 @@ from tandem.decoding.law import Law
 from tandem.decoding.stopping import Confidence
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
-from tandem.model.decoder import cast_matrices
+from tandem.model.decoder import KVCache, cast_matrices
 from tandem.model.heads import HEADS, HeadConfig, cache_layers, feature_layers, head_config, head_parameters
 from tandem.training.loop import train
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
@@ -50,6 +50,7 @@ LENGTHS = np.array([9, 5, 7])
 PROMPTS = np.random.default_rng(3).integers(0, 37, (3, 9)).astype(np.int32)
 NEW = 40
 UNROLLED = 60
+UNREAD = KVCache((), ())  # a primary's cache that prompt lookup does not look at
 
 
 def random_head(config: HeadConfig, primary, seed: int, dtype=jnp.float32):
@@ -113,7 +114,7 @@ def decoded(trained):
         graph, weights = decoder(PRIMARY, 0, dtype)
         weights = cast_matrices(weights, dtype)
         drafter = drafter_weights = head = None
-        if kind in HEADS:
+        if kind is not None and kind in HEADS:
             model = random_head(SIZES[kind], PRIMARY, 1, dtype)[0]
             head = model, cast_matrices(trained(kind)[0], dtype)
         if kind is not None:
@@ -300,7 +301,7 @@ def test_what_followed_the_longest_latest_match_is_drafted(text, ngram, expected
     drafter = PromptLookup(10, ngram)
     padded = jnp.asarray([[*text, text[-1], 9]])  # stale: it must not be matched, nor followed
     state = drafter.start(None, padded, jnp.array([len(text)]), [], 16)
-    logits, _ = drafter.draft(None, state, jnp.asarray([text[-2:]]), jnp.array([len(text) - 2]), 0, None)
+    logits, _ = drafter.draft(None, state, jnp.asarray([text[-2:]]), jnp.array([len(text) - 2]), 0, UNREAD)
     if expected is None:
         np.testing.assert_array_equal(logits[0], np.zeros(10))
     else:
@@ -319,7 +320,7 @@ def test_what_was_drafted_and_accepted_is_part_of_the_text():
         for index in range(gamma):
             first = position - 1 if index == 0 else position + index
             given = jnp.asarray([text[first : position + index + 1]])
-            logits, state = drafter.draft(None, state, given, jnp.array([first]), index, None)
+            logits, state = drafter.draft(None, state, given, jnp.array([first]), index, UNREAD)
             assert int(jnp.argmax(logits[0])) == text[position + index + 1]
         position += gamma + 1  # all accepted, and a token of the primary's that the drafter has not seen
     assert state[0, :20].tolist() == text[:20]

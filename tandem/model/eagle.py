@@ -79,7 +79,8 @@ class Eagle(nnx.Module):
         (layer,) = self.layers
         cos, sin = rotary(jnp.arange(tokens.shape[1])[None], self.head_dim, self.rope_theta)
         behind = (jnp.arange(tokens.shape[1])[:, None] - jnp.arange(tokens.shape[1]))[None]  # of key, seen from query
-        features, outputs, steps = self.fuse(states), [], []
+        features, outputs = self.fuse(states), []
+        steps: list[tuple[jax.Array, jax.Array]] = []
         for k in range(self.config.depth):
             # The first position has no feature before it; what it outputs is never used.
             x = self.inputs(primary, jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0))), tokens)
