@@ -18,7 +18,6 @@ BACKENDS = {
     "local": "launch.fleet.local:LocalBackend",
     "jobset": "launch.fleet.jobset:JobSetBackend",
     "queued_resources": "launch.fleet.queued_resources:QueuedResourcesBackend",
-    "ray": "launch.fleet.ray_backend:RayBackend",
 }
 
 
@@ -45,7 +44,10 @@ def checked_options(cls: type, options: Mapping[str, Any]) -> Any:
             node[key] = value
         except OmegaConfBaseException as error:
             problems.append(f"hydra.launcher.{key}={value}: {str(error).splitlines()[0]}")
-    made = OmegaConf.to_object(node)
+    try:
+        made = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:  # text that reads as an interpolation
+        raise ConfigurationError([*problems, f"hydra.launcher: {str(error).splitlines()[0]}"]) from None
     check = getattr(made, "problems", None)
     if check is not None and not problems:
         problems += check()
