@@ -37,6 +37,9 @@ from tandem.model.heads import HEADS, HeadConfig, cache_layers, feature_layers, 
 from tandem.training.loop import train
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
 
+# Small models, but many programs to compile.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 DEPTH = 4
 SIZES = {

@@ -12,6 +12,9 @@ from tandem.decoding.engine import Engine
 from tandem.decoding.generate import generate
 from tandem.decoding.law import Law
 
+# Small models, but many programs to compile.
+pytestmark = pytest.mark.slow
+
 GRAPH, WEIGHTS = decoder(PRIMARY, 0)
 PAIR = tandem(1)
 NEW = 70  # more than two segments

@@ -264,9 +264,11 @@ def test_fault_rows_share_a_position(monkeypatch):
     from tandem.model import decoder
 
     write = decoder.write
-    monkeypatch.setattr(
-        decoder, "write", lambda buffer, new, starts: write(buffer, new, jnp.broadcast_to(starts[0], starts.shape))
-    )
+
+    def faulty(buffer, new, starts, **more):
+        return write(buffer, new, jnp.broadcast_to(starts[0], starts.shape), **more)
+
+    monkeypatch.setattr(decoder, "write", faulty)
     assert wrong_by(*pair("independent", law=SAMPLING)) > WRONG
 
 

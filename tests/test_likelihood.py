@@ -21,6 +21,9 @@ from tandem.decoding.engine import Engine
 from tandem.measure import likelihood
 from tandem.measure.likelihood import Question, Scorer
 
+# Small models, but many programs to compile.
+pytestmark = pytest.mark.slow
+
 MODEL = decoder(PRIMARY, 0)
 # Heads of another width than the primary's.
 NARROW = replace(SECONDARY, num_heads=4)

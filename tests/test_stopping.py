@@ -37,6 +37,9 @@ from tandem.measure.stopping import Pair, stopping_rows, tune
 from tandem.measure.timing import Method, run_prompts
 from tandem.training.router import Traces, collect, fit, survival_of_blocks
 
+# Small models, but many programs to compile.
+pytestmark = pytest.mark.slow
+
 PROMPT = [0, 2, 1]
 SAMPLING = Law(temperature=1.0)
 
