@@ -1,8 +1,8 @@
 r"""Does this project score a model as lm-evaluation-harness does? One checkpoint, the same documents and prompts.
 
-    uv venv /tmp/lmeval && uv pip install --python /tmp/lmeval/bin/python 'lm-eval[hf]==0.4.13' \
+    uv venv .lmeval && uv pip install --python .lmeval/bin/python 'lm-eval[hf]==0.4.13' \
         torch sentencepiece protobuf tiktoken
-    uv run python -m benchmarks.agreement --python /tmp/lmeval/bin/python --data ../shared/data --limit 100
+    uv run python -m benchmarks.agreement --python .lmeval/bin/python --data ../shared/data --limit 100
 
 The checkpoint is llama2.c's stories260K, which nobody here trained. Prompts are this project's, with one exemplar; the
 harness builds its own question, options and metrics from the same documents, and both are compared.

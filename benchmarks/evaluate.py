@@ -1,6 +1,6 @@
 """Examples scored in a second, beside lm-evaluation-harness with the Hugging Face model of the same weights.
 
-    quiet uv run python -m benchmarks.evaluate --python /tmp/lmeval/bin/python --data ../shared/data --limit 256
+    uv run python -m benchmarks.evaluate --python .lmeval/bin/python --data ../shared/data --limit 256
 
 The model is the laptop-sized bison that the package ships, in float32 on both sides; one exemplar, one batch size. Both
 sides are timed from texts to log-likelihoods. Ours is timed twice: with the compiling of its shapes, and without.
