@@ -173,7 +173,10 @@ def _with_half(row: Row) -> tuple[float, float | None]:
 
 def _cell(value: tuple[float, float | None]) -> str:
     score, half = value
-    return f"{score:.1f}" if half is None else f"{score:.1f}±{half:.1f}"
+    if half is None:
+        return f"{score:.1f}"
+    # Eight models fit a terminal's line only with short cells, and a wide interval has no use for a decimal.
+    return f"{score:.1f}±{half:.1f}" if half < 9.95 else f"{score:.1f}±{half:.0f}"
 
 
 def _plain(task: str) -> str:
