@@ -84,8 +84,16 @@ def run(experiment: Experiment, stop: Stop) -> None:
     carry_out(experiment, build, stop)
 
 
-def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]], stop: Stop) -> None:
-    """Bring the steps that `build` makes of the experiment about, and present what they found."""
+def carry_out(
+    experiment: Experiment,
+    build: Callable[[Experiment], list[Step]],
+    stop: Stop,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda results: results,
+) -> None:
+    """Bring the steps that `build` makes of the experiment about, and present what they found.
+
+    `complete` adds to the results what no step can know.
+    """
     from launch.compose import configuration_hash, to_yaml
     from launch.graph import describe, execute
     from launch.mirror import mirror
@@ -112,7 +120,7 @@ def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]],
             mirrored.metrics(record)
 
         directories = execute(targets, store, sink, stop)
-        results = gather(experiment, targets, directories, time.monotonic() - began)
+        results = complete(gather(experiment, targets, directories, time.monotonic() - began))
         write_json_atomic(directory / "results.json", results)
         _present(directory, results, mirrored.directory)
         mirrored.results(results)

@@ -119,7 +119,7 @@ def score(
     scored: list[list[Likelihood]] = [[] for _ in parts]
     waiting: list[tuple[list[int], Any]] = []
     done = 0
-    for indices, rows in _batches([part for _, part in parts], batch_size):
+    for indices, rows in batches([part for _, part in parts], batch_size):
         waiting.append((indices, _compiled(scorer)(weights, rows)))
         if len(waiting) > 1:  # the device works on one batch while the next is put together
             done += _collect(*waiting.pop(0), parts, scored)
@@ -143,7 +143,7 @@ def _parts(question: Question) -> Iterator[Question]:
     yield Question(question.prompt, tuple(options))
 
 
-def _batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[int], Rows]]:
+def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[int], Rows]]:
     """Batches of questions of similar length, longest first, with their indices; the last is filled up with empty
     rows."""
     lengths = [_row_length(question) for question in questions]
