@@ -16,6 +16,7 @@ from tandem.model.decoder import normalise
 
 TOP = 4  # tokens of the law that the router sees; the paper does not say how many
 HIDDEN = 64
+GROUP = 64  # words that are looked at together in the search for the most probable
 # What the MLP predicts, each as log-odds: 1 − TV at temperature 1, the paper's target; the acceptance of this draft
 # under the law that is decoded with; and, if this draft is accepted, the acceptance of the next one.
 PAPER, THIS, NEXT = range(3)
@@ -48,12 +49,35 @@ class Features:
 def features(logits: jax.Array) -> Features:
     """The features of the laws of `logits` [..., V] at temperature 1, whatever the law that is drawn from."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    logs = jax.nn.log_softmax(logits, axis=-1)
     top = min(TOP, logits.shape[-1])
-    highest, tokens = jax.lax.top_k(logs, top)
-    entropy = -jnp.sum(jnp.exp(logs) * logs, axis=-1) / jnp.log(logits.shape[-1])
-    missing = [(0, 0)] * (logs.ndim - 1) + [(0, TOP - top)]
-    return Features(entropy, jnp.pad(jnp.exp(highest), missing), jnp.pad(tokens, missing))
+    found, tokens = greatest(logits, top)
+    # What follows is written as a CPU runs it fastest: with a maximum of its own, not `found[..., :1]`, and with a
+    # product where a sum of products would run number by number.
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    odds = jnp.exp(logits - highest)
+    total = jnp.sum(odds, axis=-1, keepdims=True)
+    mean = jnp.einsum("...v,...v->...", odds, logits - highest) / total[..., 0]
+    entropy = (jnp.log(total[..., 0]) - mean) / jnp.log(logits.shape[-1])
+    probabilities = jnp.exp(found - highest) / total
+    missing = [(0, 0)] * (logits.ndim - 1) + [(0, TOP - top)]
+    return Features(entropy, jnp.pad(probabilities, missing), jnp.pad(tokens, missing))
+
+
+def greatest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` greatest of `values` [..., V] in falling order, and their places.
+
+    They stand in those groups whose greatest values are greatest, so that only these are sorted.
+    """
+    size = values.shape[-1]
+    groups = -(-size // GROUP)
+    if groups <= count:
+        return jax.lax.top_k(values, count)
+    missing = [(0, 0)] * (values.ndim - 1) + [(0, groups * GROUP - size)]
+    grouped = jnp.pad(values, missing, constant_values=-jnp.inf).reshape(*values.shape[:-1], groups, GROUP)
+    chosen = jax.lax.top_k(jnp.max(grouped, axis=-1), count)[1]
+    candidates = jnp.take_along_axis(grouped, chosen[..., None], axis=-2)
+    found, at = jax.lax.top_k(candidates.reshape(*values.shape[:-1], -1), count)
+    return found, jnp.take_along_axis(chosen, at // GROUP, axis=-1) * GROUP + at % GROUP
 
 
 def log_odds(weights: RouterWeights, seen: Features) -> jax.Array:
