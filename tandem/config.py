@@ -47,6 +47,14 @@ class ProjectionInit(StrEnum):
     least_squares = "least_squares"
 
 
+class Divergence(StrEnum):
+    """How stage 2 measures how far a drafter is from the primary: Kullback-Leibler, or total variation, which is the
+    share of drafts that are rejected."""
+
+    kl = "kl"
+    tv = "tv"
+
+
 class Optimizer(StrEnum):
     adamw = "adamw"
     muon = "muon"
@@ -192,8 +200,11 @@ class TrainConfig(OptimizerConfig):
     # Training block lengths; one is drawn per sequence.
     gamma: list[int] = field(default_factory=lambda: [2])
     projection_init: ProjectionInit = ProjectionInit.least_squares
-    # λ: weight of distillation against cross entropy in stage 2 (paper: 0.5), and its temperature.
+    # In the tandem's loss the k-th position of a block, from 0, counts position_decay^k.
+    position_decay: float = 1.0
+    # λ: weight of distillation against cross entropy in stage 2 (paper: 0.5), its divergence, and KL's temperature.
     distil_weight: float = 0.5
+    divergence: Divergence = Divergence.kl
     temperature: float = 1.0
 
 

@@ -185,6 +185,7 @@ def _train(train: TrainConfig, check: _Checks) -> None:
     check.block_lengths("train.gamma", train.gamma)
     check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
     check.positive("train.temperature", train.temperature)
+    check.positive("train.position_decay", train.position_decay)
 
 
 def _data(experiment: Experiment, check: _Checks) -> None:

@@ -162,6 +162,8 @@ UNFIT = [
     ("train.learning_rate=inf", "train.learning_rate=inf must be above 0"),
     ("train.accumulate=3", "train.accumulate=3 must divide batch_size=8"),
     ("train.distil_weight=1.1", "train.distil_weight=1.1 must be from 0.0 to 1.0"),
+    ("train.position_decay=0", "train.position_decay=0.0 must be above 0"),
+    ("train.divergence=tvd", "did you mean tv?"),
     ("scale.pretrain.bison.batch_size=0", "scale.pretrain.bison.batch_size=0 must be at least 1"),
     ("scale.models.bison.num_heads=7", "scale.models.bison.num_heads=7 must divide d_model=384"),
     ("scale.models.gecko.num_heads=96", "an even number"),
