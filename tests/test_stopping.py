@@ -28,6 +28,7 @@ from tandem.decoding.stopping.router import (
     Router,
     Survival,
     features,
+    greatest,
     log_odds,
     new_router,
 )
@@ -177,6 +178,25 @@ def test_the_router_reads_entropy_top_probabilities_and_their_embeddings():
         np.testing.assert_allclose(found[row], expected / [1, 2, 4], rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [5, 64, 1000, 4096])
+def test_the_most_probable_words_are_found_without_sorting_all(size):
+    logits = jnp.asarray(np.random.default_rng(size).normal(size=(2, 3, size)), jnp.float32)
+    values, places = jax.lax.top_k(logits, 4)
+    found, at = greatest(logits, 4)
+    np.testing.assert_array_equal(found, values)
+    np.testing.assert_array_equal(at, places)
+
+
+def test_features_of_a_vocabulary_of_many_groups():
+    logits = np.random.default_rng(0).normal(size=(2, 1000)) * 3
+    q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    with jax.enable_x64(True):
+        seen = features(jnp.asarray(logits))
+    np.testing.assert_allclose(seen.entropy, -(q * np.log(q)).sum(axis=-1) / np.log(1000), rtol=1e-12)
+    np.testing.assert_allclose(seen.probabilities, -np.sort(-q)[:, :TOP], rtol=1e-12)
+    np.testing.assert_array_equal(seen.tokens, np.argsort(-q)[:, :TOP])
+
+
 @pytest.mark.parametrize(("threshold", "drafts"), [(0.5, 1), (0.4, 2), (0.35, 3), (0.3, 4)])
 def test_survival_goes_on_while_all_so_far_and_the_next_are_likely_enough(threshold, drafts):
     """With 0.8 for each draft and 0.6 for the one after it: 0.48 after the first draft, then 0.384, 0.307, 0.246."""
@@ -308,7 +328,10 @@ def test_tuning_and_the_comparison_of_rules(pair):
     for row in rows:
         assert row["identical_to_primary"] == 1.0
         assert row["secondary_runs"] == pytest.approx(row["primary_runs"] * row["drafts_per_primary_run"])
-    for key in ("over_fixed", "over_fixed_flat"):
+    chosen = {(row["stop"], row["gamma"], row["threshold"]) for row in rows}
+    assert chosen >= {(row["stop"], row["gamma"], row["threshold"]) for row in tuned["proposals"]}
+    assert chosen >= {("router", 3, 0.5), ("oracle", 3, None)}
+    for key in ("over_fixed", "over_fixed_flat", "over_fixed_decode"):
         assert max(row[key] for row in rows if row["stop"] == StopRule.fixed) == 1.0
 
 
