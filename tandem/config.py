@@ -184,7 +184,8 @@ class PairConfig:
     primary: str = "bison"
     secondary: str = "gecko"
     middle: str | None = "otter"
-    # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced.
+    # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced. Twice as many
+    # entries, or more, fuse several: after one for each secondary layer, a second for each, where 0 is the embedding.
     layer_map: list[int] | None = None
 
 

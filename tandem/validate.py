@@ -171,12 +171,14 @@ def _pair(pair: PairConfig, scale: ScaleConfig, check: _Checks) -> None:
 
 
 def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
-    if len(layer_map) != secondary.num_layers:
-        rule = f"has {len(layer_map)} entries and must have {secondary.num_layers}, one per secondary layer"
+    if not layer_map or len(layer_map) % secondary.num_layers:
+        count = secondary.num_layers
+        rule = f"has {len(layer_map)} entries and must have {count}, one per secondary layer, or a multiple of that"
         check.wrong("model.layer_map", layer_map, rule)
     for position, layer in enumerate(layer_map):
-        if not 1 <= layer <= primary.num_layers:
-            rule = f"must be from 1 to {primary.num_layers}, a number of primary layers"
+        least = 1 if position < secondary.num_layers else 0
+        if not least <= layer <= primary.num_layers:
+            rule = f"must be from {least} to {primary.num_layers}, a number of primary layers"
             check.wrong(f"model.layer_map[{position}]", layer, rule)
 
 

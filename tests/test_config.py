@@ -175,6 +175,8 @@ UNFIT = [
     ("model.layer_map=[1]", "model.layer_map=[1] has 1 entries and must have 2"),
     ("model.layer_map=[1,7]", "model.layer_map[1]=7 must be from 1 to 5"),
     ("model.layer_map=[0,2]", "model.layer_map[0]=0 must be from 1 to 5"),
+    ("model.layer_map=[2,3,0]", "model.layer_map=[2, 3, 0] has 3 entries and must have 2"),
+    ("model.layer_map=[2,3,0,9]", "model.layer_map[3]=9 must be from 0 to 5"),
     ("data=text", "data=text needs data.path"),
     ("data=tfds", "data=tfds needs data.name"),
     ("data.heldout_fraction=1", "data.heldout_fraction=1.0 must be above 0 and below 1"),
