@@ -163,7 +163,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             )
         )
     if evaluation.stops:
-        compared = {name: models[name] for name in chosen_drafters(experiment, models)}
+        compared = {name: drafting[name] for name in chosen_drafters(experiment, drafting)}
         inputs = {"corpus": corpus, "primary": primary}
         made.append(stopping.comparison_step(experiment, compared, inputs, dtype))
     if Measure.standalone in evaluation.measures:

@@ -112,7 +112,7 @@ def _router(results: Results) -> Table | None:
         Column("auc", "area under\nthe curve", decimals(3)),
         Column("temperature", "temperature", decimals(2)),
     ]
-    rows = [{**r, "predicts": _HEADS.get(r.get("head"), r.get("head"))} for r in rows_of(results, "router")]
+    rows = [{**r, "predicts": _HEADS.get(str(r.get("head")), r.get("head"))} for r in rows_of(results, "router")]
     notes = ["On texts of the primary's own that the router was neither trained nor calibrated on."]
     return Table("router", "What the router knows", columns, rows, notes) if rows else None
 

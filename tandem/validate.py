@@ -300,12 +300,10 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
         check.wrong("decode.gamma_max", decode.gamma_max, rule)
     learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
     for kind in experiment.drafter.drafters:
-        if learned and (kind in HEADS or kind is Drafter.prompt_lookup):
-            rule = "has no embeddings of its own for a router to read; use decode.stop=fixed or confidence with it"
+        if learned and kind is Drafter.prompt_lookup:
+            rule = "has no law for a router to read; use decode.stop=fixed with it"
             check.wrong("drafter.drafters", kind.value, rule)
-        elif (
-            kind is Drafter.medusa and decode.stop is not StopRule.fixed and decode.gamma_max > experiment.drafter.depth
-        ):
+        elif asked and kind is Drafter.medusa and decode.gamma_max > experiment.drafter.depth:
             check.wrong("decode.gamma_max", decode.gamma_max, "must be at most drafter.depth, the heads of medusa")
     if asked and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")

@@ -24,6 +24,7 @@ from tandem.decoding.stopping.router import NEXT, THIS, Features, RouterWeights,
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem, block_numbers
+from tandem.training.objective import Head
 
 ROUNDS, STEPS_A_ROUND, BATCH = 16, 50, 1024
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.1
@@ -48,7 +49,7 @@ class Traces:
 def collect(
     primary: nnx.GraphDef[Decoder],
     primary_weights: Any,
-    model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem],
+    model: nnx.GraphDef[Any],
     weights: Any,
     texts: np.ndarray,
     skip: int,
@@ -57,7 +58,11 @@ def collect(
     progress: Callable[[int, int], None] = lambda done, total: None,
     batch_size: int = 8,
 ) -> Traces:
-    """Traces of `texts` [N, L], which from token `skip` on are the primary's under `law`; blocks of `gamma` drafts."""
+    """Traces of `texts` [N, L], which from token `skip` on are the primary's under `law`; blocks of `gamma` drafts, a
+    head's of no more than it is trained for."""
+    reader = nnx.merge(model, weights)
+    if isinstance(reader, Head):
+        gamma = min(gamma, reader.config.depth)
     read = jax.jit(partial(_read, primary, model, skip, gamma, law))
     parts = []
     for start in range(0, len(texts), batch_size):
@@ -72,7 +77,7 @@ def collect(
 
 def _read(
     primary: nnx.GraphDef[Decoder],
-    model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem],
+    model: nnx.GraphDef[Any],
     skip: int,
     gamma: int,
     law: Law,
@@ -86,8 +91,13 @@ def _read(
     place = jnp.arange(tokens.shape[1]) % gamma
     if isinstance(reader, Tandem):
         logits = reader(tokens, states, block_numbers(tokens.shape[1], gamma)[None])
-    else:
+    elif isinstance(reader, Decoder):
         logits = reader(tokens)
+    else:
+        output = jnp.zeros_like(states[-1])
+        for k, drafts in enumerate(reader.unroll(decoder, tokens, states)[:gamma]):
+            output = jnp.where((place == k)[:, None], jnp.pad(drafts, ((0, 0), (k + 1, 0), (0, 0))), output)
+        logits = decoder.logits(output)
     # The first token that is the primary's own is predicted at skip - 1.
     own = slice(skip - 1, None)
     q, p, following, place = logits[:, own], decoder.logits(states[-1])[:, own], texts[:, 1:][:, own], place[own]
