@@ -25,7 +25,7 @@ from tandem.config import Verification
 from tandem.decoding.chance import Chance, Keys, row_keys
 from tandem.decoding.drafters import Drafter, Weights
 from tandem.decoding.law import GREEDY, Law
-from tandem.decoding.stopping import Draft, Fixed, StoppingRule
+from tandem.decoding.stopping import UNKNOWN, Draft, Fixed, StoppingRule, remember
 from tandem.decoding.verification import acceptance, accepted_count, residual
 from tandem.model.decoder import Decoder, KVCache, write
 
@@ -43,6 +43,7 @@ class DecodingState:
     cache: KVCache  # the primary's, `length` positions
     drafter: Any  # the drafter's own state; None without one
     chance: Any  # what random draws come from; None where nothing is drawn
+    recent: jax.Array  # [B] share of accepted drafts, the latest counting most
     primary_runs: jax.Array  # [B] passes of the primary, prefill not counted
     blocks: jax.Array  # [B, γ + 1, γ + 1] how many blocks had n drafts (second axis), of which m accepted (third)
 
@@ -126,6 +127,7 @@ class Engine:
             cache=cache,
             drafter=self.drafter and self.drafter.start(drafter_weights, prompts, lengths, states, length),
             chance=chance,
+            recent=jnp.full(batch, UNKNOWN, jnp.float32),
             primary_runs=jnp.zeros(batch, jnp.int32),
             blocks=jnp.zeros((batch, self.gamma + 1, self.gamma + 1), jnp.int32),
         )
@@ -191,6 +193,7 @@ class Engine:
             cache=cache,
             drafter=drafter_state,
             chance=chance,
+            recent=jnp.where(alive, remember(state.recent, drafted, accepted), state.recent),
             primary_runs=state.primary_runs + lived,
             blocks=state.blocks + (lived[:, None] * outcome).reshape(state.blocks.shape),
         )
@@ -218,7 +221,7 @@ class Engine:
             drafted = block.drafted + carry.active
             on, rule_state = carry.active, carry.rule
             if not fixed:
-                seen = Draft(jnp.asarray(index), state.position + 1 + index, token, logits)
+                seen = Draft(jnp.asarray(index), state.position + 1 + index, token, logits, state.recent)
                 on, rule_state = rule.go_on(rule_weights, rule_state, seen)
             return Drafting(Block(tokens, drafted, laws, chance, drafter_state), carry.active & on, rule_state)
 

@@ -20,6 +20,7 @@ import optax
 from flax import nnx
 
 from tandem.decoding.law import Law
+from tandem.decoding.stopping import MEMORY, UNKNOWN
 from tandem.decoding.stopping.router import NEXT, THIS, Features, RouterWeights, features, log_odds, new_router
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
 from tandem.model.decoder import Decoder
@@ -115,12 +116,22 @@ def _read(
     has_next = (place < gamma - 1) & (jnp.arange(len(place)) < len(place) - 1)
     one = jnp.ones_like(kept)
     return Traces(
-        features(q),
+        features(q, _recent(kept, place)),
         jnp.stack([common(Law(1.0)), accepted, after], axis=-1),
         jnp.stack([one, one, kept * has_next], axis=-1),
         kept,
         jnp.broadcast_to(place, kept.shape),
     )
+
+
+def _recent(kept: jax.Array, place: jax.Array) -> jax.Array:
+    """The share of recent acceptances [B, T] as it was at the beginning of each position's block."""
+
+    def step(recent: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return MEMORY * recent + (1 - MEMORY) * kept, recent
+
+    before = jax.lax.scan(step, jnp.full_like(kept[:, 0], UNKNOWN), kept.T)[1].T
+    return before[:, jnp.maximum(jnp.arange(len(place)) - place, 0)]
 
 
 def fit(
@@ -155,7 +166,7 @@ def fit(
         return jax.lax.scan(step, (trained, state), jax.random.split(key, STEPS_A_ROUND))[0]
 
     loss = jax.jit(_loss)
-    trained: Trained = {name: getattr(router, name) for name in ("hidden", "hidden_bias", "out", "out_bias")}
+    trained: Trained = {name: getattr(router, name) for name in ("hidden", "hidden_bias", "out", "out_bias", "history")}
     state, best = optimizer.init(trained), (np.inf, trained)
     for index in range(ROUNDS):
         trained, state = work(trained, state, jax.random.fold_in(jax.random.key(seed), index), router, flat)
