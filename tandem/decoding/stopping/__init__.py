@@ -31,7 +31,7 @@ UNKNOWN, MEMORY = 0.5, 0.9
 def remember(recent: jax.Array, drafted: jax.Array, accepted: jax.Array) -> jax.Array:
     """The share of recent acceptances [B] after a block of `drafted` drafts [B]: `accepted` of them were right, and the
     next, if there was one, wrong. What was drafted after that one says nothing."""
-    recent = 1 - (1 - recent) * MEMORY**accepted
+    recent = 1 - (1 - recent) * jnp.asarray(MEMORY, recent.dtype) ** accepted
     return jnp.where(accepted < drafted, MEMORY * recent, recent)
 
 
