@@ -59,7 +59,7 @@ def router_step(experiment: Experiment, name: str, model: Model, inputs: Mapping
     return Step(
         kind="router",
         name=f"router_{name}",
-        version=2,
+        version=3,
         config={**law_meaning(decode), "dtype": dtype, "kind": model.kind, "texts": ROUTER_TEXTS, "seed": seed},
         inputs={**inputs, "drafter": model.step},
         run=lambda context: train_router(context, model.kind, decode, dtype, seed),
@@ -76,7 +76,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
     return Step(
         kind="tune",
         name=f"tune_{name}",
-        version=2,
+        version=3,
         config={**law_meaning(decode), **chosen, "dtype": dtype, "prompts": TUNE_PROMPTS, "seed": seed},
         inputs={**inputs, name: model.step, f"router_{name}": router},
         run=lambda context: measure_pair(context, name, model.kind, decode, dtype, seed),

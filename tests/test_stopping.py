@@ -293,7 +293,8 @@ def test_a_router_learns_what_its_features_say():
 
     # It has learned the token that is never accepted by its embedding alone.
     def predicted(token):
-        seen = Features(jnp.asarray(0.2), jnp.asarray([0.8, 0, 0, 0]), jnp.asarray([token, 1, 2, 5]), jnp.asarray(0.5))
+        probabilities, tokens = jnp.pad(jnp.asarray([0.8]), (0, TOP - 1)), jnp.pad(jnp.asarray([token]), (0, TOP - 1))
+        seen = Features(jnp.asarray(0.2), probabilities, tokens, jnp.asarray(0.5))
         return float(jax.nn.sigmoid(log_odds(router, seen)[THIS]))
 
     assert predicted(3) < 0.3 < 0.6 < predicted(4)

@@ -29,6 +29,8 @@ from tandem.model.decoder import Decoder
 
 # Predicted acceptances to try for the router; the paper's is 0.8.
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+# Limits to try, as far as `decode.gamma_max` goes.
+LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 
 
 @dataclass
@@ -177,7 +179,7 @@ def tune(
     for stop in rules:
         for flat, found in best.items():
             candidates = []
-            for limit in range(1, gamma_max + 1):
+            for limit in {*(limit for limit in LIMITS if limit < gamma_max), gamma_max}:
                 if stop is StopRule.survival:
                     thresholds = [optimal(limit, flat)]
                 else:
