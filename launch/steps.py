@@ -114,6 +114,7 @@ def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Ca
             teacher,
             distil_weight=train.distil_weight,
             temperature=train.temperature,
+            divergence=train.divergence,
             remat=train.remat,
         )
         weights = _train(context, loss, weights, teacher_weights, train, _stage_seed(seed, stage))
@@ -156,6 +157,8 @@ def tandem(
             gammas=train.gamma,
             distil_weight=train.distil_weight if stage == 2 else None,
             temperature=train.temperature,
+            divergence=train.divergence,
+            position_decay=train.position_decay,
             remat=train.remat,
         )
         trained = {"tandem": weights, "primary": primary_weights} if joint else weights
@@ -192,6 +195,7 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: i
             primary,
             distil_weight=train.distil_weight if stage == 2 else None,
             temperature=train.temperature,
+            divergence=train.divergence,
             remat=train.remat,
         )
         # All of it starts from scratch, as FF_Tandem does, and has its rate.

@@ -24,6 +24,10 @@ _SPEED = (
     "In speculative decoding (SPEED) a drafter proposes γ tokens and the primary verifies them in one pass. What comes "
     "out is the primary's own answer; how soon depends on how many drafted tokens it accepts."
 )
+_STOPPING = (
+    "A rule looks at each draft and says whether another is worth its time. It must earn more than the fixed block "
+    "length that suits the pair best."
+)
 _DOWNSTREAM = (
     "Each model answers questions it was not trained for. Options are ranked by their likelihood, a tandem's in block "
     "mode with the prompt from the primary's representations; text is written greedily."
@@ -96,9 +100,10 @@ def render(results: dict[str, Any], metrics: list[dict[str, Any]], config: dict[
         _section(
             "How much faster is the answer?",
             _SPEED,
-            [shown.get(k) for k in ("speed", "costs", "standalone")],
+            [shown.get(k) for k in ("speed", "costs", "acceptance_by_position", "speed_by_category", "standalone")],
             figures.speed(results),
         ),
+        _section("When should drafting stop?", _STOPPING, [shown.get("stopping"), shown.get("router")], []),
         _section(
             "How good are its answers?",
             _DOWNSTREAM,

@@ -171,12 +171,14 @@ def _pair(pair: PairConfig, scale: ScaleConfig, check: _Checks) -> None:
 
 
 def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
-    if len(layer_map) != secondary.num_layers:
-        rule = f"has {len(layer_map)} entries and must have {secondary.num_layers}, one per secondary layer"
+    if not layer_map or len(layer_map) % secondary.num_layers:
+        count = secondary.num_layers
+        rule = f"has {len(layer_map)} entries and must have {count}, one per secondary layer, or a multiple of that"
         check.wrong("model.layer_map", layer_map, rule)
     for position, layer in enumerate(layer_map):
-        if not 1 <= layer <= primary.num_layers:
-            rule = f"must be from 1 to {primary.num_layers}, a number of primary layers"
+        least = 1 if position < secondary.num_layers else 0
+        if not least <= layer <= primary.num_layers:
+            rule = f"must be from {least} to {primary.num_layers}, a number of primary layers"
             check.wrong(f"model.layer_map[{position}]", layer, rule)
 
 
@@ -185,6 +187,7 @@ def _train(train: TrainConfig, check: _Checks) -> None:
     check.block_lengths("train.gamma", train.gamma)
     check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
     check.positive("train.temperature", train.temperature)
+    check.positive("train.position_decay", train.position_decay)
 
 
 def _data(experiment: Experiment, check: _Checks) -> None:
@@ -297,12 +300,10 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
         check.wrong("decode.gamma_max", decode.gamma_max, rule)
     learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
     for kind in experiment.drafter.drafters:
-        if learned and (kind in HEADS or kind is Drafter.prompt_lookup):
-            rule = "has no embeddings of its own for a router to read; use decode.stop=fixed or confidence with it"
+        if learned and kind is Drafter.prompt_lookup:
+            rule = "has no law for a router to read; use decode.stop=fixed with it"
             check.wrong("drafter.drafters", kind.value, rule)
-        elif (
-            kind is Drafter.medusa and decode.stop is not StopRule.fixed and decode.gamma_max > experiment.drafter.depth
-        ):
+        elif asked and kind is Drafter.medusa and decode.gamma_max > experiment.drafter.depth:
             check.wrong("decode.gamma_max", decode.gamma_max, "must be at most drafter.depth, the heads of medusa")
     if asked and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")

@@ -269,8 +269,8 @@ def _block_mode(tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: R
     mask = jnp.concatenate([earlier, current], axis=2)
     angles, row_angles = secondary.rotary(positions), secondary.rotary(rows.positions)
     y = secondary.embed(_at(rows.tokens, rows.slots))
-    for layer, projection, source in zip(secondary.layers, tandem.projections, tandem.layer_map, strict=True):
-        theirs = layer.keys_and_values(projection(states[source]), *row_angles)
+    for layer, projection in zip(secondary.layers, tandem.projections, strict=True):
+        theirs = layer.keys_and_values(projection(states), *row_angles)
         own = layer.keys_and_values(y, *angles)
         keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(theirs, own, strict=True))
         y = _extend(layer, y, angles, (keys, values), mask)
