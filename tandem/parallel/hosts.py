@@ -114,6 +114,8 @@ def join(platform: PlatformConfig) -> Hosts:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM for itself; the train loop agrees on a step to stop after by its own means.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **place,
