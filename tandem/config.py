@@ -103,6 +103,15 @@ class StopRule(StrEnum):
     oracle = "oracle"
 
 
+class DeviceKind(StrEnum):
+    """What a platform's devices are; `any` takes what JAX finds."""
+
+    any = "any"
+    cpu = "cpu"
+    gpu = "gpu"
+    tpu = "tpu"
+
+
 class TrackingMode(StrEnum):
     offline = "offline"
     online = "online"
@@ -293,9 +302,31 @@ class TasksConfig:
 
 @dataclass
 class PlatformConfig:
-    """Where it runs."""
+    """The devices of one job, as a mesh: `data` × `fsdp` × `tensor` of them.
+
+    `data` and `fsdp` divide the batch, `fsdp` the weights and the optimizer's state too, `tensor` heads, MLP and
+    vocabulary. No result means another thing on another platform, so none of this is part of a step's meaning.
+    """
 
     name: str = "local"
+    device: DeviceKind = DeviceKind.any
+    chips: int = 1
+    hosts: int = 1  # processes; with more than one, each has its own part of the chips
+    chips_per_host: int = 1
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    # What compiling ahead of time is told, such as v5e:4x4.
+    topology: str | None = None
+    # Of one chip, for rooflines: bytes of memory, operations a second in bfloat16, bytes a second from memory and to
+    # other chips over all links, one way. Null: not known.
+    memory_bytes: float | None = None
+    peak_flops: float | None = None
+    memory_bandwidth: float | None = None
+    link_bandwidth: float | None = None
+    # Seconds: until all hosts have come together, and after which a silent host counts as dead and ends the job.
+    start_timeout_s: int = 300
+    host_timeout_s: int = 100
 
 
 @dataclass

@@ -78,6 +78,7 @@ def validate(experiment: Experiment) -> list[str]:
     _measures(experiment, check)
     _heads(experiment, check)
     _tasks(experiment, check)
+    _platform(experiment, check)
     return check.problems
 
 
@@ -168,6 +169,10 @@ def _pair(pair: PairConfig, scale: ScaleConfig, check: _Checks) -> None:
         check.problems.append(f"the models of a pair must share one vocabulary, but {sizes} (vocab_size)")
     if pair.layer_map is not None and {"primary", "secondary"} <= known.keys():
         _layer_map(pair.layer_map, scale.models[pair.primary], scale.models[pair.secondary], check)
+
+
+def _names(pair: PairConfig) -> list[str]:
+    return [name for name in (pair.primary, pair.secondary, pair.middle) if name is not None]
 
 
 def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
@@ -306,3 +311,34 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
             check.wrong("decode.gamma_max", decode.gamma_max, "must be at most drafter.depth, the heads of medusa")
     if asked and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
+
+
+def _platform(experiment: Experiment, check: _Checks) -> None:
+    platform, scale = experiment.platform, experiment.scale
+    sizes = ("chips", "hosts", "chips_per_host", "data", "fsdp", "tensor", "start_timeout_s")
+    if not all([check.at_least(f"platform.{name}", getattr(platform, name), 1) for name in sizes]):
+        return
+    # Less than this a host that only waits for a slow disk would be given up.
+    check.at_least("platform.host_timeout_s", platform.host_timeout_s, 5)
+    data, fsdp, tensor = platform.data, platform.fsdp, platform.tensor
+    if data * fsdp * tensor != platform.chips:
+        mesh = f"platform.data={data} × platform.fsdp={fsdp} × platform.tensor={tensor}"
+        check.wrong("platform.chips", platform.chips, f"must be {mesh}, which is {data * fsdp * tensor}")
+    if platform.hosts * platform.chips_per_host != platform.chips:
+        rule = f"× platform.chips_per_host={platform.chips_per_host} must be platform.chips={platform.chips}"
+        check.wrong("platform.hosts", platform.hosts, rule)
+    models = {name: scale.models[name] for name in _names(experiment.model) if name in scale.models}
+    trained: dict[str, OptimizerConfig] = {"train": experiment.train}
+    trained |= {f"scale.pretrain.{name}": scale.pretrain[name] for name in models if name in scale.pretrain}
+    for key, optimizer in trained.items():
+        if optimizer.accumulate >= 1 and optimizer.batch_size % optimizer.accumulate == 0:
+            rows = optimizer.batch_size // optimizer.accumulate
+            if rows % (data * fsdp):
+                parts = f"platform.data={data} × platform.fsdp={fsdp}"
+                rule = f"/ {key}.accumulate={optimizer.accumulate} must be divisible by {parts}"
+                check.wrong(f"{key}.batch_size", optimizer.batch_size, rule)
+    for name, decoder in models.items():
+        for size in ("num_heads", "num_kv_heads"):
+            if getattr(decoder, size) % tensor:
+                key, value = f"scale.models.{name}.{size}", getattr(decoder, size)
+                check.wrong("platform.tensor", tensor, f"must divide {key}={value}")

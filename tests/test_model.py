@@ -12,8 +12,8 @@ from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.config import DecoderConfig, parameter_count
-from tandem.model.checkpoint import path_name
 from tandem.model.decoder import Decoder, transpose_matrices, untie
+from tandem.model.names import path_name
 from tandem.model.tandem import Tandem, block_numbers
 
 LENGTH = 12

@@ -18,7 +18,7 @@ from pairs import SECONDARY, decoder, tandem
 from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PrimaryMode
 from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model import checkpoint
-from tandem.model.checkpoint import path_name
+from tandem.model.names import path_name
 from tandem.model.tandem import block_numbers
 from tandem.training.loop import CHECKPOINT, train
 from tandem.training.objective import decoder_loss, distillation, tandem_loss

@@ -24,6 +24,7 @@ from tandem.model.eagle import Eagle
 from tandem.model.heads import HeadConfig
 from tandem.model.kv import KVHead
 from tandem.model.medusa import Medusa
+from tandem.model.names import path_name
 from tandem.model.tandem import Tandem
 
 HEADS: dict[Drafter, Callable[..., Medusa | Eagle | KVHead]] = {
@@ -31,16 +32,6 @@ HEADS: dict[Drafter, Callable[..., Medusa | Eagle | KVHead]] = {
     Drafter.eagle: Eagle,
     Drafter.kv: KVHead,
 }
-
-
-def path_name(path: Any) -> str:
-    """A pytree path as a dotted name, such as `layers.0.query`; that a leaf is an NNX variable's value goes unsaid."""
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    parts = [
-        getattr(entry, attribute) for entry in path for attribute in ("key", "name", "idx") if hasattr(entry, attribute)
-    ]
-    return ".".join(str(part) for part in parts)
 
 
 def save(path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: Any = None) -> None:

@@ -18,8 +18,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
+from tandem.parallel.sharding import constrain, on_mesh
 
 MOST_ROWS_WRITTEN_ONE_BY_ONE = 16
+
+# On several devices the residual stream [B, T, D] is divided by rows alone; what a matrix's division makes of its
+# products is summed up before it joins the stream.
+SEQUENCES = ("batch", "whole", "whole")
+ROWS = ("rows", "whole", "whole")
 
 # The attributes of layers and decoders that are matrices of products; the embedding, a lookup, is none.
 MATRICES = ("query", "key", "value", "output", "gate", "up", "down", "unembedding")
@@ -50,7 +56,8 @@ class KVCache:
     @classmethod
     def empty(cls, layers: int, batch: int, heads: int, length: int, head_dim: int, dtype: Any) -> KVCache:
         """A cache of zeros for `length` positions, and one to spare, which `extended` may write beyond the last."""
-        zeros = [jnp.zeros((batch, heads, length + 1, head_dim), dtype) for _ in range(2 * layers)]
+        shape, axes = (batch, heads, length + 1, head_dim), ("rows", "kv_heads", "whole", "whole")
+        zeros = [constrain(jnp.zeros(shape, dtype), *axes) for _ in range(2 * layers)]
         return cls(tuple(zeros[::2]), tuple(zeros[1::2]))
 
     @property
@@ -144,7 +151,8 @@ def write(buffer: jax.Array, new: jax.Array, starts: jax.Array, axis: int = 1) -
     would grow with them. The caller keeps starts + W ≤ S: an update that reaches over the end would be moved back, onto
     other positions.
     """
-    if buffer.shape[0] > MOST_ROWS_WRITTEN_ONE_BY_ONE:
+    # On a mesh rows may be divided, and an update of one row would gather them all.
+    if buffer.shape[0] > MOST_ROWS_WRITTEN_ONE_BY_ONE or (buffer.shape[0] > 1 and on_mesh()):
         return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(buffer, new, starts)
     for row in range(buffer.shape[0]):
         origin = [jnp.zeros((), starts.dtype)] * buffer.ndim
@@ -301,9 +309,13 @@ class Decoder(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.states(tokens, self.config.num_layers)[-1])
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """Layer 1's input [B, T, D]."""
-        return self.embedding[...][tokens].astype(at_least_float32(self.dtype))
+    def embed(self, tokens: jax.Array, axes: tuple[str, ...] = ROWS) -> jax.Array:
+        """Layer 1's input [B, T, D]; `axes` says what it is divided by on several devices."""
+        table = self.embedding[...]
+        if axes is SEQUENCES:
+            # The batch is divided over the axis that divides widths, so widths are brought together before the lookup.
+            table = constrain(table, "vocab", "whole")
+        return constrain(table[tokens].astype(at_least_float32(self.dtype)), *axes)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
@@ -319,9 +331,9 @@ class Decoder(nnx.Module):
             keys, values = layer.keys_and_values(x, cos, sin)
             return layer.finish(x, attend(layer.queries(x, cos, sin), [Source(keys, values, mask)]))
 
-        states = [self.embed(tokens)]
+        states = [self.embed(tokens, SEQUENCES)]
         for layer in list(self.layers)[:depth]:
-            states.append((nnx.remat(run) if remat else run)(layer, states[-1]))
+            states.append(constrain((nnx.remat(run) if remat else run)(layer, states[-1]), *SEQUENCES))
         return states
 
     def extend(self, tokens: jax.Array, starts: jax.Array, cache: KVCache) -> tuple[list[jax.Array], KVCache]:
@@ -338,7 +350,8 @@ class Decoder(nnx.Module):
             x = states[-1]
             cache = cache.extended(index, *layer.keys_and_values(x, cos, sin), starts)
             queries = layer.queries(x, cos, sin)
-            states.append(layer.finish(x, attend_cached(queries, cache.keys[index], cache.values[index], mask)))
+            attended = attend_cached(queries, cache.keys[index], cache.values[index], mask)
+            states.append(constrain(layer.finish(x, attended), *ROWS))
         return states, cache
 
     def empty_cache(self, batch: int, length: int) -> KVCache:

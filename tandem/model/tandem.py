@@ -16,7 +16,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, DecoderLayer, KVCache, Source, attend, causal_mask, dot, normalise
+from tandem.model.decoder import (
+    SEQUENCES,
+    Decoder,
+    DecoderLayer,
+    KVCache,
+    Source,
+    attend,
+    causal_mask,
+    dot,
+    normalise,
+)
+from tandem.parallel.sharding import constrain
 
 
 class Projection(nnx.Module):
@@ -77,10 +88,11 @@ class Tandem(nnx.Module):
             ]
             return layer.finish(y, attend(layer.queries(y, cos, sin), sources))
 
-        y = self.secondary.embed(tokens)
+        y = self.secondary.embed(tokens, SEQUENCES)
         layers = zip(self.secondary.layers, self.projections, self.layer_map, strict=True)
         for layer, projection, source_layer in layers:
-            y = (nnx.remat(run) if remat else run)(layer, y, projection(primary_states[source_layer]))
+            projected = constrain(projection(primary_states[source_layer]), *SEQUENCES)
+            y = constrain((nnx.remat(run) if remat else run)(layer, y, projected), *SEQUENCES)
         return self.secondary.logits(y)
 
     def absorb(self, cache: KVCache, primary_states: Sequence[jax.Array], starts: jax.Array) -> KVCache:
