@@ -7,12 +7,14 @@ goes on), 141 whoever read the output went away.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -41,6 +43,7 @@ JOBS = {
     Job.sweep_resume: "launch.fleet.jobs:resume",
     Job.evaluate: "launch.evaluate:run",
     Job.tune: "launch.tune:tune",
+    Job.compile: "launch.compiling:compile_ahead",
 }
 
 
@@ -74,6 +77,9 @@ def run_directory(experiment: Experiment) -> Path:
     from launch.compose import configuration_hash
 
     identity = f"{experiment.model.name}-{experiment.train.name}-{configuration_hash(experiment)[:8]}"
+    if experiment.job is Job.compile:  # the only results that belong to a platform
+        figures = hashlib.sha256(json.dumps(asdict(experiment.platform), sort_keys=True).encode()).hexdigest()[:4]
+        identity = f"compile-{experiment.platform.name}-{identity}{figures}"
     return Path(experiment.runs_dir).expanduser() / (experiment.name or identity)
 
 

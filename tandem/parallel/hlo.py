@@ -202,7 +202,9 @@ def _array(dtype: str, dims: str, layout: str) -> Array:
     order, _, rest = layout.partition(":")
     tile = re.search(r"T\(([\d,]+)\)", rest)
     space = re.search(r"S\((\d+)\)", rest)
-    return Array(dtype, _numbers(dims), _numbers(order), _numbers(tile[1]) if tile else (), int(space[1]) if space else 0)
+    return Array(
+        dtype, _numbers(dims), _numbers(order), _numbers(tile[1]) if tile else (), int(space[1]) if space else 0
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -47,25 +47,7 @@ def train(
     """
     optimizer = make_optimizer(config)
     schedule = learning_rate(config)
-
-    # --- one step ---------------------------------------------------------------------------------------------------
-    def gradients(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
-        return jax.value_and_grad(loss, has_aux=True)(trained, fixed, tokens, key)
-
-    def update(trained: Weights, optimizer_state: Any, fixed: Weights, tokens: jax.Array, step: jax.Array):
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        if config.accumulate == 1:
-            (_, metrics), grads = gradients(trained, fixed, tokens, key)
-        else:
-            parts = tokens.reshape(config.accumulate, -1, tokens.shape[-1])
-            keys = jax.random.split(key, config.accumulate)
-            stacked = jax.lax.map(lambda part: gradients(trained, fixed, *part), (parts, keys))
-            (_, metrics), grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), stacked)
-        updates, optimizer_state = optimizer.update(grads, optimizer_state, trained)
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        return optax.apply_updates(trained, updates), optimizer_state, metrics
-
-    update = jax.jit(update, donate_argnums=(0, 1))
+    update = make_update(loss, config, seed)
 
     # --- state: new, or as it was left --------------------------------------------------------------------------------
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +84,31 @@ def train(
     if pending is not None:
         _report(pending, config, schedule, report, first, started)
     return state["trained"]
+
+
+def make_update(loss: LossFunction, config: OptimizerConfig, seed: int) -> Any:
+    """The compiled step of training: (trained, optimizer's state, fixed, tokens [B, T + 1], step) → (trained,
+    optimizer's state, metrics). It takes the place of the first two."""
+    optimizer = make_optimizer(config)
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+    def gradients(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
+        return jax.value_and_grad(loss, has_aux=True)(trained, fixed, tokens, key)
+
+    def update(trained: Weights, optimizer_state: Any, fixed: Weights, tokens: jax.Array, step: jax.Array):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        if config.accumulate == 1:
+            (_, metrics), grads = gradients(trained, fixed, tokens, key)
+        else:
+            parts = tokens.reshape(config.accumulate, -1, tokens.shape[-1])
+            keys = jax.random.split(key, config.accumulate)
+            stacked = jax.lax.map(lambda part: gradients(trained, fixed, *part), (parts, keys))
+            (_, metrics), grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), stacked)
+        updates, optimizer_state = optimizer.update(grads, optimizer_state, trained)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        return optax.apply_updates(trained, updates), optimizer_state, metrics
+
+    return jax.jit(update, donate_argnums=(0, 1))
 
 
 def _report(
