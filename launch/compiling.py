@@ -172,11 +172,12 @@ def _lines(request: ahead.Request, context: Context) -> Iterator[dict[str, Any]]
 def advice(experiment: Experiment, row: dict[str, Any]) -> str:
     """Why a program is too large, and what would fit."""
     used, limit, held = row["too_large"]["used"], row["too_large"]["limit"], row["argument_bytes"]
+    kept = "weights, optimizer and batch" if row["name"] == "train" else "weights and caches"
     found = [*_smaller(experiment, row), *_larger_platform(experiment, row)]
-    told = f"; by estimate {' or '.join(found)} would fit" if found else "; no platform preset would hold it"
+    told = f"by estimate {' or '.join(found)} would fit" if found else "no preset of platform would hold it"
     return (
         f"{row['what']} is too large for platform={experiment.platform.name}: it takes {_gb(used)} GB of a chip that "
-        f"has {_gb(limit)} GB, {_gb(held)} GB of them {'weights, optimizer and batch' if row['name'] == 'train' else 'weights and caches'}{told}"
+        f"has {_gb(limit)} GB to give, {_gb(held)} GB of them for {kept}; {told}"
     )
 
 

@@ -204,6 +204,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def start(experiment: Experiment, stop: Stop) -> int | None:
     """Do the experiment's job."""
+    from tandem.parallel.ahead import hide_compiler
+
+    hide_compiler()
     module, function = JOBS[experiment.job].split(":")
     return getattr(import_module(module), function)(experiment, stop)
 

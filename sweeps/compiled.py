@@ -83,13 +83,13 @@ def _work(rows: Sequence[Row]) -> Table:
         if known:
             trips.append(f"{row['what']} {' '.join(map(str, known))}")
     notes = [
-        "Of one chip and one training step, prefill, autoregressive step or block. GFLOP are those of matrix products, HBM "
-        "what crosses between chip and memory, MB what the collectives carry.",
+        "Of one chip, and one training step, prefill, autoregressive step or block. GFLOP are of matrix products, "
+        "HBM what crosses between chip and memory, MB what the collectives carry.",
         "Loops count with their trips, which follow from the compiled program's own numbers"
         + (f": {'; '.join(trips)}." if trips else "; here none is left.")
         + " Only the loop over blocks ends by data: its figures are one block's.",
-        "Roofline: the longest of products, memory and links, each at the full rate. Compiler: the sum of its estimates "
-        "for each operation, with what starting one costs, without collectives.",
+        "Roofline: the longest of products, memory and links, each at the full rate. Compiler: its estimates for "
+        "all operations together, with what starting one costs, without collectives.",
     ]
     return Table("compiled_work", "Work of a chip, by the compiled programs", columns, shown, notes)
 
@@ -113,8 +113,8 @@ def _speed(rows: Sequence[Row]) -> list[Table]:
         *(Column(f"at_{rate}", f"S at\nα = {rate}", decimals(2)) for rate in rates),
     ]
     notes = [
-        "Predicted, not measured: S = E / (γ c + v) where every draft is accepted with probability α. c is a draft's cost "
-        "and v a verification's, in autoregressive steps; the block in one program should come to γ c + v.",
+        "Predicted, not measured: S = E / (γ c + v) where every draft is accepted with probability α. c is the cost of "
+        "a draft and v that of a verification, in autoregressive steps; a block in one program should come to γ c + v.",
     ]
     title = "Latency of the pair as the TPU's compiler sees it (paper tables 5 and 8)"
     return [Table("compiled_speed", title, columns, list(shown.values()), notes)]

@@ -22,14 +22,17 @@ Row = dict[str, Any]
 
 def times(row: Mapping[str, Any], platform: PlatformConfig) -> dict[str, float]:
     """Seconds of a program from its counts on one chip (`tandem/parallel/hlo.py`)."""
-    assert platform.peak_flops and platform.memory_bandwidth and platform.link_bandwidth
+    peak, memory, links = platform.peak_flops, platform.memory_bandwidth, platform.link_bandwidth
+    assert peak is not None
+    assert memory is not None
+    assert links is not None
     sent = sum(collective["sent"] for collective in row["collectives"].values())
     seconds = {
-        "compute_s": row["flops"] / platform.peak_flops,
-        "memory_s": row["bytes"] / platform.memory_bandwidth,
-        "network_s": sent / platform.link_bandwidth,
+        "compute_s": row["flops"] / peak,
+        "memory_s": row["bytes"] / memory,
+        "network_s": sent / links,
     }
-    cycles_per_second = platform.peak_flops / OPERATIONS_PER_CYCLE
+    cycles_per_second = peak / OPERATIONS_PER_CYCLE
     return {**seconds, "roofline_s": max(seconds.values()), "compiler_s": row["cycles"] / cycles_per_second}
 
 

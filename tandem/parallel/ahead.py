@@ -8,6 +8,7 @@ program one when it starts and one when it is compiled, or too large.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -16,6 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tandem.config import DecoderConfig, DType, Experiment, PrimaryMode, Recipe
@@ -39,8 +42,20 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
+# As a PCI device says who made it.
+GOOGLE = "0x1ae0"
+
 TRAINING = ("train",)
 DECODING = ("prefill", "primary", "verify", "draft", "speed")
+
+
+def hide_compiler() -> None:
+    """Where libtpu is installed to compile with and there is nothing but CPUs, tell JAX so: it would try to start a TPU
+    with it, and complain aloud."""
+    vendors = (path.read_text() for path in Path("/sys/bus/pci/devices").glob("*/vendor"))
+    others = find_spec("jax_plugins") is not None or GOOGLE in {vendor.strip() for vendor in vendors}
+    if find_spec("libtpu") is not None and not others:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 @dataclass
@@ -127,8 +142,6 @@ def _memory(analysis: Any) -> dict[str, int]:
 
 
 def _bytes_per_device(arguments: Any) -> int:
-    import math
-
     import jax
 
     return sum(
@@ -259,8 +272,8 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Lowered:
     from tandem.measure.timing import bucket, law_of
     from tandem.parallel.sharding import sharding, state_shardings, weight_shardings
 
-    decode, pair, models = experiment.decode, experiment.model, experiment.scale.models
-    dtype, config = products_dtype(decode.dtype), experiment.scale.models[pair.primary]
+    decode, config = experiment.decode, experiment.scale.models[experiment.model.primary]
+    dtype = products_dtype(decode.dtype)
     options: dict[str, Any] = {"law": law_of(decode), "verification": decode.verification}
     primary, weights = _decoder(config, dtype, untied=True)
     weights = _with(weights, weight_shardings(mesh, weights))
