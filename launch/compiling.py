@@ -199,7 +199,7 @@ def _smaller(experiment: Experiment, row: dict[str, Any]) -> list[str]:
             if held + (used - held) / times <= MARGIN * limit:
                 return [f"{key}.accumulate={times * optimizer.accumulate}"]
             times *= 2
-        return [] if optimizer.remat else [f"{key}.remat=true"]
+        return [] if optimizer.remat or held > MARGIN * limit else [f"perhaps {key}.remat=true"]
     rows = decode.batch_size
     while rows > 1:
         rows //= 2
