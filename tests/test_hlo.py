@@ -134,9 +134,32 @@ def test_a_tpus_convolution_counts_the_taps_that_meet_an_element():
         "%d = bf16[16,32]{1,0} parameter(2)",
         "ROOT %e = bf16[16,16]{1,0} convolution(%d, %d), dim_labels=bf_oi->bf",
     )
-    operations = parse(text).entry.operations
-    assert product_flops(parse(text).entry, operations["c"]) == 2 * 8 * 16 * 32 * 64
-    assert product_flops(parse(text).entry, operations["e"]) == 2 * 16 * 32 * 16
+    module = parse(text)
+    assert product_flops(module, module.entry, module.entry.operations["c"]) == 2 * 8 * 16 * 32 * 64
+    assert product_flops(module, module.entry, module.entry.operations["e"]) == 2 * 16 * 32 * 16
+
+
+ADD = """
+%add (l: f32[], r: f32[]) -> f32[] {
+  %l = f32[] parameter(0)
+  %r = f32[] parameter(1)
+  ROOT %s = f32[] add(%l, %r)
+}
+"""
+
+
+def test_a_sum_of_products_is_a_product_and_one_of_squares_is_none():
+    text = entry(
+        "%a = f32[64,32]{1,0} parameter(0)",
+        "%b = f32[64,32]{1,0} parameter(1)",
+        "%zero = f32[] constant(0)",
+        "%c = f32[64,32]{1,0} multiply(%a, %b)",
+        "%d = f32[32]{0} reduce(%c, %zero), dimensions={0}, to_apply=%add",
+        "%e = f32[64,32]{1,0} multiply(%a, %a)",
+        "ROOT %f = f32[32]{0} reduce(%e, %zero), dimensions={0}, to_apply=%add",
+        before=ADD,
+    )
+    assert count(parse(text))[0].flops == 2 * 64 * 32
 
 
 def test_memory_counts_whole_tiles_and_the_chips_own_memory_not_at_all():
@@ -191,15 +214,17 @@ def test_collectives_are_counted_with_what_a_ring_sends():
         "%a = bf16[16,128]{1,0} parameter(0)",
         "%b = bf16[16,128]{1,0} all-reduce(%a), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add",
         "%c = bf16[64,128]{1,0} all-gather(%b), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}",
+        "%g = bf16[16,128]{1,0} all-reduce(%b), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, to_apply=%add",
+        "%h = bf16[16,128]{1,0} all-reduce(%g), replica_groups={}, to_apply=%add",
         "%d = (bf16[16,128]{1,0}, bf16[16,128]{1,0}, u32[], u32[]) collective-permute-start(%b), channel_id=3",
         "%e = bf16[16,128]{1,0} collective-permute-done(%d)",
         "ROOT %f = bf16[4,128]{1,0} reduce-scatter(%e), channel_id=4, replica_groups=[2,4]<=[8], dimensions={0}",
     )
     size = 16 * 128 * 2
-    counts, _ = count(parse(text))
+    counts, _ = count(parse(text.replace("HloModule m", "HloModule m, num_partitions=8")))
     found = {kind: (one.count, one.payload, one.sent) for kind, one in counts.collectives.items()}
     assert found == {
-        "all-reduce": (1, size, 2 * size * 3 / 4),
+        "all-reduce": (3, 3 * size, 2 * size * (3 / 4 + 3 / 4 + 7 / 8)),
         "all-gather": (1, 4 * size, 4 * size * 3 / 4),
         "collective-permute": (1, size, size),
         "reduce-scatter": (1, size, size * 3 / 4),

@@ -85,8 +85,11 @@ def main() -> None:
 
     from tandem.parallel.mesh import build_mesh
 
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=request.experiment.platform.topology)
-    mesh = build_mesh(request.experiment.platform, topology.devices)
+    platform = request.experiment.platform
+    # A host has four chips unless it is said to have one.
+    host = {"chips_per_host_bounds": [1, 1, 1]} if platform.chips == 1 else {}
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=platform.topology, **host)
+    mesh = build_mesh(platform, topology.devices)
     compiler = topology.devices[0].client.platform_version.splitlines()[-1]
     for line in compile_programs(request.experiment, request.programs, mesh):
         print(json.dumps(line | {"compiler": compiler}), flush=True)

@@ -111,6 +111,7 @@ class Computation:
 class Module:
     computations: dict[str, Computation]
     entry: Computation
+    devices: int = 1
 
 
 @dataclass
@@ -176,7 +177,8 @@ def parse(text: str) -> Module:
             current.operations[operation.name] = operation
     if entry is None:
         raise ValueError("the text has no entry computation")
-    return Module(computations, entry)
+    devices = re.search(r"^HloModule .*\bnum_partitions=(\d+)", text)
+    return Module(computations, entry, int(devices[1]) if devices else 1)
 
 
 def _operation(name: str, text: str, root: bool) -> Operation:
@@ -264,10 +266,10 @@ def _own(module: Module, computation: Computation, operation: Operation) -> Coun
         inside = list(_inside(module, _called(module, operation, "calls")))
     for one in inside:
         home = computation if one is operation else _home(module, operation, one)
-        counts.flops += product_flops(home, one)
+        counts.flops += product_flops(module, home, one)
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            counts.add(Counts(collectives={kind: _collective(home, one, kind)}))
+            counts.add(Counts(collectives={kind: _collective(module, home, one, kind)}))
     counts.bytes = _traffic(module, computation, operation)
     return counts
 
@@ -298,14 +300,20 @@ def _home(module: Module, fusion: Operation, operation: Operation) -> Computatio
 # --- matrix products --------------------------------------------------------------------------------------------------
 
 
-def product_flops(computation: Computation, operation: Operation) -> int:
-    """Operations of a dot or a convolution (a TPU's dots are convolutions in the end); 0 of all else."""
+def product_flops(module: Module, computation: Computation, operation: Operation) -> int:
+    """Operations of a matrix product, in one of the three forms that a compiler gives it: a dot, a convolution, or a
+    sum over products of two arrays, which a TPU makes of a matrix and a vector; 0 of all else."""
     if operation.opcode == "dot":
         left = computation.operations[operation.operands[0]].arrays[0]
         contracted = math.prod(left.dims[axis] for axis in operation.numbers("lhs_contracting_dims"))
         return 2 * operation.arrays[0].elements * contracted
     if operation.opcode == "convolution":
         return _convolution_flops(computation, operation)
+    if operation.opcode == "reduce" and _called(module, operation, "to_apply").root.opcode == "add":
+        summed = computation.operations[operation.operands[0]]
+        # Squares are those of a norm.
+        if summed.opcode == "multiply" and len(set(summed.operands)) == 2:
+            return 2 * summed.arrays[0].elements
     return 0
 
 
@@ -348,9 +356,9 @@ def _taps(size: int, out: int, place: int, window: dict[str, list[str]]) -> int:
 # --- collectives ------------------------------------------------------------------------------------------------------
 
 
-def _collective(computation: Computation, operation: Operation, kind: str) -> Collective:
+def _collective(module: Module, computation: Computation, operation: Operation, kind: str) -> Collective:
     taken = sum(computation.operations[name].arrays[0].payload for name in operation.operands)
-    size = _group_size(operation)
+    size = _group_size(operation) or module.devices
     share = (size - 1) / size
     if kind == "all-gather":
         return Collective(1, taken * size, taken * size * share)
@@ -360,11 +368,19 @@ def _collective(computation: Computation, operation: Operation, kind: str) -> Co
 
 
 def _group_size(operation: Operation) -> int:
-    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", operation.attributes)
-    if iota:
-        return int(iota[1])
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", operation.attributes)
-    return len(listed[1].split(",")) if listed else 1
+    """How many devices take part together; 0: all. Groups are written in three ways: [groups,size]<=…, as lists, or as
+    axes of a mesh."""
+    groups = operation.attributes.partition("replica_groups=")[2]
+    if found := re.match(r"\[\d+,(\d+)\]", groups):
+        return int(found[1])
+    if found := re.match(r"\{\{([\d,]*)\}", groups):
+        return len(found[1].split(","))
+    if found := re.match(r"@?mesh\w*[\[<]([^\]>]*)[\]>]\s*\{([^}]*)\}", groups):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        # A part of an axis is written 'axis':(before)size.
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    return 0
 
 
 # --- traffic ----------------------------------------------------------------------------------------------------------
