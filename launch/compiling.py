@@ -82,7 +82,8 @@ def build(experiment: Experiment) -> list[Step]:
     if train.recipe is Recipe.pretrain:
         training["pretrain"] = asdict(experiment.scale.pretrain[pair.primary])
     else:
-        training |= {name: value for name, value in asdict(train).items() if name not in ("name", "projection_init")}
+        unread = ("name", "projection_init")
+        training["further"] = {name: value for name, value in asdict(train).items() if name not in unread}
     decoding = {name: value for name, value in asdict(decode).items() if name not in ("name", "cache_tokens")}
     size = (
         f"{parameter_count(models[pair.primary]) / 1e6:.3g}M and {parameter_count(models[pair.secondary]) / 1e6:.2g}M"
