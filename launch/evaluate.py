@@ -130,6 +130,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
             "sources": _identity(info.name, settings),
         },
         run=downstream.examples(info.name, **asdict(settings)),
+        on_devices=False,
         size=info.source,
         estimate_s=1,
     )

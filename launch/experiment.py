@@ -225,6 +225,7 @@ def _corpus(experiment: Experiment) -> Step:
             "tokenizer": _digest(tokenizer) if tokenizer else "trained",
         },
         run=steps.corpus(data, vocab_size, tokenizer),
+        on_devices=False,
         size=f"{data.corpus.value}, {'shipped' if tokenizer else 'own'} tokenizer of {vocab_size}",
         estimate_s=5,
     )
@@ -245,6 +246,7 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
                 config={"sha256": _digest(path)},
                 inputs={"corpus": corpus},
                 run=steps.shipped(path),
+                on_devices=False,
                 size=f"{_millions(config)}, shipped pretrained",
                 estimate_s=0,
             )

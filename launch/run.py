@@ -1,7 +1,7 @@
 """The entry point: `uv run launch/run.py model=tandem_bison_gecko train=distil`; `--help` says the rest.
 
-Exit codes: 0 done, 1 the world failed, 2 the configuration is refused, 130 and 143 interrupted (the same command
-goes on), 141 whoever read the output went away.
+Exit codes: 0 done, 1 the world failed, 2 the configuration is refused, 42 another host of this job is gone, 130 and
+143 interrupted (after these three the same command goes on), 141 whoever read the output went away.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -24,7 +25,8 @@ if __package__ in (None, ""):  # run as a file: the repository belongs on the pa
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tandem.config import Experiment, Job, Measure
-from tandem.errors import ConfigurationError, UserError
+from tandem.errors import ConfigurationError, EnvironmentFailure, UserError
+from tandem.parallel.hosts import hosts, leave
 
 if TYPE_CHECKING:
     from launch.graph import Step
@@ -52,6 +54,11 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
+
+    @property
+    def number(self) -> int:
+        """That of the signal; SIGTERM where another host of the job had it."""
+        return self.signal or signal.SIGTERM
 
     def __call__(self) -> bool:
         return self.signal != 0
@@ -103,15 +110,26 @@ def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]],
     store = Store(runs_dir / "store")
     directory = run_directory(experiment)
     first_line = f"# configuration {configuration_hash(experiment)}\n"
-    _refuse_another_run(directory, first_line)
+    hosts().agree(lambda: _refuse_another_run(directory, first_line))
     targets = build(experiment)
     if experiment.dry_run:
         print(describe(targets, store))
         return
-    make_directory(directory)
-    write_text_atomic(directory / "config.yaml", first_line + to_yaml(experiment))
 
-    with mirror(experiment, directory, targets, lambda: stop.signal) as mirrored:
+    def begin() -> None:
+        make_directory(directory)
+        write_text_atomic(directory / "config.yaml", first_line + to_yaml(experiment))
+
+    hosts().agree(begin)
+    if not hosts().first:
+        if not (directory / "config.yaml").exists():
+            raise EnvironmentFailure(
+                f"{directory} of host 0 is not there: runs_dir must be a folder that all hosts share"
+            )
+        execute(targets, store, should_stop=stop)
+        return
+
+    with mirror(experiment, directory, targets, lambda: stop.number) as mirrored:
 
         def sink(record: dict[str, Any]) -> None:
             append_line(directory / "metrics.jsonl", record)
@@ -204,11 +222,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def start(experiment: Experiment, stop: Stop) -> int | None:
     """Do the experiment's job."""
+    from launch.platform import on_platform
     from tandem.parallel.ahead import hide_compiler
 
     hide_compiler()
     module, function = JOBS[experiment.job].split(":")
-    return getattr(import_module(module), function)(experiment, stop)
+    with on_platform(experiment):
+        return getattr(import_module(module), function)(experiment, stop)
 
 
 def guarded(work: Callable[[], int | None], stop: Stop) -> int:
@@ -219,7 +239,7 @@ def guarded(work: Callable[[], int | None], stop: Stop) -> int:
         code = work()
     except Interrupted as interruption:
         print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
-        return 128 + stop.signal
+        return 128 + stop.number
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -252,12 +272,17 @@ def command_line(entry: Callable[[], int] = main) -> int:
     try:
         code = entry()
         sys.stdout.flush()
-        return code
+        return leave(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return leave(error.exit_code)
     except KeyboardInterrupt:
-        return 130
+        return leave(130)
+    except Exception:
+        if hosts().count == 1:
+            raise
+        traceback.print_exc()
+        return leave(1)
     except BrokenPipeError:
         # Python flushes standard output once more at exit; that must not fail as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -34,6 +34,7 @@ from tandem.data.prompts import encode_prompt, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
 from tandem.model.heads import HEADS, HeadConfig
+from tandem.parallel.hosts import hosts
 
 RESULTS = "results.json"
 TOKENIZER = "tokenizer.model"
@@ -369,7 +370,7 @@ def _train(context: Context, loss: Any, trained: Any, fixed: Any, config: Optimi
         _batches(context, config, seed),
         config,
         seed=seed,
-        folder=context.out,
+        folder=context.left,
         report=report,
         should_stop=context.should_stop,
     )
@@ -417,5 +418,5 @@ def _count(weights: Any) -> int:
 
 
 def _stop_between(context: Context) -> None:
-    if context.should_stop():
+    if hosts().agree(context.should_stop):
         raise Interrupted(context.name)

@@ -221,7 +221,6 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Lowered:
     from tandem.parallel.sharding import batch_sharding, weight_shardings
     from tandem.training.loop import make_update
     from tandem.training.objective import decoder_loss, tandem_loss
-    from tandem.training.optimizer import make_optimizer
 
     train, pair, models = experiment.train, experiment.model, experiment.scale.models
     joint = train.primary is not PrimaryMode.frozen
@@ -244,16 +243,17 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Lowered:
         )
         if joint:
             trained, fixed = {"tandem": trained, "primary": fixed}, None
-    state = jax.eval_shape(make_optimizer(optimizer).init, trained)
-    tokens = jax.ShapeDtypeStruct((optimizer.batch_size, optimizer.seq_len + 1), jnp.int32)
+    rule, update = make_update(loss, optimizer, experiment.seed)
+    state = jax.eval_shape(rule.init, trained)
+    tokens = (optimizer.batch_size, optimizer.seq_len + 1)
     arguments = (
         _with(trained, weight_shardings(mesh, trained)),
         _with(state, weight_shardings(mesh, state)),
         fixed if fixed is None else _with(fixed, weight_shardings(mesh, fixed)),
-        jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=batch_sharding(mesh, tokens.shape)),
+        jax.ShapeDtypeStruct(tokens, jnp.int32, sharding=batch_sharding(mesh, tokens)),
         _whole(mesh, (), jnp.int32),
     )
-    return make_update(loss, optimizer, experiment.seed).lower(*arguments), arguments
+    return update.lower(*arguments), arguments  # type: ignore[attr-defined]
 
 
 def _whole(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -126,16 +127,62 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, _spec(mesh, axes, x.shape))
 
 
+def constrain_weights(weights: Any) -> Any:
+    """Inside a compiled program: hold weights or an optimizer's state to the shardings of their rules."""
+    if not on_mesh():
+        return weights
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: constrain(leaf, *logical_axes(path_name(path), leaf.ndim)), weights
+    )
+
+
 def place(weights: Any) -> Any:
-    """Weights on the mesh that is set; every host has all of them."""
+    """Weights or an optimizer's state (of any host the same) on the mesh that is set, or on the one device."""
     mesh = current_mesh()
     if mesh is None:
-        return weights
+        return jax.tree.map(jnp.asarray, weights)
     return jax.tree.map(_put, weights, weight_shardings(mesh, weights))
 
 
+def put(array: Any, axis: str) -> jax.Array:
+    """An array that every host has, its first axis being `batch` or `rows`, on the mesh or the one device."""
+    mesh = current_mesh()
+    if mesh is None:
+        return jnp.asarray(array)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(array), axis))
+    return _put(array, sharding(mesh, (axis, *["whole"] * (array.ndim - 1)), array.shape))
+
+
+def put_batch(read: Callable[..., np.ndarray], shape: Sequence[int]) -> jax.Array:
+    """A batch of `shape` of which each host reads the rows of its own devices: `read()`, or on a mesh `read(rows)` with
+    a slice of the first axis."""
+    mesh = current_mesh()
+    if mesh is None:
+        return jnp.asarray(read())
+    return jax.make_array_from_callback(tuple(shape), batch_sharding(mesh, shape), lambda index: read(index[0]))
+
+
+def batch_rows(wanted: int) -> int:
+    """The least number of rows from `wanted` on that the mesh divides a batch by."""
+    mesh = current_mesh()
+    parts = 1 if mesh is None else math.prod(mesh.shape[name] for name in DIVIDED_OVER["batch"])
+    return -(-wanted // parts) * parts
+
+
+def fetch(array: Any) -> np.ndarray:
+    """The whole array on this host; to be called by every host alike."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
 def _put(value: Any, where: NamedSharding) -> jax.Array:
+    if isinstance(value, jax.Array) and value.sharding == where:
+        return value
     if jax.process_count() == 1:
         return jax.device_put(value, where)
-    array = np.asarray(value)
+    array = fetch(value)
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])

@@ -12,6 +12,7 @@ from flax import nnx
 
 from tandem.model.decoder import Decoder, normalise
 from tandem.model.tandem import Tandem
+from tandem.parallel.sharding import fetch, put
 
 
 def least_squares(
@@ -41,8 +42,8 @@ def least_squares(
 
     sums: list[tuple[np.ndarray, np.ndarray]] | None = None
     for tokens in batches:
-        new = [(np.asarray(xx, np.float64), np.asarray(xy, np.float64))
-               for xx, xy in moments(weights, primary_weights, jnp.asarray(tokens))]  # fmt: skip
+        new = [(fetch(xx).astype(np.float64), fetch(xy).astype(np.float64))
+               for xx, xy in moments(weights, primary_weights, put(tokens, "batch"))]  # fmt: skip
         sums = new if sums is None else [(a + c, b + d) for (a, b), (c, d) in zip(sums, new, strict=True)]
     if sums is None:
         raise ValueError("least squares needs at least one batch")

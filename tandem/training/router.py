@@ -24,6 +24,7 @@ from tandem.decoding.stopping.router import NEXT, THIS, Features, RouterWeights,
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem, block_numbers
+from tandem.parallel.sharding import fetch, put
 
 ROUNDS, STEPS_A_ROUND, BATCH = 16, 50, 1024
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.1
@@ -63,9 +64,9 @@ def collect(
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         filled = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        part = read(primary_weights, weights, jnp.asarray(filled))
+        part = read(primary_weights, weights, put(filled, "batch"))
         count = min(batch_size, len(batch))
-        parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], part))
+        parts.append(jax.tree.map(lambda leaf, count=count: fetch(leaf)[:count], part))
         progress(start + len(batch), len(texts))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)
 
@@ -129,7 +130,8 @@ def fit(
         jax.tree.map(lambda leaf, cut=slice(*bounds[part : part + 2]): leaf[cut], traces) for part in range(3)
     )
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), training)
-    router = new_router(jax.random.key(seed), embedding)
+    # Small enough that every device, and every host, does the whole of it.
+    router = new_router(jax.random.key(seed), jnp.asarray(fetch(embedding)))
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
     @jax.jit
