@@ -74,7 +74,7 @@ def check(found: dict[str, Any], platform: str, gamma: int) -> None:
     assert rows["speed"]["memory"]["aliased"] > 0
     for name in ("primary", "verify", "speed"):
         assert rows[name]["unit"] == "block"
-        assert [loop["trips"] for loop in rows[name]["loops"]][0] is None
+        assert next(loop["trips"] for loop in rows[name]["loops"]) is None
     assert rows["speed"]["flops"] == rows["verify"]["flops"] + rows["draft"]["flops"]
     assert {row["by"] for row in found["compiled_speed"]} == {"roofline", "compiler"}
     assert all(row["gamma"] == gamma for row in found["compiled_speed"])

@@ -102,29 +102,31 @@ def compile_programs(experiment: Experiment, programs: tuple[str, ...], mesh: Me
 
     from tandem.parallel.hlo import count, parse
 
-    with jax.set_mesh(mesh):
-        made = _programs(experiment, mesh)
-        for name in programs:
-            yield {"started": name}
-            began = time.monotonic()
-            lowered, arguments = made[name]()
-            row: dict[str, Any] = {"name": name, "argument_bytes": _bytes_per_device(arguments)}
-            try:
-                compiled = lowered.compile()
-            except jax.errors.JaxRuntimeError as error:
-                problem = too_large(str(error))
-                if problem is None:
-                    raise
-                yield row | {"too_large": problem, "compile_seconds": time.monotonic() - began}
-                continue
-            row["compile_seconds"] = time.monotonic() - began
-            row["memory"] = _memory(compiled.memory_analysis())
-            counts, loops = count(parse(compiled.as_text()))
-            row["loops"] = [{"name": loop.name, "trips": loop.trips} for loop in loops]
-            unknown = [loop for loop in loops if loop.trips is None]
-            # The loop over blocks ends by what is decoded: its figures are those of one block.
-            row["unit"] = "block" if unknown else "run"
-            yield row | asdict(unknown[0].trip if unknown else counts)
+    for name in programs:
+        yield {"started": name}
+        began = time.monotonic()
+        program, arguments, options = (
+            _training_step(experiment, mesh) if name == "train" else _decoding(experiment, mesh, name)
+        )
+        row: dict[str, Any] = {"name": name, "argument_bytes": _bytes_per_device(arguments)}
+        try:
+            # The mesh is set for the model's own constraints, and for nothing that would run on its devices.
+            with jax.set_mesh(mesh):
+                compiled = program.lower(*arguments, **options).compile()
+        except jax.errors.JaxRuntimeError as error:
+            problem = too_large(str(error))
+            if problem is None:
+                raise
+            yield row | {"too_large": problem, "compile_seconds": time.monotonic() - began}
+            continue
+        row["compile_seconds"] = time.monotonic() - began
+        row["memory"] = _memory(compiled.memory_analysis())
+        counts, loops = count(parse(compiled.as_text()))
+        row["loops"] = [{"name": loop.name, "trips": loop.trips} for loop in loops]
+        unknown = [loop for loop in loops if loop.trips is None]
+        # The loop over blocks ends by what is decoded: its figures are those of one block.
+        row["unit"] = "block" if unknown else "run"
+        yield row | asdict(unknown[0].trip if unknown else counts)
 
 
 def too_large(message: str) -> dict[str, float] | None:
@@ -154,12 +156,7 @@ def _bytes_per_device(arguments: Any) -> int:
 
 # --- the programs -----------------------------------------------------------------------------------------------------
 
-Lowered = tuple["jax.stages.Lowered", Any]
-
-
-def _programs(experiment: Experiment, mesh: Mesh) -> dict[str, Callable[[], Lowered]]:
-    made: dict[str, Callable[[], Lowered]] = {"train": lambda: _training_step(experiment, mesh)}
-    return made | {name: lambda name=name: _decoding(experiment, mesh, name) for name in DECODING}
+Program = tuple[Any, tuple[Any, ...], dict[str, Any]]  # a jitted function, shapes with shardings, static arguments
 
 
 def products_dtype(dtype: DType) -> str:
@@ -213,7 +210,7 @@ def _with(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def _training_step(experiment: Experiment, mesh: Mesh) -> Lowered:
+def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
     """The step that the recipe ends with: of stage 2, of stage 1, or of the primary's pretraining."""
     import jax
     import jax.numpy as jnp
@@ -253,7 +250,7 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Lowered:
         jax.ShapeDtypeStruct(tokens, jnp.int32, sharding=batch_sharding(mesh, tokens)),
         _whole(mesh, (), jnp.int32),
     )
-    return update.lower(*arguments), arguments  # type: ignore[attr-defined]
+    return update, arguments, {}
 
 
 def _whole(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -263,7 +260,7 @@ def _whole(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
 
-def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Lowered:
+def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Program:
     """`prefill` of the pair; `speed`, its decoding loop with the tandem; `primary` and `verify`, autoregressive loops
     by passes of width 1 and γ + 1; `draft`, the drafts of one block and what the tandem learns from its verification.
     """
@@ -298,13 +295,11 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Lowered:
 
     new = decode.max_new_tokens
     if name == "prefill":
-        arguments = prompts(decode.batch_size)
-        return engine.prefill.lower(*arguments, max_new_tokens=new), arguments
+        return engine.prefill, prompts(decode.batch_size), {"max_new_tokens": new}
     state: DecodingState = jax.eval_shape(lambda *given: engine._prefill(*given, max_new_tokens=new), *prompts(rows))
     state = _with(state, state_shardings(mesh, state))
     if name != "draft":
-        arguments = (weights, drafter_weights, state, of_rows(rows))
-        return engine.decode.lower(*arguments), arguments
+        return engine.decode, (weights, drafter_weights, state, of_rows(rows)), {}
     drafter = engine.drafter
     assert drafter is not None
 
@@ -314,8 +309,7 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Lowered:
 
     read = of_rows(rows, engine.width)
     stream = of_rows(rows, engine.width, config.d_model, dtype=jnp.float32)
-    arguments = (drafter_weights, state, read, [stream] * (config.num_layers + 1))
-    return jax.jit(draft, donate_argnums=1).lower(*arguments), arguments
+    return jax.jit(draft), (drafter_weights, state, read, [stream] * (config.num_layers + 1)), {}
 
 
 if __name__ == "__main__":

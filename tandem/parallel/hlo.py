@@ -261,11 +261,10 @@ def _own(module: Module, computation: Computation, operation: Operation) -> Coun
     """What an operation does that contains no loop."""
     cycles = re.search(r'"estimated_cycles":"(\d+)"', operation.attributes)
     counts = Counts(cycles=int(cycles[1]) if cycles else 0)
-    inside = [operation]
+    inside: Iterable[tuple[Computation, Operation]] = [(computation, operation)]
     if operation.opcode == "fusion":
-        inside = list(_inside(module, _called(module, operation, "calls")))
-    for one in inside:
-        home = computation if one is operation else _home(module, operation, one)
+        inside = _inside(module, _called(module, operation, "calls"))
+    for home, one in inside:
         counts.flops += product_flops(module, home, one)
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
@@ -274,27 +273,14 @@ def _own(module: Module, computation: Computation, operation: Operation) -> Coun
     return counts
 
 
-def _inside(module: Module, computation: Computation) -> Iterable[Operation]:
+def _inside(module: Module, computation: Computation) -> Iterable[tuple[Computation, Operation]]:
+    """All operations of a fused computation, each with the one that it stands in."""
     for operation in computation.operations.values():
-        yield operation
+        yield computation, operation
         if operation.opcode in ("fusion", "call", "async-start"):
             name = operation.called("calls") or operation.called("to_apply")
             if name is not None:
                 yield from _inside(module, module.computations[name])
-
-
-def _home(module: Module, fusion: Operation, operation: Operation) -> Computation:
-    """The computation inside a fusion that an operation stands in."""
-    waiting = [_called(module, fusion, "calls")]
-    while waiting:
-        computation = waiting.pop()
-        if computation.operations.get(operation.name) is operation:
-            return computation
-        for inner in computation.operations.values():
-            name = inner.called("calls") or inner.called("to_apply")
-            if name is not None and inner.opcode in ("fusion", "call", "async-start"):
-                waiting.append(module.computations[name])
-    raise ValueError(f"{operation.name} is not inside {fusion.name}")
 
 
 # --- matrix products --------------------------------------------------------------------------------------------------
