@@ -134,7 +134,7 @@ def _lines(request: ahead.Request, context: Context) -> Iterator[dict[str, Any]]
         process = ahead.start(request, stderr)
         assert process.stdout is not None
         output = process.stdout
-        waiting: queue.Queue[str | None] = queue.Queue()
+        waiting: queue.Queue[bytes | None] = queue.Queue()
         reader = threading.Thread(target=lambda: [*map(waiting.put, output), waiting.put(None)], daemon=True)
         reader.start()
         began, done, name = time.monotonic(), 0, "starting the compiler"
@@ -149,7 +149,7 @@ def _lines(request: ahead.Request, context: Context) -> Iterator[dict[str, Any]]
                     continue
                 if text is None:
                     break
-                if not text.startswith("{"):  # the compiler's own words
+                if not text.startswith(b"{"):  # the compiler's own words
                     continue
                 line = json.loads(text)
                 if "started" in line:

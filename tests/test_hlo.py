@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tandem.parallel.hlo import Array, count, parse, product_flops
+from tandem.parallel.counting import count, product_flops
+from tandem.parallel.hlo import Array, parse
 
 # A loop from 2 by 3 while below 17, so of 5 trips, around one whose text says 4; sizes such that no two products agree.
 NESTED = """

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def times(row: Mapping[str, Any], platform: PlatformConfig) -> dict[str, float]:
-    """Seconds of a program from its counts on one chip (`tandem/parallel/hlo.py`)."""
+    """Seconds of a program from its counts on one chip (`tandem/parallel/counting.py`)."""
     peak, memory, links = platform.peak_flops, platform.memory_bandwidth, platform.link_bandwidth
     assert peak is not None
     assert memory is not None

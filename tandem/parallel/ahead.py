@@ -66,15 +66,13 @@ class Request:
     programs: tuple[str, ...]
 
 
-def start(request: Request, log: TextIO) -> subprocess.Popen[str]:
+def start(request: Request, log: TextIO) -> subprocess.Popen[bytes]:
     """The compiling process, whose standard error goes to `log`."""
     command = [sys.executable, "-m", "tandem.parallel.ahead"]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=log, text=True, env={**os.environ, **ENVIRONMENT}
-    )
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env={**os.environ, **ENVIRONMENT})
     assert process.stdin is not None
-    process.stdin.buffer.write(pickle.dumps(request))
+    process.stdin.write(pickle.dumps(request))
     process.stdin.close()
     return process
 
@@ -86,6 +84,7 @@ def main() -> None:
     from tandem.parallel.mesh import build_mesh
 
     platform = request.experiment.platform
+    assert platform.topology is not None
     # A host has four chips unless it is said to have one.
     host = {"chips_per_host_bounds": [1, 1, 1]} if platform.chips == 1 else {}
     topology = topologies.get_topology_desc(platform="tpu", topology_name=platform.topology, **host)
@@ -100,7 +99,8 @@ def compile_programs(experiment: Experiment, programs: tuple[str, ...], mesh: Me
     `too_large` with the compiler's figures."""
     import jax
 
-    from tandem.parallel.hlo import count, parse
+    from tandem.parallel.counting import count
+    from tandem.parallel.hlo import parse
 
     for name in programs:
         yield {"started": name}
