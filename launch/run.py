@@ -7,13 +7,15 @@ Exit codes: 0 done, 1 the world failed, 2 the configuration is refused, 42 anoth
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -43,6 +45,7 @@ JOBS = {
     Job.sweep_resume: "launch.fleet.jobs:resume",
     Job.evaluate: "launch.evaluate:run",
     Job.tune: "launch.tune:tune",
+    Job.compile: "launch.compiling:compile_ahead",
 }
 
 
@@ -81,6 +84,9 @@ def run_directory(experiment: Experiment) -> Path:
     from launch.compose import configuration_hash
 
     identity = f"{experiment.model.name}-{experiment.train.name}-{configuration_hash(experiment)[:8]}"
+    if experiment.job is Job.compile:  # the only results that belong to a platform
+        figures = hashlib.sha256(json.dumps(asdict(experiment.platform), sort_keys=True).encode()).hexdigest()[:4]
+        identity = f"compile-{experiment.platform.name}-{identity}{figures}"
     return Path(experiment.runs_dir).expanduser() / (experiment.name or identity)
 
 
@@ -225,7 +231,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def start(experiment: Experiment, stop: Stop) -> int | None:
     """Do the experiment's job."""
     from launch.platform import on_platform
+    from tandem.parallel.ahead import hide_compiler
 
+    hide_compiler()
     module, function = JOBS[experiment.job].split(":")
     with on_platform(experiment):
         return getattr(import_module(module), function)(experiment, stop)

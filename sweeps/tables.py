@@ -101,12 +101,14 @@ GAMMA = Column("gamma", "γ", integer)
 
 def build_tables(results: Results) -> list[Table]:
     """All tables that the results have rows for, in reading order."""
+    from sweeps.compiled import compiled_tables
     from sweeps.downstream import downstream_tables
     from sweeps.drafting import drafting_tables
 
     tables = (_models, _agreement, _by_position, _speed, _costs, _standalone)
     made = [t for build in tables if (t := build(results)) is not None]
-    return [_only_filled_columns(t) for t in [*made, *drafting_tables(results), *downstream_tables(results)]]
+    more = [*drafting_tables(results), *compiled_tables(results), *downstream_tables(results)]
+    return [_only_filled_columns(table) for table in [*made, *more]]
 
 
 def _models(results: Results) -> Table | None:

@@ -22,6 +22,7 @@ class Job(StrEnum):
     sweep_resume = "sweep_resume"
     evaluate = "evaluate"
     tune = "tune"
+    compile = "compile"
 
 
 class Recipe(StrEnum):

@@ -29,6 +29,9 @@ from tandem.model.heads import HEADS
 
 LARGEST_SEED = 2**31 - 1
 
+# Chips of the platforms v5e_1 and so on.
+TPU_PRESETS = (1, 4, 8, 16, 64, 256)
+
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """`; did you mean X?` for the closest option, or `; one of …` if nothing is close and the options are few."""
@@ -316,6 +319,8 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
 
 def _platform(experiment: Experiment, check: _Checks) -> None:
     platform, scale = experiment.platform, experiment.scale
+    if experiment.job is Job.compile:
+        _compile(experiment, check)
     sizes = ("chips", "hosts", "chips_per_host", "data", "fsdp", "tensor", "start_timeout_s")
     if not all([check.at_least(f"platform.{name}", getattr(platform, name), 1) for name in sizes]):
         return
@@ -343,3 +348,14 @@ def _platform(experiment: Experiment, check: _Checks) -> None:
             if getattr(decoder, size) % tensor:
                 key, value = f"scale.models.{name}.{size}", getattr(decoder, size)
                 check.wrong("platform.tensor", tensor, f"must divide {key}={value}")
+
+
+def _compile(experiment: Experiment, check: _Checks) -> None:
+    platform = experiment.platform
+    if platform.topology is None:
+        like = next((chips for chips in TPU_PRESETS if chips >= platform.chips), TPU_PRESETS[-1])
+        rule = f"is no TPU, which job=compile compiles for; did you mean platform=v5e_{like}?"
+        check.wrong("platform", platform.name, rule)
+    elif None in (platform.peak_flops, platform.memory_bandwidth, platform.link_bandwidth):
+        check.wrong("platform", platform.name, "must state peak_flops, memory_bandwidth and link_bandwidth")
+    check.at_least("gamma", experiment.gamma, 1)
