@@ -1,4 +1,4 @@
-"""The backend `ray`: each job a Ray actor with its resources, or on a TPU slice one a host, that runs the job's process.
+"""The backend `ray`: each job a Ray actor with its resources, on a TPU slice one a host, that runs the job's process.
 
 Ray finds the room, and says when a node or an actor is lost; all else is the scheduler's. Actors and placement groups
 are this process's own and not detached, so that Ray ends them when this process ends, however that happens.
@@ -7,7 +7,6 @@ are this process's own and not detached, so that Ray ends them when this process
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,15 +15,15 @@ from types import ModuleType
 from typing import Any
 
 from launch.fleet import machine, ray_host
-from launch.fleet.cloud import environment_problems
-from launch.fleet.interface import WORKER, State, Status, SweepJob, outcome
+from launch.fleet.interface import State, Status, SweepJob
 from launch.fleet.local import here, last_line, tail
 from launch.fleet.ray_connection import connect, gist
+from launch.fleet.ray_ends import End, Ends, joint, telling
+from launch.fleet.ray_options import RayOptions
 from launch.fleet.ray_slices import TOPOLOGIES, WORKER_ID, Slice, reserve, slice_environment, whole_slices
 from launch.fleet.state import SweepDirectory
 from launch.store import world_errors
 from tandem.errors import EnvironmentFailure
-from tandem.validate import nearest
 
 # From SIGTERM to SIGKILL: ctrl-C is to be answered within 10 s, and Ray itself takes some of them to end.
 GRACE_S = 6.0
@@ -33,53 +32,6 @@ SETTLE_S = 60.0
 # A slice that is not given after so long is in somebody else's hands, and another one may be free.
 GIVEN_S = 60.0
 READ_S, READ_BYTES, TELLING_BYTES, ANSWER_S = 1.0, 1 << 20, 20_000, 5.0
-ADDRESS = re.compile(r"auto|(ray://)?[^\s/:]+:\d+")
-
-
-@dataclass
-class RayOptions:
-    """The keys of `hydra.launcher`; see conf/hydra/launcher/ray.yaml."""
-
-    address: str | None = None
-    topology: str | None = None
-    jobs: int | None = None
-    cpus: int = 1
-    gpus: float | None = None
-    memory_gb: float | None = None
-    store: str | None = None
-    max_preemptions: int = 10
-    env: dict[str, str] = field(default_factory=dict)
-    secrets: list[str] = field(default_factory=list)
-
-    def problems(self) -> list[str]:
-        at = "hydra.launcher"
-        found = environment_problems(self.env, dict.fromkeys(self.secrets, ""))
-        found += [
-            f"{at}.secrets: {name} is not set in this environment" for name in self.secrets if name not in os.environ
-        ]
-        if self.address is not None and not ADDRESS.fullmatch(self.address):
-            found.append(f"{at}.address={self.address} must be auto, HOST:PORT or ray://HOST:PORT")
-        if self.topology is not None and self.topology not in TOPOLOGIES:
-            rule = f"is not a slice of TPU v5e ({', '.join(TOPOLOGIES)})"
-            found.append(f"{at}.topology={self.topology} {rule}{nearest(self.topology, TOPOLOGIES)}")
-        if self.store is not None and not self.store.startswith("/"):
-            rule = "must be a directory (from /) that every node sees; a bucket is mounted there"
-            found.append(f"{at}.store={self.store} {rule}")
-        if self.gpus and self.gpus > 1 and self.gpus % 1:
-            found.append(f"{at}.gpus={self.gpus} must be whole, or a part of one")
-        for key, least in (("jobs", 1), ("cpus", 1), ("gpus", 0), ("max_preemptions", 0)):
-            value = getattr(self, key)
-            if value is not None and not value >= least:
-                found.append(f"{at}.{key}={value} must be at least {least}")
-        if self.memory_gb is not None and not self.memory_gb > 0:
-            found.append(f"{at}.memory_gb={self.memory_gb} must be above 0")
-        if self.address is None:
-            has = {"cpus": len(machine.available_cores()), "memory_gb": machine.memory_total_gb()}
-            has["gpus"] = len(machine.visible_gpus())
-            for key, value in has.items():
-                if (getattr(self, key) or 0) > value:
-                    found.append(f"{at}.{key}={getattr(self, key)} is more than the {value:.4g} of this machine")
-        return found
 
 
 @dataclass
@@ -94,8 +46,7 @@ class _Attempt:
     placing: list[Any] = field(default_factory=list)
     places: list[Mapping[str, Any]] = field(default_factory=list)
     runs: list[Any] = field(default_factory=list)
-    # Of each host that is over: exit code, whether it had been told to stop, why.
-    ends: dict[int, tuple[int, bool, str]] = field(default_factory=dict)
+    ends: Ends = field(default_factory=dict)
     stopped_at: float | None = None  # when a host's end made the others stop
     reading: Any = None
     read_at: float = 0.0
@@ -128,7 +79,7 @@ class RayBackend:
             "actor": handle,
             "cluster": options.address or "embedded",
             **where,
-            "resources": self._resources(),
+            "resources": self._options.resources,
             "command": self._command(job),
             "directory": self._work,
             "env": dict(options.env),
@@ -202,7 +153,7 @@ class RayBackend:
                 self._free(attempt)
                 self._attempts[handle] = _Attempt(attempt.job, time.monotonic())
                 return Status(State.pending, detail=f"slice {attempt.slice.name} is not given")
-            where = f"for slice {attempt.slice.name}" if attempt.slice else f"for room: {self._resources()} a job"
+            where = f"for slice {attempt.slice.name}" if attempt.slice else f"for room: {self._options.resources} a job"
             return Status(State.pending, detail=f"waiting {where}" if waited > 5 else "")
         try:
             places = ray.get(attempt.placing, timeout=ANSWER_S)
@@ -239,7 +190,7 @@ class RayBackend:
         for module in (ray_host, machine):
             ray.cloudpickle.register_pickle_by_value(module)
         # Others of its methods answer while `run` does not return.
-        options: dict[str, Any] = {"max_concurrency": 4, **self._resources()}
+        options: dict[str, Any] = {"max_concurrency": 4, **self._options.resources}
         if attempt.slice is not None:
             options["resources"] = {"TPU": attempt.slice.chips_per_host}
         host = ray.remote(ray_host.Host)
@@ -262,11 +213,11 @@ class RayBackend:
         orders = []
         for number, place in enumerate(attempt.places):
             gpus = tuple(map(str, place["gpus"]))
-            slot = machine.Slot(0, tuple(range(options.cpus)), gpus, min(1.0, self._gpus()), 0.0)
+            slot = machine.Slot(0, tuple(range(options.cpus)), gpus, min(1.0, self._options.gpus_of_a_job), 0.0)
             told = {"CUDA_VISIBLE_DEVICES": "", **slot.environment()}
             if attempt.slice is not None:
                 told |= slice_environment(attempt.places, number)
-            devices = [f"{place['node']}-gpu-{gpu}" for gpu in gpus] if self._gpus() >= 1 else []
+            devices = [f"{place['node']}-gpu-{gpu}" for gpu in gpus] if self._options.gpus_of_a_job >= 1 else []
             devices += [f"{place['node']}-tpu"] if attempt.slice is not None else []
             orders.append(
                 ray_host.Order(
@@ -294,7 +245,7 @@ class RayBackend:
                 attempt.ends[host] = self._end_of(attempt, host)
         return len(attempt.ends) == len(attempt.runs)
 
-    def _end_of(self, attempt: _Attempt, host: int) -> tuple[int, bool, str]:
+    def _end_of(self, attempt: _Attempt, host: int) -> End:
         ray = self._ray()
         try:
             return ray.get(attempt.runs[host], timeout=ANSWER_S)
@@ -398,7 +349,7 @@ class RayBackend:
         return self._directory.path.name
 
     def _end_strangers(self, handles: Sequence[str]) -> None:
-        """Actors of an earlier driver: Ray ends them with it, but through ray:// only after it was missed for a while."""
+        """Actors of an earlier driver. Ray ends them with it, but where it came by ray:// only after a while."""
         if not handles or self._options.address is None or self._failed:
             return
         ray = self._ray()
@@ -407,41 +358,6 @@ class RayBackend:
                 with suppress(ValueError, ray.exceptions.RayError):  # it ends at this moment
                     ray.kill(ray.get_actor(name, self._namespace))
 
-    def _gpus(self) -> float:
-        if self._options.gpus is not None:
-            return self._options.gpus
-        return 1.0 if self._options.address is None and machine.visible_gpus() else 0.0
-
-    def _resources(self) -> dict[str, Any]:
-        """Of one actor, as Ray's options name them."""
-        options = self._options
-        made: dict[str, Any] = {"num_cpus": options.cpus}
-        if self._gpus():
-            made["num_gpus"] = self._gpus()
-        if options.topology is None:  # a slice's hosts are the job's own
-            made["memory"] = round((options.memory_gb or machine.LEAST_MEMORY_GB) * 1e9)
-        return made
-
     def _command(self, job: SweepJob) -> list[str]:
         """On a cluster `python` is the nodes' own; here it is this one, and nothing need be installed."""
         return here(job.command) if self._options.address is None else list(job.command)
-
-
-def joint(ends: Mapping[int, tuple[int, bool, str]]) -> Status:
-    """The status of a job whose hosts are all over."""
-    host = telling(ends)
-    code, _, why = ends[host]
-    detail = f"host {host}: exit code {code}" if len(ends) > 1 and code else ""
-    return Status.of_exit(code, ": ".join(filter(None, [detail, why])))
-
-
-def telling(ends: Mapping[int, tuple[int, bool, str]]) -> int:
-    """The host whose end says most: of those that were not told to stop, one that was lost or preempted, since the others
-    fail for want of it; then one that failed, a bug before a crash; then any."""
-
-    def rank(host: int) -> tuple[bool, int, int]:
-        code, asked, _ = ends[host]
-        kind = {State.preempted: 0, State.failed: 1 if code in (1, 2) else 2, State.succeeded: 3}[outcome(code)]
-        return asked, kind, host
-
-    return min(ends, key=rank)

@@ -7,6 +7,7 @@ anybody, and keeps its files in a temporary directory. It ends with this process
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import secrets
@@ -52,7 +53,7 @@ def connect(address: str | None, namespace: str) -> ModuleType:
         if address is None:
             _embedded(ray, namespace)
         else:
-            ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="error")
+            ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray's own, gRPC's, OSError, RuntimeError: all are about the world here
         where = f"no usable Ray cluster at hydra.launcher.address={address}" if address else "Ray does not start here"
         raise EnvironmentFailure(f"{where}: {gist(error)}") from error
@@ -74,7 +75,7 @@ def _embedded(ray: ModuleType, namespace: str) -> None:
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         namespace=namespace,
         _node_ip_address="127.0.0.1",
         _temp_dir=folder,

@@ -50,7 +50,7 @@ class Host:
 
     def __init__(self, group_memory_gb: Callable[[int], float]):
         self._group_memory_gb = group_memory_gb
-        self._output = tempfile.TemporaryFile()  # without a name: nothing of it stays
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this; without a name: nothing of it stays
         self._process: subprocess.Popen | None = None
         self._asked, self._over = threading.Event(), threading.Event()
 

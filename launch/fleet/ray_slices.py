@@ -1,7 +1,7 @@
 """TPU v5e slices of a Ray cluster: which are whole, and one of them reserved for a job.
 
-A slice is known by the labels that Ray gives its hosts. It is named when it is reserved, because Ray's own choice goes by
-the slice's first host alone and may fall on one that has lost another host, where the job would wait for ever.
+A slice is known by the labels that Ray gives its hosts. It is named when it is reserved, because Ray's own choice goes
+by the slice's first host alone and may fall on one that has lost another host, where the job would wait for ever.
 """
 
 from __future__ import annotations
