@@ -334,12 +334,7 @@ def test_a_sweep_on_this_machine_leaves_nothing_but_its_results(at):
     id = the_sweep(at)
     # What Ray keeps where it likes best is in neither place, and nothing of it runs on.
     assert list((at.parent / "home").iterdir()) == []
-    assert not [
-        pid
-        for word in LEFTOVERS
-        for pid, env in processes(word).items()
-        if env.get("HOME", "").startswith(str(at.parent))
-    ]
+    assert not rays(at)
     ran = events(at)
     assert (ran["run", "train"], ran["run", "report"], ran["failed", "report"]) == (1, 4, 2)
     assert "ZeroDivisionError" in call(at, "job=sweep_logs", f"sweep={id}", PYTHONPATH=_without_ray(at)).stdout
@@ -385,10 +380,7 @@ def test_nothing_outlives_a_killed_parent(at):
     process.kill()
     process.communicate()
     wait_for(lambda: not workers(at), 20)
-    home = str(at.parent / "home")
-    wait_for(
-        lambda: not [pid for word in LEFTOVERS for pid, env in processes(word).items() if env.get("HOME") == home], 20
-    )
+    wait_for(lambda: not rays(at), 20)
 
 
 # --- a cluster of two slices ---
