@@ -32,6 +32,7 @@ from tandem.config import (
     parameter_count,
 )
 from tandem.data.corpus import corpus_identity
+from tandem.data.prompts import file_category, prompt_file
 from tandem.errors import EnvironmentFailure
 from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.validate import resolve_layer_map
@@ -137,7 +138,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
         gamma = experiment.gamma if fixed else decode.gamma_max
         find_rule = None if fixed else partial(stopping.rule_for, experiment)
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
-        file = Path(experiment.data.prompts).expanduser() if experiment.data.prompts else None
+        files = {name: prompt_file(name, experiment.tasks.data_dir) for name in experiment.data.prompts or ()}
         made.append(
             Step(
                 kind="speed",
@@ -154,10 +155,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "num_samples": decode.num_samples,
                     "batch_size": decode.batch_size,
                     "exact": decode.exact,
-                    "prompts_from": _digest(file) if file else None,
+                    "prompts_from": [[file_category(name), _digest(file)] for name, file in files.items()] or None,
                 },
                 inputs={"corpus": corpus, "primary": primary, **trained, **ruled},
-                run=steps.speed(evaluation, decode, dtype, gamma, drafters, ngram, experiment.seed, file, find_rule),
+                run=steps.speed(evaluation, decode, dtype, gamma, drafters, ngram, experiment.seed, files, find_rule),
                 size=sizes,
                 estimate_s=90,
             )

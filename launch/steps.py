@@ -30,7 +30,7 @@ from tandem.config import (
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
-from tandem.data.prompts import encode_prompt, read_prompts
+from tandem.data.prompts import encode_prompt, file_category, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
 from tandem.model.heads import HEADS, HeadConfig
@@ -286,19 +286,19 @@ def speed(
     drafters: Mapping[str, str],
     ngram: int,
     seed: int,
-    prompts: Path | None = None,
+    files: Mapping[str, Path] | None = None,
     find_rule: Callable[..., tuple[Any, Any]] | None = None,
 ) -> Callable[[Context], None]:
-    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the file `prompts`, and then
-    `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs, name, drafter,
-    weights) needs to find a drafter's stopping rule."""
+    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the prompts of `files` by
+    name, and then `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs,
+    name, drafter, weights) needs to find a drafter's stopping rule."""
 
     def run(context: Context) -> None:
         from tandem.measure.speed import speed_tables
 
         given, categories = _prompts(context, evaluation, decode, seed), []
-        if prompts is not None:
-            given, categories = _prompts_from(context, prompts, evaluation.prompts, decode)
+        if files:
+            given, categories = _prompts_from(context, files, evaluation.prompts, decode)
         primary, weights = primary_with(context, drafters, dtype)
         models = {
             name: drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
@@ -398,14 +398,19 @@ def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, see
     return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
 
 
-def _prompts_from(context: Context, path: Path, count: int, decode: DecodeConfig) -> tuple[list[np.ndarray], list[str]]:
-    """Prompts of a file as ids, and their categories. Raises what fits no cache before anything compiles."""
-    read = read_prompts(path, count)
+def _prompts_from(
+    context: Context, files: Mapping[str, Path], count: int, decode: DecodeConfig
+) -> tuple[list[np.ndarray], list[str]]:
+    """`count` prompts of each file as ids, and their categories. Raises what fits no cache before anything compiles."""
     tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
-    encoded = [encode_prompt(tokenizer, prompt.text) for prompt in read]
-    longest = max(map(len, encoded))
-    check_fits(longest, decode, f"data.prompts={path}: the longest prompt")
-    return encoded, [prompt.category for prompt in read]
+    encoded, categories = [], []
+    for name, path in files.items():
+        for prompt in read_prompts(path, count, file_category(name)):
+            ids = encode_prompt(tokenizer, prompt.text)
+            encoded.append(ids if prompt.whole else ids[: decode.prompt_tokens])
+            categories.append(prompt.category)
+            check_fits(len(encoded[-1]), decode, f"data.prompts={path}: a prompt")
+    return encoded, categories
 
 
 def check_fits(prompt_tokens: int, decode: DecodeConfig, what: str) -> None:

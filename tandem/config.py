@@ -231,7 +231,9 @@ class DataConfig:
     data_dir: str | None = None  # tfds: where prepared datasets are
     text_feature: str = "text"  # tfds
     heldout_fraction: float = 0.1
-    prompts: str | None = None  # JSON lines with `prompt` or `turns`, for speed; null: cut from the held-out text
+    # For speed, a file or several: lm1b, reddit, cnn_dailymail of tasks.data_dir, or paths (JSON lines with `prompt` or
+    # `turns`; .txt, .tsv, .csv); null: cut from the held-out text.
+    prompts: list[str] | None = None
 
 
 @dataclass

@@ -25,6 +25,7 @@ from tandem.config import (
     StopRule,
     TrainConfig,
 )
+from tandem.data.prompts import PROMPT_SETS, prompt_file
 from tandem.model.heads import HEADS
 
 LARGEST_SEED = 2**31 - 1
@@ -202,8 +203,7 @@ def _data(experiment: Experiment, check: _Checks) -> None:
     data = experiment.data
     if not 0.0 < data.heldout_fraction < 1.0:
         check.wrong("data.heldout_fraction", data.heldout_fraction, "must be above 0 and below 1")
-    if data.prompts is not None and not Path(data.prompts).expanduser().is_file():
-        check.wrong("data.prompts", data.prompts, f"is not a file{_nearest_sibling(Path(data.prompts).expanduser())}")
+    _prompts(experiment, check)
     if data.corpus == Corpus.text:
         if data.path is None:
             check.problems.append("data=text needs data.path, a file or a folder of texts (plain, .gz or .xz)")
@@ -216,6 +216,22 @@ def _data(experiment: Experiment, check: _Checks) -> None:
             check.problems.append("data=tfds needs data.name, as in data.name=lm1b:1.1.0")
         if data.data_dir is not None and "://" not in data.data_dir and not Path(data.data_dir).expanduser().is_dir():
             check.wrong("data.data_dir", data.data_dir, "is not a directory")
+
+
+def _prompts(experiment: Experiment, check: _Checks) -> None:
+    names, directory = experiment.data.prompts, experiment.tasks.data_dir
+    if names is None:
+        return
+    if not names or len(set(names)) != len(names):
+        check.wrong("data.prompts", names, "must name one or more files, none of them twice")
+    for name in names:
+        path = prompt_file(name, directory)
+        if name in PROMPT_SETS and directory is None:
+            check.wrong("data.prompts", name, f"needs tasks.data_dir, a directory with {PROMPT_SETS[name]}")
+        elif not path.is_file():
+            close = nearest(name, PROMPT_SETS) if path == Path(name) and path.parent == Path() else ""
+            there = f" ({path})" if name in PROMPT_SETS else ""
+            check.wrong("data.prompts", name, f"is not a file{there}{_nearest_sibling(path) or close}")
 
 
 def _nearest_sibling(path: Path) -> str:
