@@ -4,9 +4,9 @@
     uv run --with hydra-joblib-launcher python benchmarks/sweep.py --joblib 2  # joblib on 2 of the points
     uv run python benchmarks/sweep.py --launcher ray --joblib 0                # what Ray adds on one machine
 
-Compared are `hydra/launcher=local` (or `ray`) and Hydra's own joblib launcher with a store for each point, so that it does each
-in full. With `--joblib N` it does N points, and the time of 16 is scaled from them. Also printed: from the parent's
-start to its first job. Measure on a machine that does nothing else.
+Compared are `hydra/launcher=local` (or `ray`) and Hydra's own joblib launcher with a store for each point, so that it
+does each in full. With `--joblib N` it does N points, and the time of 16 is scaled from them. Also printed: from the
+parent's start to its first job. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A Ray cluster of simulated v5litepod-16 slices on this machine: a raylet a host, with what Ray finds on real ones.
 
-As a program: prints its two addresses, then obeys lines on standard input and answers each with a line: `add A` (a slice
-of four hosts), `remove A 2` (one host of it, without warning), `held` (how many placement groups and actors there are),
-`end`. A process of its own, as Ray keeps state.
+As a program: prints its two addresses, then obeys lines on standard input and answers each: `add A` (a slice of four
+hosts), `remove A 2` (one of them, without warning), `held` (how many placement groups and actors there are), `end`. A
+process of its own, as Ray keeps state.
 """
 
 from __future__ import annotations
