@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -29,6 +31,7 @@ from launch.compose import CONF
 from launch.fleet.backends import checked_options
 from launch.fleet.interface import State
 from launch.fleet.ray_ends import joint
+from launch.fleet.ray_host import Host, Order, bootstrap
 from launch.fleet.ray_options import RayOptions
 from launch.fleet.ray_slices import Slice, slice_environment, whole_slices
 from tandem.errors import ConfigurationError
@@ -147,6 +150,62 @@ def test_each_host_of_a_slice_is_told_its_place():
         "TPU_WORKER_HOSTNAMES": "10.0.0.0,10.0.0.1,10.0.0.2,10.0.0.3",
         "JAX_COORDINATOR_ADDRESS": "10.0.0.0:1000",
     }
+
+
+def order(at: Path, *command: str, **changes) -> Order:
+    given = {"directory": str(at), "environment": dict(os.environ), "whole": True, "cores": 1, "devices": []}
+    return Order(command=command, **{**given, "memory_gb": None, "bootstrap": bootstrap(), **changes})
+
+
+def in_thread(call, *arguments) -> list:
+    ended: list = []
+    thread = threading.Thread(target=lambda: ended.append(call(*arguments)))
+    thread.start()
+    ended.append(thread)
+    return ended
+
+
+def test_a_host_runs_a_process_tells_what_it_wrote_and_how_it_ended(tmp_path):
+    host = Host(lambda group: 0.0)
+    code = "import os, sys; print(os.getcwd()); sys.stdout.flush(); print('and', file=sys.stderr); os._exit(42)"
+    assert host.run(order(tmp_path, "python", "-c", code)) == (42, False, "")
+    assert host.output(0, 1000).decode() == f"{tmp_path}\nand\n"
+    assert host.output(-4, 1000) == b"and\n"
+    assert Host(lambda group: 0.0).run(order(tmp_path / "no", "python", "-c", "")) == (
+        1,
+        False,
+        f"No such file or directory: {tmp_path / 'no'} on {socket.gethostname()}",
+    )
+    large = Host(lambda group: 3.0).run(order(tmp_path, "sleep", "60", memory_gb=2.0))
+    assert large == (1, False, "used 3.0 GB, and hydra.launcher.memory_gb is 2.0")
+
+
+@pytest.mark.parametrize(("deaf", "code"), [(False, -15), (True, -9)])
+def test_a_host_is_stopped_first_kindly(tmp_path, deaf, code):
+    host = Host(lambda group: 0.0)
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if deaf else ""
+    program = f"import signal, time; {ignore} print('up', flush=True); time.sleep(60)"
+    ended = in_thread(host.run, order(tmp_path, "python", "-c", program))
+    wait_for(lambda: host.output(0, 10) == b"up\n")
+    host.stop(0.5)
+    ended[0].join(10)
+    assert ended[1] == (code, True, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names are Linux's")
+def test_cores_and_devices_are_held_by_the_process_itself(tmp_path, monkeypatch):
+    device = f"test-{os.getpid()}"
+    program = "import os, time; print(sorted(os.sched_getaffinity(0)), flush=True); time.sleep(60)"
+    first = Host(lambda group: 0.0)
+    ended = in_thread(first.run, order(tmp_path, "python", "-c", program, devices=[device]))
+    wait_for(lambda: first.output(0, 100))
+    assert len(json.loads(first.output(0, 100))) == 1
+    monkeypatch.setattr("launch.fleet.ray_host.DEVICES_S", 0.3)
+    second = Host(lambda group: 0.0).run(order(tmp_path, "true", devices=[device]))
+    assert second == (137, False, f"another job holds the devices of {socket.gethostname()}")
+    first.stop(5.0)
+    ended[0].join(10)
+    assert Host(lambda group: 0.0).run(order(tmp_path, "true", devices=[device])) == (0, False, "")
 
 
 # --- whole sweeps, with steps that stand in for the science ---
