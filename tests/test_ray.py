@@ -532,7 +532,7 @@ def test_a_sweep_on_slices_survives_the_loss_of_a_process_an_actor_a_node_and_a_
             process.kill()
         assert process.returncode == 0, said
         assert said.count("trying again") == 4
-        assert made("held") == ["0", "0"], "no placement group and no actor is left"
+        wait_for(lambda: made("held") == ["0", "0"], 20)
 
     assert results(at) == expected
     ran = events(at)
@@ -557,6 +557,6 @@ def test_a_killed_driver_leaves_nothing_in_the_cluster_and_the_sweep_goes_on(at)
         through = f"hydra.launcher.address={made.client_address}"
         again = call(at, *(through if "address=" in word else word for word in words))
         assert again.returncode == 0, again.stderr
-        assert made("held") == ["0", "0"]
+        wait_for(lambda: made("held") == ["0", "0"], 60)
         assert events(at)["resume", "train"] == 1
         assert sorted(set(logged(at))) == list(range(1, 61))

@@ -147,7 +147,8 @@ class RayBackend:
         ready, _ = ray.wait(attempt.placing, num_returns=len(attempt.placing), timeout=0)
         if len(ready) < len(attempt.placing):
             waited = time.monotonic() - attempt.since
-            if attempt.slice is not None and waited > GIVEN_S:
+            broken = topology is not None and attempt.slice not in self._look(topology)
+            if attempt.slice is not None and (broken or waited > GIVEN_S):
                 self._passed_over = [*(n for n in self._passed_over if n != attempt.slice.name), attempt.slice.name]
                 self._free(attempt)
                 self._attempts[handle] = _Attempt(attempt.job, time.monotonic())
@@ -160,16 +161,14 @@ class RayBackend:
             self._finish(handle, attempt, Status(State.preempted, 137, gist(error)))
             assert attempt.ended is not None
             return attempt.ended
-        order = sorted(range(len(places)), key=lambda i: int(places[i]["labels"].get(WORKER_ID, i)))
+        order = sorted(range(len(places)), key=lambda i: int(places[i]["labels"].get(WORKER_ID) or i))
         attempt.places, attempt.actors = [places[i] for i in order], [attempt.actors[i] for i in order]
         pairs = zip(attempt.actors, self._orders(attempt), strict=True)
         attempt.runs = [actor.run.remote(given) for actor, given in pairs]
         return Status(State.running)
 
     def _take_slice(self, handle: str, attempt: _Attempt, topology: str) -> bool:
-        if time.monotonic() - self._looked_at > LOOK_S:
-            self._whole, self._looked_at = whole_slices(self._ray().nodes(), topology), time.monotonic()
-        whole = self._whole
+        whole = self._look(topology)
         if not whole and self._options.address is None:
             advice = "hydra.launcher.address=… names a cluster that has them"
             raise EnvironmentFailure(f"this machine is not a whole TPU slice of topology {topology}; {advice}")
@@ -183,6 +182,11 @@ class RayBackend:
         attempt.group = reserve(attempt.slice, topology, self._options.cpus, handle)
         self._place(handle, attempt, attempt.slice.hosts)
         return True
+
+    def _look(self, topology: str) -> list[Slice]:
+        if time.monotonic() - self._looked_at > LOOK_S:
+            self._whole, self._looked_at = whole_slices(self._ray().nodes(), topology), time.monotonic()
+        return self._whole
 
     def _place(self, handle: str, attempt: _Attempt, hosts: int) -> None:
         """Ask for the actors; Ray makes each when there is room for it."""
