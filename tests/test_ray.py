@@ -560,3 +560,42 @@ def test_a_killed_driver_leaves_nothing_in_the_cluster_and_the_sweep_goes_on(at)
         wait_for(lambda: made("held") == ["0", "0"], 60)
         assert events(at)["resume", "train"] == 1
         assert sorted(set(logged(at))) == list(range(1, 61))
+
+
+# --- real points ---
+
+
+@pytest.mark.slow
+def test_real_points_come_out_the_same_though_a_job_was_killed(tmp_path):
+    common = ("scale=tiny", "train=ce", "eval.measures=[agreement]", "tracking=disabled")
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / name).mkdir()
+    core = min(os.sched_getaffinity(0))  # as many as each job of the sweep has
+    alone = subprocess.Popen(
+        [*RUN, *common, "gamma=2", "tau=0.7"],
+        cwd=tmp_path / "undisturbed",
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    assert alone.wait(timeout=600) == 0
+
+    here = tmp_path / "disturbed"
+    words = ("-m", "hydra/launcher=ray", *common, "gamma=2,4", "tau=0.7,0.9")
+    process = subprocess.Popen([*RUN, *words], cwd=here, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(here.glob("runs/store/pretrain-*.partial/metrics.jsonl")))
+    (victim,) = [pid for pid in processes("fleet/worker.py") if Path(os.readlink(f"/proc/{pid}/cwd")) == here.resolve()]
+    os.kill(victim, signal.SIGKILL)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert "preempted (-9), trying again" in said
+
+    def made(folder: Path) -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in folder.glob("runs/store/*/weights.safetensors")}
+
+    assert made(here) == made(tmp_path / "undisturbed")
+    assert len(made(here)) == 5
+    tables = [json.loads(path.read_text())["agreement"] for path in tmp_path.glob("*/runs/*/results.json")]
+    assert len(tables) == 5
+    assert all(table == tables[0] for table in tables)
+    ran = Counter((entry["event"], entry["step"]) for entry in lines(here / "runs" / "store" / "log.jsonl"))
+    assert {ran["run", step] for _, step in ran} == {1}, "no step was begun again that was not being resumed"
