@@ -149,7 +149,10 @@ def test_each_host_of_a_slice_is_told_its_place():
         "TPU_WORKER_ID": "2",
         "TPU_WORKER_HOSTNAMES": "10.0.0.0,10.0.0.1,10.0.0.2,10.0.0.3",
         "JAX_COORDINATOR_ADDRESS": "10.0.0.0:1000",
+        "JAX_NUM_PROCESSES": "4",
+        "JAX_PROCESS_ID": "2",
     }
+    assert slice_environment(places[:1], 0) == {}, "one host has nobody to find"
 
 
 def order(at: Path, *command: str, **changes) -> Order:
@@ -247,10 +250,10 @@ STEPS = """
         print("host", os.environ["TPU_WORKER_ID"], "of", os.environ["TPU_WORKER_HOSTNAMES"], flush=True)
         os._exit(0 if first.recv(1) else 1)
 
-    if "launch.fleet.worker" in sys.orig_argv and "TPU_WORKER_ID" in os.environ:
+    if "launch.fleet.worker" in sys.orig_argv and "JAX_PROCESS_ID" in os.environ:
         host, port = os.environ["JAX_COORDINATOR_ADDRESS"].split(":")
-        if os.environ["TPU_WORKER_ID"] == "0":
-            lead((host, int(port)), len(os.environ["TPU_WORKER_HOSTNAMES"].split(",")))
+        if os.environ["JAX_PROCESS_ID"] == "0":
+            lead((host, int(port)), int(os.environ["JAX_NUM_PROCESSES"]))
         else:
             follow((host, int(port)))
 
