@@ -74,7 +74,7 @@ def reserve(wanted: Slice, topology: str, cpus: int, name: str) -> Any:
 
 
 def slice_environment(places: Sequence[Mapping[str, Any]], host: int) -> dict[str, str]:
-    """What the process on one of a slice's hosts is told of its place, by the names that libtpu and the project read."""
+    """What the process on one of a slice's hosts is told of its place, by the names that libtpu and we read."""
     if len(places) == 1:
         return {}
     return {
