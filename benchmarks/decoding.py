@@ -90,9 +90,9 @@ class Ours:
     """This framework's engine; `decode_seconds` are those of the last call without its prefill."""
 
     def __init__(self, primary: Model, drafter: Model | None = None, gamma: int = 0, width: int | None = None):
-        graph, weights = pack_matrices(*primary[1:])
-        self.engine = Engine(graph, Independent(drafter[1]) if drafter else None, gamma=gamma, width=width)
-        self.weights, self.drafter_weights = weights, drafter[2] if drafter else None
+        graph, self.weights = pack_matrices(*primary[1:])
+        drafting, self.drafter_weights = pack_matrices(*drafter[1:]) if drafter else (None, None)
+        self.engine = Engine(graph, drafting and Independent(drafting), gamma=gamma, width=width)
         self.decode_seconds, self.lengths = 0.0, np.zeros(gamma + 1)
 
     def __call__(self, prompt: np.ndarray, new: int) -> tuple[list[int], float, int]:
