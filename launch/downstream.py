@@ -23,6 +23,7 @@ from launch.store import write_json_atomic, write_text_atomic
 from tandem.config import EvalConfig
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import Interrupted
+from tandem.parallel.hosts import hosts
 from tasks.example import Example, Kind, Normalisation, TaskInfo, shorten
 
 EXAMPLES = "examples.jsonl"
@@ -232,7 +233,7 @@ class _Work:
     def _progress(self, parts: int, total: int) -> Callable[[int, int], None]:
         def report(done: int, _: int) -> None:
             self.context.progress(done * total // max(1, parts), total)
-            if self.context.should_stop():
+            if hosts().agree(self.context.should_stop):
                 raise Interrupted(self.context.name)
 
         return report

@@ -19,6 +19,7 @@ from launch.graph import Step
 from tandem.config import (
     Corpus,
     DecoderConfig,
+    Divergence,
     Drafter,
     DType,
     Experiment,
@@ -163,7 +164,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             )
         )
     if evaluation.stops:
-        compared = {name: models[name] for name in chosen_drafters(experiment, models)}
+        compared = {name: drafting[name] for name in chosen_drafters(experiment, drafting)}
         inputs = {"corpus": corpus, "primary": primary}
         made.append(stopping.comparison_step(experiment, compared, inputs, dtype))
     if Measure.standalone in evaluation.measures:
@@ -226,6 +227,7 @@ def _corpus(experiment: Experiment) -> Step:
             "tokenizer": _digest(tokenizer) if tokenizer else "trained",
         },
         run=steps.corpus(data, vocab_size, tokenizer),
+        on_devices=False,
         size=f"{data.corpus.value}, {'shipped' if tokenizer else 'own'} tokenizer of {vocab_size}",
         estimate_s=5,
     )
@@ -246,6 +248,7 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
                 config={"sha256": _digest(path)},
                 inputs={"corpus": corpus},
                 run=steps.shipped(path),
+                on_devices=False,
                 size=f"{_millions(config)}, shipped pretrained",
                 estimate_s=0,
             )
@@ -287,11 +290,7 @@ def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapp
     train = experiment.train
     config = {"stage": stage, "optimizer": optimizer_meaning(train), "seed": experiment.seed}
     if stage == 2:
-        config |= {
-            "distil_weight": train.distil_weight,
-            "temperature": train.temperature,
-            "primary_dtype": resolve_dtype(train.primary_dtype),
-        }
+        config |= {**distillation_meaning(train), "primary_dtype": resolve_dtype(train.primary_dtype)}
     size = experiment.scale.models[experiment.model.secondary]
     teacher = experiment.scale.models[experiment.model.primary] if stage == 2 else None
     return Step(
@@ -324,7 +323,9 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
     if stage == 1:
         config["projection_init"] = train.projection_init.value
     else:
-        config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+        config |= distillation_meaning(train)
+    if train.position_decay != 1:
+        config["position_decay"] = train.position_decay
     models, pair = experiment.scale.models, experiment.model
     how = f"γ {' '.join(map(str, train.gamma))}, primary {train.primary.value}"
     return Step(
@@ -360,7 +361,7 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
             "seed": experiment.seed,
         }
         if stage == 2:
-            config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+            config |= distillation_meaning(train)
             inputs = {**inputs, "head": made[f"{kind}_ce"].step}
         step = Step(
             kind="head",
@@ -380,6 +381,12 @@ def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:
     """The optimisation alone, also of a TrainConfig; remat changes what is kept in memory, not the result."""
     names = OptimizerConfig.__dataclass_fields__
     return {name: value for name, value in asdict(config).items() if name in names and name != "remat"}
+
+
+def distillation_meaning(train: TrainConfig) -> dict[str, Any]:
+    """What of `train` decides how stage 2 learns from the primary."""
+    other = {} if train.divergence is Divergence.kl else {"divergence": train.divergence.value}
+    return {"distil_weight": train.distil_weight, "temperature": train.temperature, **other}
 
 
 def _further_seconds(train: TrainConfig, trained: DecoderConfig, read: DecoderConfig | None) -> float:

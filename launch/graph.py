@@ -7,16 +7,20 @@ the same meaning is computed once and found afterwards, by any run.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from launch.progress import Display, duration
-from launch.store import Interrupted, Store, append_line
+from launch.store import Claim, Interrupted, Store, append_line
+from tandem.parallel.hosts import hosts
 
 __all__ = ["Context", "Interrupted", "Step", "describe", "execute", "needed", "topological"]
 
@@ -29,7 +33,8 @@ class Step:
 
     `config` is JSON-able and holds only what gives the step its meaning: no paths, no launcher, no tracking.
     `version` is raised by the author of `run` when the same configuration comes to mean something else.
-    `name`, `size` and `estimate_s` are for people and are not part of the fingerprint.
+    `name`, `size` and `estimate_s` are for people and are not part of the fingerprint. Of several hosts the first alone
+    does a step that is `on_devices=False`; all do the others, whose arrays lie on the devices of all.
     """
 
     kind: str
@@ -40,6 +45,7 @@ class Step:
     inputs: Mapping[str, Step] = field(default_factory=dict)
     size: str = ""
     estimate_s: float | None = None
+    on_devices: bool = True
 
     @cached_property
     def meaning(self) -> Record:
@@ -59,11 +65,13 @@ class Context:
     """What a running step sees of the world.
 
     `out` is the step's working directory, the same again when an unfinished step is resumed: a checkpoint left there is
-    found there. `inputs` are the directories of its finished inputs, to be read only.
+    found there. `inputs` are the directories of its finished inputs, to be read only. Of several hosts all but the
+    first have an `out` of their own that is thrown away, and `left` is the first one's: what may be resumed from.
     """
 
     inputs: Mapping[str, Path]
     out: Path
+    left: Path
     name: str
     display: Display
     sink: Callable[[Record], None] = lambda record: None
@@ -123,21 +131,22 @@ def execute(
     Finished steps are found and not run; inputs that nothing unfinished needs are not made again. `sink` receives every
     record that a step logs. Raises `Interrupted` once `should_stop()` is true, with all unfinished work kept.
     """
-    display = display or Display()
+    here = hosts()
+    display = display or Display(None if here.first else io.StringIO())
     targets = list(targets)
     names = _names(targets)
-    wanted = needed(targets, store)
+    wanted = here.agree(lambda: sorted(needed(targets, store)))
     found: dict[str, Path] = {}
     for step in topological(targets):
-        directory = store.find(step)
+        directory = _agreed(lambda step=step: store.find(step))
         if directory is None and step.fingerprint in wanted:
-            if should_stop():
+            if here.agree(should_stop):
                 raise Interrupted(step.name)
             directory = _perform(step, store, found, sink, should_stop, display)
         elif directory is None:
             display.line(f"skipped  {step.name}: not needed any more")
         else:
-            store.record("found", step)
+            here.agree(lambda step=step: store.record("found", step))
             display.line(f"found    {step.name} ({step.fingerprint})")
         if directory is not None:
             found[step.fingerprint] = directory
@@ -169,26 +178,47 @@ def _perform(
     should_stop: Callable[[], bool],
     display: Display,
 ) -> Path:
-    with store.claim(step, should_stop, display.line) as claim:
-        if claim.finished is not None:
-            store.record("found", step)
+    with ExitStack() as held:
+        claims: list[Claim] = []  # of the first host
+
+        def claim() -> tuple[str, bool, bool]:
+            claims.append(held.enter_context(store.claim(step, should_stop, display.line)))
+            return str(claims[0].work), claims[0].finished is not None, claims[0].resumed
+
+        work, finished, resumed = hosts().agree(claim)
+        if finished:
+            hosts().agree(lambda: store.record("found", step))
             display.line(f"found    {step.name} ({step.fingerprint}), made by another process")
-            return claim.finished
-        verb = "resuming" if claim.resumed else "running "
+            return Path(work)
+        verb = "resuming" if resumed else "running "
         about = f", {step.size}" if step.size else ""
         display.line(f"{verb} {step.name} ({step.fingerprint}{about})")
         inputs = {role: found[given.fingerprint] for role, given in step.inputs.items()}
         began = time.monotonic()
+        out = Path(work if hosts().first else held.enter_context(TemporaryDirectory(prefix="tandem-")))
         try:
-            step.run(Context(inputs, claim.work, step.name, display, sink, should_stop))
+            if hosts().first or step.on_devices:
+                step.run(Context(inputs, out, Path(work), step.name, display, sink, should_stop))
         except Interrupted:
             raise Interrupted(step.name) from None
         finally:
             display.clear()
         seconds = time.monotonic() - began
-        directory = claim.finish(seconds)
+        directory = _agreed(lambda: claims[0].finish(seconds))
+    assert directory is not None
     display.line(f"done     {step.name} in {duration(seconds)}")
     return directory
+
+
+def _agreed(decide: Callable[[], Path | None]) -> Path | None:
+    """The path that the first host decides on."""
+
+    def word() -> str | None:
+        path = decide()
+        return None if path is None else str(path)
+
+    told = hosts().agree(word)
+    return None if told is None else Path(told)
 
 
 def describe(targets: Iterable[Step], store: Store) -> str:

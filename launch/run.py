@@ -1,18 +1,21 @@
 """The entry point: `uv run launch/run.py model=tandem_bison_gecko train=distil`; `--help` says the rest.
 
-Exit codes: 0 done, 1 the world failed, 2 the configuration is refused, 130 and 143 interrupted (the same command
-goes on), 141 whoever read the output went away.
+Exit codes: 0 done, 1 the world failed, 2 the configuration is refused, 42 another host of this job is gone, 130 and
+143 interrupted (after these three the same command goes on), 141 whoever read the output went away.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -22,7 +25,8 @@ if __package__ in (None, ""):  # run as a file: the repository belongs on the pa
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tandem.config import Experiment, Job, Measure
-from tandem.errors import ConfigurationError, UserError
+from tandem.errors import ConfigurationError, EnvironmentFailure, UserError
+from tandem.parallel.hosts import hosts, leave
 
 if TYPE_CHECKING:
     from launch.graph import Step
@@ -41,6 +45,7 @@ JOBS = {
     Job.sweep_resume: "launch.fleet.jobs:resume",
     Job.evaluate: "launch.evaluate:run",
     Job.tune: "launch.tune:tune",
+    Job.compile: "launch.compiling:compile_ahead",
 }
 
 
@@ -49,6 +54,11 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
+
+    @property
+    def number(self) -> int:
+        """That of the signal; SIGTERM where another host of the job had it."""
+        return self.signal or signal.SIGTERM
 
     def __call__(self) -> bool:
         return self.signal != 0
@@ -74,6 +84,9 @@ def run_directory(experiment: Experiment) -> Path:
     from launch.compose import configuration_hash
 
     identity = f"{experiment.model.name}-{experiment.train.name}-{configuration_hash(experiment)[:8]}"
+    if experiment.job is Job.compile:  # the only results that belong to a platform
+        figures = hashlib.sha256(json.dumps(asdict(experiment.platform), sort_keys=True).encode()).hexdigest()[:4]
+        identity = f"compile-{experiment.platform.name}-{identity}{figures}"
     return Path(experiment.runs_dir).expanduser() / (experiment.name or identity)
 
 
@@ -84,8 +97,16 @@ def run(experiment: Experiment, stop: Stop) -> None:
     carry_out(experiment, build, stop)
 
 
-def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]], stop: Stop) -> None:
-    """Bring the steps that `build` makes of the experiment about, and present what they found."""
+def carry_out(
+    experiment: Experiment,
+    build: Callable[[Experiment], list[Step]],
+    stop: Stop,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda results: results,
+) -> None:
+    """Bring the steps that `build` makes of the experiment about, and present what they found.
+
+    `complete` adds to the results what no step can know.
+    """
     from launch.compose import configuration_hash, to_yaml
     from launch.graph import describe, execute
     from launch.mirror import mirror
@@ -97,22 +118,33 @@ def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]],
     store = Store(runs_dir / "store")
     directory = run_directory(experiment)
     first_line = f"# configuration {configuration_hash(experiment)}\n"
-    _refuse_another_run(directory, first_line)
+    hosts().agree(lambda: _refuse_another_run(directory, first_line))
     targets = build(experiment)
     if experiment.dry_run:
         print(describe(targets, store))
         return
-    make_directory(directory)
-    write_text_atomic(directory / "config.yaml", first_line + to_yaml(experiment))
 
-    with mirror(experiment, directory, targets, lambda: stop.signal) as mirrored:
+    def begin() -> None:
+        make_directory(directory)
+        write_text_atomic(directory / "config.yaml", first_line + to_yaml(experiment))
+
+    hosts().agree(begin)
+    if not hosts().first:
+        if not (directory / "config.yaml").exists():
+            raise EnvironmentFailure(
+                f"{directory} of host 0 is not there: runs_dir must be a folder that all hosts share"
+            )
+        execute(targets, store, should_stop=stop)
+        return
+
+    with mirror(experiment, directory, targets, lambda: stop.number) as mirrored:
 
         def sink(record: dict[str, Any]) -> None:
             append_line(directory / "metrics.jsonl", record)
             mirrored.metrics(record)
 
         directories = execute(targets, store, sink, stop)
-        results = gather(experiment, targets, directories, time.monotonic() - began)
+        results = complete(gather(experiment, targets, directories, time.monotonic() - began))
         write_json_atomic(directory / "results.json", results)
         _present(directory, results, mirrored.directory)
         mirrored.results(results)
@@ -198,8 +230,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def start(experiment: Experiment, stop: Stop) -> int | None:
     """Do the experiment's job."""
+    from launch.platform import on_platform
+    from tandem.parallel.ahead import hide_compiler
+
+    hide_compiler()
     module, function = JOBS[experiment.job].split(":")
-    return getattr(import_module(module), function)(experiment, stop)
+    with on_platform(experiment):
+        return getattr(import_module(module), function)(experiment, stop)
 
 
 def guarded(work: Callable[[], int | None], stop: Stop) -> int:
@@ -210,7 +247,7 @@ def guarded(work: Callable[[], int | None], stop: Stop) -> int:
         code = work()
     except Interrupted as interruption:
         print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
-        return 128 + stop.signal
+        return 128 + stop.number
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -243,16 +280,21 @@ def command_line(entry: Callable[[], int] = main) -> int:
     try:
         code = entry()
         sys.stdout.flush()
-        return code
+        return leave(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return leave(error.exit_code)
     except KeyboardInterrupt:
-        return 130
+        return leave(130)
     except BrokenPipeError:
         # Python flushes standard output once more at exit; that must not fail as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception:
+        if hosts().count == 1:
+            raise
+        traceback.print_exc()
+        return leave(1)
 
 
 if __name__ == "__main__":

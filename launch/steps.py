@@ -34,6 +34,7 @@ from tandem.data.prompts import encode_prompt, file_category, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
 from tandem.model.heads import HEADS, HeadConfig
+from tandem.parallel.hosts import hosts
 
 RESULTS = "results.json"
 TOKENIZER = "tokenizer.model"
@@ -114,6 +115,7 @@ def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Ca
             teacher,
             distil_weight=train.distil_weight,
             temperature=train.temperature,
+            divergence=train.divergence,
             remat=train.remat,
         )
         weights = _train(context, loss, weights, teacher_weights, train, _stage_seed(seed, stage))
@@ -156,6 +158,8 @@ def tandem(
             gammas=train.gamma,
             distil_weight=train.distil_weight if stage == 2 else None,
             temperature=train.temperature,
+            divergence=train.divergence,
+            position_decay=train.position_decay,
             remat=train.remat,
         )
         trained = {"tandem": weights, "primary": primary_weights} if joint else weights
@@ -192,6 +196,7 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: i
             primary,
             distil_weight=train.distil_weight if stage == 2 else None,
             temperature=train.temperature,
+            divergence=train.divergence,
             remat=train.remat,
         )
         # All of it starts from scratch, as FF_Tandem does, and has its rate.
@@ -369,7 +374,7 @@ def _train(context: Context, loss: Any, trained: Any, fixed: Any, config: Optimi
         _batches(context, config, seed),
         config,
         seed=seed,
-        folder=context.out,
+        folder=context.left,
         report=report,
         should_stop=context.should_stop,
     )
@@ -422,5 +427,5 @@ def _count(weights: Any) -> int:
 
 
 def _stop_between(context: Context) -> None:
-    if context.should_stop():
+    if hosts().agree(context.should_stop):
         raise Interrupted(context.name)

@@ -22,6 +22,7 @@ class Job(StrEnum):
     sweep_resume = "sweep_resume"
     evaluate = "evaluate"
     tune = "tune"
+    compile = "compile"
 
 
 class Recipe(StrEnum):
@@ -45,6 +46,14 @@ class ProjectionInit(StrEnum):
 
     random = "random"
     least_squares = "least_squares"
+
+
+class Divergence(StrEnum):
+    """How stage 2 measures how far a drafter is from the primary: Kullback-Leibler, or total variation, which is the
+    share of drafts that are rejected."""
+
+    kl = "kl"
+    tv = "tv"
 
 
 class Optimizer(StrEnum):
@@ -101,6 +110,15 @@ class StopRule(StrEnum):
     survival = "survival"
     confidence = "confidence"
     oracle = "oracle"
+
+
+class DeviceKind(StrEnum):
+    """What a platform's devices are; `any` takes what JAX finds."""
+
+    any = "any"
+    cpu = "cpu"
+    gpu = "gpu"
+    tpu = "tpu"
 
 
 class TrackingMode(StrEnum):
@@ -176,7 +194,8 @@ class PairConfig:
     primary: str = "bison"
     secondary: str = "gecko"
     middle: str | None = "otter"
-    # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced.
+    # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced. Twice as many
+    # entries, or more, fuse several: after one for each secondary layer, a second for each, where 0 is the embedding.
     layer_map: list[int] | None = None
 
 
@@ -192,8 +211,11 @@ class TrainConfig(OptimizerConfig):
     # Training block lengths; one is drawn per sequence.
     gamma: list[int] = field(default_factory=lambda: [2])
     projection_init: ProjectionInit = ProjectionInit.least_squares
-    # λ: weight of distillation against cross entropy in stage 2 (paper: 0.5), and its temperature.
+    # In the tandem's loss the k-th position of a block, from 0, counts position_decay^k.
+    position_decay: float = 1.0
+    # λ: weight of distillation against cross entropy in stage 2 (paper: 0.5), its divergence, and KL's temperature.
     distil_weight: float = 0.5
+    divergence: Divergence = Divergence.kl
     temperature: float = 1.0
 
 
@@ -295,9 +317,31 @@ class TasksConfig:
 
 @dataclass
 class PlatformConfig:
-    """Where it runs."""
+    """The devices of one job, as a mesh: `data` × `fsdp` × `tensor` of them.
+
+    `data` and `fsdp` divide the batch, `fsdp` the weights and the optimizer's state too, `tensor` heads, MLP and
+    vocabulary. No result means another thing on another platform, so none of this is part of a step's meaning.
+    """
 
     name: str = "local"
+    device: DeviceKind = DeviceKind.any
+    chips: int = 1
+    hosts: int = 1  # processes; with more than one, each has its own part of the chips
+    chips_per_host: int = 1
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    # What compiling ahead of time is told, such as v5e:4x4.
+    topology: str | None = None
+    # Of one chip, for rooflines: bytes of memory, operations a second in bfloat16, bytes a second from memory and to
+    # other chips over all links, one way. Null: not known.
+    memory_bytes: float | None = None
+    peak_flops: float | None = None
+    memory_bandwidth: float | None = None
+    link_bandwidth: float | None = None
+    # Seconds: until all hosts have come together, and after which a silent host counts as dead and ends the job.
+    start_timeout_s: int = 300
+    host_timeout_s: int = 100
 
 
 @dataclass

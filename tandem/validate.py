@@ -30,6 +30,9 @@ from tandem.model.heads import HEADS
 
 LARGEST_SEED = 2**31 - 1
 
+# Chips of the platforms v5e_1 and so on.
+TPU_PRESETS = (1, 4, 8, 16, 64, 256)
+
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """`; did you mean X?` for the closest option, or `; one of …` if nothing is close and the options are few."""
@@ -79,6 +82,7 @@ def validate(experiment: Experiment) -> list[str]:
     _measures(experiment, check)
     _heads(experiment, check)
     _tasks(experiment, check)
+    _platform(experiment, check)
     return check.problems
 
 
@@ -171,13 +175,19 @@ def _pair(pair: PairConfig, scale: ScaleConfig, check: _Checks) -> None:
         _layer_map(pair.layer_map, scale.models[pair.primary], scale.models[pair.secondary], check)
 
 
+def _names(pair: PairConfig) -> list[str]:
+    return [name for name in (pair.primary, pair.secondary, pair.middle) if name is not None]
+
+
 def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
-    if len(layer_map) != secondary.num_layers:
-        rule = f"has {len(layer_map)} entries and must have {secondary.num_layers}, one per secondary layer"
+    if not layer_map or len(layer_map) % secondary.num_layers:
+        count = secondary.num_layers
+        rule = f"has {len(layer_map)} entries and must have {count}, one per secondary layer, or a multiple of that"
         check.wrong("model.layer_map", layer_map, rule)
     for position, layer in enumerate(layer_map):
-        if not 1 <= layer <= primary.num_layers:
-            rule = f"must be from 1 to {primary.num_layers}, a number of primary layers"
+        least = 1 if position < secondary.num_layers else 0
+        if not least <= layer <= primary.num_layers:
+            rule = f"must be from {least} to {primary.num_layers}, a number of primary layers"
             check.wrong(f"model.layer_map[{position}]", layer, rule)
 
 
@@ -186,6 +196,7 @@ def _train(train: TrainConfig, check: _Checks) -> None:
     check.block_lengths("train.gamma", train.gamma)
     check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
     check.positive("train.temperature", train.temperature)
+    check.positive("train.position_decay", train.position_decay)
 
 
 def _data(experiment: Experiment, check: _Checks) -> None:
@@ -313,12 +324,54 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
         check.wrong("decode.gamma_max", decode.gamma_max, rule)
     learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
     for kind in experiment.drafter.drafters:
-        if learned and (kind in HEADS or kind is Drafter.prompt_lookup):
-            rule = "has no embeddings of its own for a router to read; use decode.stop=fixed or confidence with it"
+        if learned and kind is Drafter.prompt_lookup:
+            rule = "has no law for a router to read; use decode.stop=fixed with it"
             check.wrong("drafter.drafters", kind.value, rule)
-        elif (
-            kind is Drafter.medusa and decode.stop is not StopRule.fixed and decode.gamma_max > experiment.drafter.depth
-        ):
+        elif asked and kind is Drafter.medusa and decode.gamma_max > experiment.drafter.depth:
             check.wrong("decode.gamma_max", decode.gamma_max, "must be at most drafter.depth, the heads of medusa")
     if asked and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
+
+
+def _platform(experiment: Experiment, check: _Checks) -> None:
+    platform, scale = experiment.platform, experiment.scale
+    if experiment.job is Job.compile:
+        _compile(experiment, check)
+    sizes = ("chips", "hosts", "chips_per_host", "data", "fsdp", "tensor", "start_timeout_s")
+    if not all([check.at_least(f"platform.{name}", getattr(platform, name), 1) for name in sizes]):
+        return
+    # Less than this a host that only waits for a slow disk would be given up.
+    check.at_least("platform.host_timeout_s", platform.host_timeout_s, 5)
+    data, fsdp, tensor = platform.data, platform.fsdp, platform.tensor
+    if data * fsdp * tensor != platform.chips:
+        mesh = f"platform.data={data} × platform.fsdp={fsdp} × platform.tensor={tensor}"
+        check.wrong("platform.chips", platform.chips, f"must be {mesh}, which is {data * fsdp * tensor}")
+    if platform.hosts * platform.chips_per_host != platform.chips:
+        rule = f"× platform.chips_per_host={platform.chips_per_host} must be platform.chips={platform.chips}"
+        check.wrong("platform.hosts", platform.hosts, rule)
+    models = {name: scale.models[name] for name in _names(experiment.model) if name in scale.models}
+    trained: dict[str, OptimizerConfig] = {"train": experiment.train}
+    trained |= {f"scale.pretrain.{name}": scale.pretrain[name] for name in models if name in scale.pretrain}
+    for key, optimizer in trained.items():
+        if optimizer.accumulate >= 1 and optimizer.batch_size % optimizer.accumulate == 0:
+            rows = optimizer.batch_size // optimizer.accumulate
+            if rows % (data * fsdp):
+                parts = f"platform.data={data} × platform.fsdp={fsdp}"
+                rule = f"/ {key}.accumulate={optimizer.accumulate} must be divisible by {parts}"
+                check.wrong(f"{key}.batch_size", optimizer.batch_size, rule)
+    for name, decoder in models.items():
+        for size in ("num_heads", "num_kv_heads"):
+            if getattr(decoder, size) % tensor:
+                key, value = f"scale.models.{name}.{size}", getattr(decoder, size)
+                check.wrong("platform.tensor", tensor, f"must divide {key}={value}")
+
+
+def _compile(experiment: Experiment, check: _Checks) -> None:
+    platform = experiment.platform
+    if platform.topology is None:
+        like = next((chips for chips in TPU_PRESETS if chips >= platform.chips), TPU_PRESETS[-1])
+        rule = f"is no TPU, which job=compile compiles for; did you mean platform=v5e_{like}?"
+        check.wrong("platform", platform.name, rule)
+    elif None in (platform.peak_flops, platform.memory_bandwidth, platform.link_bandwidth):
+        check.wrong("platform", platform.name, "must state peak_flops, memory_bandwidth and link_bandwidth")
+    check.at_least("gamma", experiment.gamma, 1)

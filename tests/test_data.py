@@ -255,14 +255,11 @@ def test_a_step_gives_the_same_batch_whatever_came_before() -> None:
     assert not np.array_equal(Batches(tokens, 4, 16, seed=2)(0), expected[0])
 
 
-def test_shards_are_the_rows_of_the_global_batch() -> None:
-    tokens = np.arange(500)
-    shards = [Batches(tokens, 6, 16, seed=1, shard=(index, 3)) for index in range(3)]
-    whole = Batches(tokens, 6, 16, seed=1)
+def test_rows_of_a_host_are_those_of_the_global_batch() -> None:
+    batches = Batches(np.arange(500), 6, 16, seed=1)
     for step in (0, 9, 50):
-        np.testing.assert_array_equal(np.concatenate([shard(step) for shard in shards]), whole(step))
-    with pytest.raises(ConfigurationError, match="batch_size=5"):
-        Batches(tokens, 5, 16, seed=1, shard=(0, 3))
+        parts = [batches(step, slice(first, first + 2)) for first in (0, 2, 4)]
+        np.testing.assert_array_equal(np.concatenate(parts), batches(step))
 
 
 @pytest.mark.parametrize("length", [11, 12, 20, 21, 22, 31])

@@ -14,7 +14,7 @@ from pairs import PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, greedy
 from tandem.model.decoder import cast_matrices, pack_matrices
 
 NEW = 40
@@ -193,3 +193,12 @@ def test_no_pass_copies_a_cache(primary, gamma):
     assert state.cache.keys[0].shape == (1, 2, state.cache.length, 8)
     made = re.findall(rf"%\S+ = f32\[(?:1,)?2,{state.cache.length},8\]\S* (?:copy|fusion|transpose)\(", text)
     assert len(made) == 2 * (PRIMARY.num_layers + (2 * SECONDARY.num_layers if gamma else 0))
+
+
+def test_greedy_takes_the_first_of_the_most_probable():
+    logits = np.random.default_rng(0).integers(-3, 3, (4, 5, 37)).astype(np.float32)  # many are equal
+    logits[0, 0], logits[0, 1] = -np.inf, np.nan
+    found = np.array(greedy(jnp.asarray(logits)))
+    assert found[0, 1] < 37, "not a number has no greatest, but a token all the same"
+    found[0, 1] = 0
+    np.testing.assert_array_equal(found, np.argmax(logits, axis=-1))

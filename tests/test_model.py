@@ -12,8 +12,8 @@ from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.config import DecoderConfig, parameter_count
-from tandem.model.checkpoint import path_name
 from tandem.model.decoder import Decoder, pack_matrices, untie
+from tandem.model.names import path_name
 from tandem.model.tandem import Tandem, block_numbers
 
 LENGTH = 12
@@ -135,6 +135,21 @@ def test_layer_map_names_the_number_of_layers_behind_a_state(pair):
         changed = [state + (index == layer) for index, state in enumerate(states)]
         same = bool(jnp.all(model(tokens, changed, blocks) == before))
         assert same == (layer not in LAYER_MAP)
+
+
+def test_a_secondary_layer_can_read_several_layers_of_the_primary(pair):
+    """First entries, one for each layer, then second ones: of the first layer's sources one alone stands for both."""
+    primary, _, tokens = pair
+    states = primary.states(tokens, PRIMARY.num_layers)
+    fused = Tandem(PRIMARY, SECONDARY, [*LAYER_MAP, 0, 1], rngs=nnx.Rngs(1))
+    assert [projection.sources for projection in fused.projections] == [(LAYER_MAP[0], 0), (LAYER_MAP[1], 1)]
+    plain = Tandem(PRIMARY, SECONDARY, LAYER_MAP, rngs=nnx.Rngs(1))
+    nnx.update(plain.secondary, nnx.state(fused.secondary))
+    for one, two in zip(plain.projections, fused.projections, strict=True):
+        one.kernel[...] = two.kernel[...][: PRIMARY.d_model]
+        two.kernel[...] = two.kernel[...].at[PRIMARY.d_model :].set(0)
+    blocks = block_numbers(LENGTH, 2)[None]
+    np.testing.assert_allclose(fused(tokens, states, blocks), plain(tokens, states, blocks), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 from pairs import SECONDARY, decoder, tandem
 
-from tandem.model.checkpoint import path_name
 from tandem.model.decoder import normalise
+from tandem.model.names import path_name
 from tandem.model.tandem import block_numbers
 from tandem.training.projection_init import least_squares
 

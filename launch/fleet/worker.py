@@ -14,6 +14,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/fleet/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from launch.platform import on_platform
 from launch.run import Stop, as_run, command_line, guarded, start
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
@@ -36,7 +37,12 @@ def main() -> int:
         raise ConfigurationError([f"{problem} ({options.expect}): {reasons}"])
     with Stop() as stop:
         if options.steps:
-            return guarded(lambda: do_steps(experiment, set(options.steps), stop), stop)
+
+            def work() -> None:
+                with on_platform(experiment):
+                    do_steps(experiment, set(options.steps), stop)
+
+            return guarded(work, stop)
         return guarded(lambda: start(experiment, stop), stop)
 
 

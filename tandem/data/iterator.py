@@ -12,28 +12,23 @@ class Batches:
     """Training batches by step: `batches(step)` is [batch_size, seq_len + 1] int32, inputs and targets in one.
 
     Each epoch cuts `tokens` into windows from a random offset and visits every window once in a random order. A batch
-    may reach into the next epoch. With `shard=(index, count)` a host gets its rows of the same global batch:
-    [batch_size / count, seq_len + 1].
+    may reach into the next epoch. `batches(step, rows)` reads a slice of the same batch: of several hosts each reads
+    the rows of its devices.
     """
 
-    def __init__(
-        self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int, shard: tuple[int, int] = (0, 1)
-    ) -> None:
-        index, count = shard
-        if batch_size % count:
-            raise ConfigurationError([f"batch_size={batch_size}: not divisible over {count} hosts"])
+    def __init__(self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int) -> None:
         _require_window(tokens, seq_len, "training")
         self.tokens = tokens
         self.batch_size = batch_size
         self.seq_len = seq_len
         self.seed = seed
-        self.rows = np.arange(batch_size // count) + index * (batch_size // count)
         # One window fewer than fit, so that every epoch has as many whatever its offset.
         self.windows_per_epoch = max(1, (len(tokens) - 1) // seq_len - 1)
         self._epochs: dict[int, np.ndarray] = {}
 
-    def __call__(self, step: int) -> np.ndarray:
-        epochs, positions = np.divmod(step * self.batch_size + self.rows, self.windows_per_epoch)
+    def __call__(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        wanted = np.arange(self.batch_size)[rows]
+        epochs, positions = np.divmod(step * self.batch_size + wanted, self.windows_per_epoch)
         starts = [self._starts(int(epoch))[position] for epoch, position in zip(epochs, positions, strict=True)]
         return _windows(self.tokens, np.asarray(starts), self.seq_len + 1)
 

@@ -12,6 +12,7 @@ import numpy as np
 from tandem.data.batches import bucket
 from tandem.decoding.drafters import Weights
 from tandem.decoding.engine import Engine, fan_out
+from tandem.parallel.sharding import fetch, put
 
 # Tokens between two looks at what was written. A look costs a round trip, and what is written after a stop is lost.
 SEGMENT = 32
@@ -74,18 +75,18 @@ def _batch(
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
     state = engine.prefill(
-        weights, drafter_weights, jnp.asarray(padded), jnp.asarray(lengths), max_new_tokens=max_new_tokens
+        weights, drafter_weights, put(padded, "rows"), put(lengths, "rows"), max_new_tokens=max_new_tokens
     )
     if samples > 1 or chance is not None:
-        state = fan_out(state, samples, chance)
+        state = fan_out(state, samples, None if chance is None else put(chance, "rows"))
     starts = np.repeat(lengths, samples)
     finished = np.zeros(len(starts), bool)
     ends, tokens = starts, np.zeros((len(starts), 0), np.int32)
     for wanted in range(SEGMENT, max_new_tokens + SEGMENT, SEGMENT):
         limits = np.where(finished, 0, starts - 1 + min(wanted, max_new_tokens)).astype(np.int32)
-        state = engine.decode(weights, drafter_weights, state, jnp.asarray(limits))
-        tokens, end = np.asarray(state.tokens), np.asarray(state.end)
-        ends = np.minimum(np.minimum(np.asarray(state.position) + 1, end), starts + max_new_tokens)
+        state = engine.decode(weights, drafter_weights, state, put(limits, "rows"))
+        tokens, end = fetch(state.tokens), fetch(state.end)
+        ends = np.minimum(np.minimum(fetch(state.position) + 1, end), starts + max_new_tokens)
         for row in np.flatnonzero(~finished):
             finished[row] = ends[row] == end[row] or stopped(tokens[row, starts[row] : ends[row]])
         if finished.all():

@@ -17,6 +17,7 @@ from flax import nnx
 
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem, block_numbers
+from tandem.parallel.sharding import batch_rows, fetch, put
 from tandem.training.objective import cross_entropy
 
 MEASURES = ("accuracy", "cross_entropy", "relative_accuracy", "total_variation")
@@ -50,8 +51,9 @@ def measure(
 
     reader = _reader(primary, model)
     block_length = jnp.int32(gamma or 0)
+    batch_size = batch_rows(batch_size)
     parts = [reader(primary_weights, weights, batch, block_length) for batch in _batches(windows, batch_size)]
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(windows)] for name in MEASURES}
+    return {name: np.concatenate([fetch(part[name]) for part in parts])[: len(windows)] for name in MEASURES}
 
 
 @cache
@@ -102,4 +104,4 @@ def _batches(windows: np.ndarray, size: int) -> Iterator[jax.Array]:
     """Batches of one shape: the last is filled up with its own last row."""
     for start in range(0, len(windows), size):
         batch = windows[start : start + size]
-        yield jnp.asarray(np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]))
+        yield put(np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]), "batch")

@@ -26,8 +26,9 @@ import numpy as np
 from flax import nnx
 
 from tandem.data.batches import bucket
-from tandem.model.decoder import Decoder, DecoderLayer, Source, attend
+from tandem.model.decoder import SEQUENCES, Decoder, DecoderLayer, Source, attend
 from tandem.model.tandem import Tandem
+from tandem.parallel.sharding import batch_rows, constrain, fetch, put
 
 # Queries are attended in pieces of this length, so that a piece need not look at the keys behind it.
 PIECE = 256
@@ -119,8 +120,8 @@ def score(
     scored: list[list[Likelihood]] = [[] for _ in parts]
     waiting: list[tuple[list[int], Any]] = []
     done = 0
-    for indices, rows in _batches([part for _, part in parts], batch_size):
-        waiting.append((indices, _compiled(scorer)(weights, rows)))
+    for indices, rows in batches([part for _, part in parts], batch_rows(batch_size)):
+        waiting.append((indices, _compiled(scorer)(weights, jax.tree.map(lambda array: put(array, "batch"), rows))))
         if len(waiting) > 1:  # the device works on one batch while the next is put together
             done += _collect(*waiting.pop(0), parts, scored)
             progress(done * len(questions) // len(parts), len(questions))
@@ -143,7 +144,7 @@ def _parts(question: Question) -> Iterator[Question]:
     yield Question(question.prompt, tuple(options))
 
 
-def _batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[int], Rows]]:
+def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[int], Rows]]:
     """Batches of questions of similar length, longest first, with their indices; the last is filled up with empty
     rows."""
     lengths = [_row_length(question) for question in questions]
@@ -186,7 +187,7 @@ def _rows(questions: Sequence[Question], batch_size: int) -> Rows:
 def _collect(
     indices: list[int], outputs: tuple[jax.Array, jax.Array], parts: Sequence[tuple[int, Question]], scored: list[Any]
 ) -> int:
-    log_probabilities, best = (np.asarray(output) for output in outputs)
+    log_probabilities, best = (fetch(output) for output in outputs)
     for row, index in enumerate(indices):
         ends = np.cumsum([0, *(len(option) for option in parts[index][1].options)])
         scored[index] = [
@@ -238,7 +239,7 @@ def _states(decoder: Decoder, rows: Rows, depth: int) -> list[jax.Array]:
     """The residual stream [B, T, D] after 0, 1, … `depth` layers."""
     positions, segments, length = rows.positions, rows.segments, rows.tokens.shape[1]
     angles = decoder.rotary(positions)
-    states = [decoder.embed(rows.tokens)]
+    states = [decoder.embed(rows.tokens, SEQUENCES)]
     for layer in list(decoder.layers)[:depth]:
         keys, values = layer.keys_and_values(states[-1], *angles)
         queries, pieces = layer.queries(states[-1], *angles), []
@@ -246,7 +247,7 @@ def _states(decoder: Decoder, rows: Rows, depth: int) -> list[jax.Array]:
             end = min(begin + PIECE, length)
             mask = _sees(positions[:, begin:end], segments[:, begin:end], positions[:, :end], segments[:, :end])
             pieces.append(attend(queries[:, begin:end], [Source(keys[:, :end], values[:, :end], mask)]))
-        states.append(layer.finish(states[-1], jnp.concatenate(pieces, axis=1)))
+        states.append(constrain(layer.finish(states[-1], jnp.concatenate(pieces, axis=1)), *SEQUENCES))
     return states
 
 
@@ -268,9 +269,9 @@ def _block_mode(tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: R
     current &= (rows.slots >= 0)[:, None] | jnp.eye(rows.slots.shape[1], dtype=bool)
     mask = jnp.concatenate([earlier, current], axis=2)
     angles, row_angles = secondary.rotary(positions), secondary.rotary(rows.positions)
-    y = secondary.embed(_at(rows.tokens, rows.slots))
-    for layer, projection, source in zip(secondary.layers, tandem.projections, tandem.layer_map, strict=True):
-        theirs = layer.keys_and_values(projection(states[source]), *row_angles)
+    y = secondary.embed(_at(rows.tokens, rows.slots), SEQUENCES)
+    for layer, projection in zip(secondary.layers, tandem.projections, strict=True):
+        theirs = layer.keys_and_values(projection(states), *row_angles)
         own = layer.keys_and_values(y, *angles)
         keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(theirs, own, strict=True))
         y = _extend(layer, y, angles, (keys, values), mask)

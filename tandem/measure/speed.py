@@ -137,6 +137,7 @@ def speed_tables(
                 "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
                 # Null for a position that no block reached.
                 "acceptance_by_position": [None if math.isnan(rate) else rate for rate in by_position],
+                "joint_acceptance_by_position": acceptance.joint_acceptance_by_position(outcome.blocks),
                 "accepted_lengths": outcome.lengths.tolist(),
                 "cost_ratio": cost_ratio,
                 "verify_cost": verify_cost,

@@ -20,6 +20,8 @@ from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import StoppingRule
 from tandem.decoding.stopping.router import RouterWeights
 from tandem.model.decoder import Decoder
+from tandem.parallel.hosts import hosts
+from tandem.parallel.sharding import fetch, put
 
 
 @dataclass
@@ -119,24 +121,24 @@ def run_prompts(
         ends = np.asarray([len(prompts[index]) for index in group], np.int32)
         for row, index in enumerate(group):
             given[row, : ends[row]] = prompts[index]
-        limits = jnp.asarray(np.repeat(ends - 1 + max_new_tokens, num_samples))
+        limits = put(np.repeat(ends - 1 + max_new_tokens, num_samples), "rows")
         keys = None
         if not engine.law.greedy:
             own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
-            keys = jnp.concatenate([jax.random.split(key, num_samples) for key in own])
+            keys = put(jnp.concatenate([jax.random.split(key, num_samples) for key in own]), "rows")
         rule_weights = method.rule_weights
         if method.reference is not None:
             known = np.zeros((len(group), num_samples, given.shape[1] + max_new_tokens + engine.width), np.int32)
             for row, index in enumerate(group):
                 reply = slice(ends[row], ends[row] + max_new_tokens)
                 known[row, :, reply] = method.reference.reshape(len(prompts), num_samples, -1)[index]
-            rule_weights = jnp.asarray(known.reshape(len(group) * num_samples, -1))
+            rule_weights = put(known.reshape(len(group) * num_samples, -1), "rows")
         begin = time.perf_counter()
         state = engine.prefill(
             method.weights,
             method.drafter_weights,
-            jnp.asarray(given),
-            jnp.asarray(ends),
+            put(given, "rows"),
+            put(ends, "rows"),
             keys if num_samples == 1 else None,
             max_new_tokens=max_new_tokens,
         )
@@ -146,13 +148,15 @@ def run_prompts(
         middle = time.perf_counter()
         state = engine.decode(method.weights, method.drafter_weights, state, limits, rule_weights)
         jax.block_until_ready(state)
-        took = np.asarray([middle - begin, time.perf_counter() - middle]) / len(group)
-        tokens = np.asarray(state.tokens).reshape(len(group), num_samples, -1)
-        primary_runs = np.asarray(state.primary_runs).reshape(len(group), num_samples)
+        # What is chosen by time is chosen alike on all hosts.
+        spent = [middle - begin, time.perf_counter() - middle]
+        took = np.asarray(hosts().agree(lambda spent=spent: spent)) / len(group)
+        tokens = fetch(state.tokens).reshape(len(group), num_samples, -1)
+        primary_runs = fetch(state.primary_runs).reshape(len(group), num_samples)
         for row, index in enumerate(group):
             responses[index] = tokens[row, :, ends[row] : ends[row] + max_new_tokens]
             runs[index], seconds[0, index] = primary_runs[row].sum(), took
-        blocks += np.asarray(state.blocks).sum(axis=0)
+        blocks += fetch(state.blocks).sum(axis=0)
     return Outcome(responses.reshape(-1, max_new_tokens), blocks, seconds, runs)
 
 
@@ -254,4 +258,4 @@ def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats:
         begin = time.perf_counter()
         jax.block_until_ready(loop(method.drafter_weights, rule_weights, state, primary_states))
         seconds.append(time.perf_counter() - begin)
-    return min(seconds) / blocks / engine.gamma
+    return hosts().agree(lambda: min(seconds)) / blocks / engine.gamma

@@ -24,7 +24,10 @@ from tandem.model.eagle import Eagle
 from tandem.model.heads import HeadConfig
 from tandem.model.kv import KVHead
 from tandem.model.medusa import Medusa
+from tandem.model.names import path_name
 from tandem.model.tandem import Tandem
+from tandem.parallel.hosts import hosts
+from tandem.parallel.sharding import fetch, place
 
 HEADS: dict[Drafter, Callable[..., Medusa | Eagle | KVHead]] = {
     Drafter.medusa: Medusa,
@@ -33,27 +36,27 @@ HEADS: dict[Drafter, Callable[..., Medusa | Eagle | KVHead]] = {
 }
 
 
-def path_name(path: Any) -> str:
-    """A pytree path as a dotted name, such as `layers.0.query`; that a leaf is an NNX variable's value goes unsaid."""
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    parts = [
-        getattr(entry, attribute) for entry in path for attribute in ("key", "name", "idx") if hasattr(entry, attribute)
-    ]
-    return ".".join(str(part) for part in parts)
-
-
 def save(path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: Any = None) -> None:
-    """Write the arrays of `tree` (cast to `dtype` where they are floats and it is given) and JSON `metadata`."""
+    """Write the arrays of `tree` (cast to `dtype` where they are floats and it is given) and JSON `metadata`.
+
+    Whatever mesh they lie on, the file holds them whole. Of several hosts, which all call this, the first writes.
+    """
     arrays = {}
     for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf, order="C")
+        array = fetch(leaf)
+        if not hosts().first:
+            continue
+        array = np.asarray(array, order="C")
         if dtype is not None and np.issubdtype(array.dtype, np.floating):
             array = array.astype(dtype)
         arrays[path_name(key)] = array
+    hosts().agree(lambda: _write(path, arrays, metadata or {}))
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(arrays, temporary, {name: json.dumps(value) for name, value in (metadata or {}).items()})
+        save_file(arrays, temporary, {name: json.dumps(value) for name, value in metadata.items()})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # a full disk shows as the second
         raise EnvironmentFailure(f"{path}: could not be written: {error}") from error
@@ -62,8 +65,8 @@ def save(path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: A
 
 
 def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
-    """The tree of `template` (arrays or their shapes) with the values of `path`, cast to the template's types; and
-    the metadata.
+    """The tree of `template` (arrays or their shapes) with the values of `path`, cast to the template's types, on the
+    mesh that is set; and the metadata.
 
     Raises EnvironmentFailure if the file is missing, damaged, or holds other names or shapes.
     """
@@ -84,8 +87,8 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     ]
     if problems:
         raise EnvironmentFailure(f"{path}: not a checkpoint of this model: {'; '.join(problems[:3])}")
-    values = [jnp.asarray(stored[path_name(key)].astype(leaf.dtype)) for key, leaf in leaves]
-    return jax.tree_util.tree_unflatten(treedef, values), metadata
+    values = [stored[path_name(key)].astype(leaf.dtype) for key, leaf in leaves]
+    return place(jax.tree_util.tree_unflatten(treedef, values)), metadata
 
 
 def save_decoder(path: Path, config: DecoderConfig, weights: Any, dtype: Any = None, **about: Any) -> None:

@@ -19,8 +19,14 @@ import numpy as np
 from flax import nnx
 
 from tandem.config import DecoderConfig
+from tandem.parallel.sharding import constrain, on_mesh
 
 MOST_ROWS_WRITTEN_ONE_BY_ONE = 16
+
+# On several devices the residual stream [B, T, D] is divided by rows alone; what a matrix's division makes of its
+# products is summed up before it joins the stream.
+SEQUENCES = ("batch", "whole", "whole")
+ROWS = ("rows", "whole", "whole")
 
 # The matrices of products, those with one input together, as attributes of layers and decoders; the embedding is none,
 # it is looked up. And the shortest contraction for which `pack_matrices` turns a matrix around.
@@ -53,7 +59,8 @@ class KVCache:
     @classmethod
     def empty(cls, layers: int, batch: int, heads: int, length: int, head_dim: int, dtype: Any) -> KVCache:
         """A cache of zeros for `length` positions, and one to spare, which `extended` may write beyond the last."""
-        zeros = [jnp.zeros((batch, heads, length + 1, head_dim), dtype) for _ in range(2 * layers)]
+        shape, axes = (batch, heads, length + 1, head_dim), ("rows", "kv_heads", "whole", "whole")
+        zeros = [constrain(jnp.zeros(shape, dtype), *axes) for _ in range(2 * layers)]
         return cls(tuple(zeros[::2]), tuple(zeros[1::2]))
 
     @property
@@ -147,7 +154,8 @@ def write(buffer: jax.Array, new: jax.Array, starts: jax.Array, axis: int = 1) -
     would grow with them. The caller keeps starts + W ≤ S: an update that reaches over the end would be moved back, onto
     other positions.
     """
-    if buffer.shape[0] > MOST_ROWS_WRITTEN_ONE_BY_ONE:
+    # On a mesh rows may be divided, and an update of one row would gather them all.
+    if buffer.shape[0] > MOST_ROWS_WRITTEN_ONE_BY_ONE or (buffer.shape[0] > 1 and on_mesh()):
         return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(buffer, new, starts)
     for row in range(buffer.shape[0]):
         origin = [jnp.zeros((), starts.dtype)] * buffer.ndim
@@ -213,14 +221,15 @@ def untie(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Deco
 
 def pack_matrices(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Decoder], Any]:
     """The same decoder, untied, with its float32 matrices as a CPU reads them fastest in products of few positions; on
-    another backend or in bfloat16 they stay.
+    another backend, on several devices and in bfloat16 they stay.
 
     Matrices with one input become one: XLA spreads a product over threads only if it is large. Those with
     `LEAST_TRANSPOSED` rows D or more are held as [F, D] and read along the contraction; shorter ones are slower so.
     """
     model, weights = untie(model, weights)
     decoder = nnx.merge(model, weights, copy=True)
-    helps = jax.default_backend() == "cpu" and decoder.dtype == jnp.float32
+    # Divided over a mesh, parameters keep the names that its rules know.
+    helps = jax.default_backend() == "cpu" and decoder.dtype == jnp.float32 and not on_mesh()
     for module in (*decoder.layers, decoder) if helps else ():
         for names in MATRICES:
             matrices = [getattr(module, name) for name in names if hasattr(module, name)]
@@ -326,9 +335,13 @@ class Decoder(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.states(tokens, self.config.num_layers)[-1])
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """Layer 1's input [B, T, D]."""
-        return self.embedding[...][tokens].astype(at_least_float32(self.dtype))
+    def embed(self, tokens: jax.Array, axes: tuple[str, ...] = ROWS) -> jax.Array:
+        """Layer 1's input [B, T, D]; `axes` says what it is divided by on several devices."""
+        table = self.embedding[...]
+        if axes is SEQUENCES:
+            # The batch is divided over the axis that divides widths, so widths are brought together before the lookup.
+            table = constrain(table, "vocab", "whole")
+        return constrain(table[tokens].astype(at_least_float32(self.dtype)), *axes)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
@@ -346,9 +359,9 @@ class Decoder(nnx.Module):
             keys, values = layer.keys_and_values(x, cos, sin)
             return layer.finish(x, attend(layer.queries(x, cos, sin), [Source(keys, values, mask)]))
 
-        states = [self.embed(tokens)]
+        states = [self.embed(tokens, SEQUENCES)]
         for layer in list(self.layers)[:depth]:
-            states.append((nnx.remat(run) if remat else run)(layer, states[-1]))
+            states.append(constrain((nnx.remat(run) if remat else run)(layer, states[-1]), *SEQUENCES))
         return states
 
     def extend(self, tokens: jax.Array, starts: jax.Array, cache: KVCache) -> tuple[list[jax.Array], KVCache]:
@@ -365,7 +378,8 @@ class Decoder(nnx.Module):
             x = states[-1]
             cache = cache.extended(index, *layer.keys_and_values(x, cos, sin), starts)
             queries = layer.queries(x, cos, sin)
-            states.append(layer.finish(x, attend_cached(queries, cache.keys[index], cache.values[index], mask)))
+            attended = attend_cached(queries, cache.keys[index], cache.values[index], mask)
+            states.append(constrain(layer.finish(x, attended), *ROWS))
         return states, cache
 
     def empty_cache(self, batch: int, length: int) -> KVCache:

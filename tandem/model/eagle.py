@@ -17,6 +17,8 @@ from flax import nnx
 
 from tandem.config import DecoderConfig
 from tandem.model.decoder import (
+    ROWS,
+    SEQUENCES,
     Decoder,
     DecoderLayer,
     KVCache,
@@ -64,9 +66,11 @@ class Eagle(nnx.Module):
         read = [normalise(states[layer], self.eps) for layer in self.read_after]
         return dot(jnp.concatenate(read, axis=-1), self.fusion[...], self.dtype)
 
-    def inputs(self, primary: Decoder, features: jax.Array, tokens: jax.Array) -> jax.Array:
+    def inputs(
+        self, primary: Decoder, features: jax.Array, tokens: jax.Array, axes: tuple[str, ...] = ROWS
+    ) -> jax.Array:
         """The layer's inputs [B, T, w] at `tokens` [B, T], each with the feature [B, T, w] of the position before."""
-        embedded = normalise(primary.embed(tokens), self.eps)
+        embedded = normalise(primary.embed(tokens, axes), self.eps)
         return self.feature_norm(features) + dot(embedded, self.token[...], self.dtype)
 
     def logits(self, primary: Decoder, features: jax.Array) -> jax.Array:
@@ -83,7 +87,7 @@ class Eagle(nnx.Module):
         steps: list[tuple[jax.Array, jax.Array]] = []
         for k in range(self.config.depth):
             # The first position has no feature before it; what it outputs is never used.
-            x = self.inputs(primary, jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0))), tokens)
+            x = self.inputs(primary, jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0))), tokens, SEQUENCES)
             steps.append(layer.keys_and_values(x, cos, sin))
             # The block began k positions earlier: keys of step 0 up to there, then one key of each step after it.
             masks = [behind >= k, *(behind == k - j for j in range(1, k + 1))]

@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 
 from tandem.config import DecoderConfig
 from tandem.errors import EnvironmentFailure
-from tandem.model.checkpoint import path_name
 from tandem.model.decoder import Decoder
+from tandem.model.names import path_name
 
 Loaded = tuple[DecoderConfig, nnx.GraphDef[Decoder], Any]
 

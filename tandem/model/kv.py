@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, RMSNorm, attend_cached, dot, normalise, rotate
+from tandem.model.decoder import ROWS, SEQUENCES, Decoder, RMSNorm, attend_cached, dot, normalise, rotate
 from tandem.model.heads import HeadConfig, cache_layers
 
 
@@ -79,11 +79,12 @@ class KVHead(nnx.Module):
         positions: jax.Array,
         cached: Sequence[tuple[jax.Array, jax.Array]],
         mask: jax.Array,
+        axes: tuple[str, ...] = ROWS,
     ) -> jax.Array:
         """Outputs [B, T, w] at `tokens` [B, T] of `positions` [B or 1, T], given the features [B, T, w] of the
         positions before them and the keys and values [B, K, S, E] that each layer reads, where `mask` [B or 1, T, S]
         lets it."""
-        embedded = normalise(primary.embed(tokens), self.eps)
+        embedded = normalise(primary.embed(tokens, axes), self.eps)
         x = self.feature_norm(features) + dot(embedded, self.token[...], self.dtype)
         for layer, keys_and_values in zip(self.layers, cached, strict=True):
             x = layer(x, *keys_and_values, mask, *primary.rotary(positions))
@@ -102,6 +103,6 @@ class KVHead(nnx.Module):
             features = jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0)))
             # Queries before position k + 1 have nothing to read; they get position 0, and are never used.
             mask = (behind > k) | (positions == 0)[:, None]
-            features = self.step(primary, features, tokens, positions, cached, mask)
+            features = self.step(primary, features, tokens, positions, cached, mask, SEQUENCES)
             outputs.append(dot(features[:, k + 1 :], self.output[...], self.dtype))
         return outputs

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,72 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tandem.config import OptimizerConfig
 from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model import checkpoint
+from tandem.parallel.hosts import hosts
+from tandem.parallel.sharding import constrain, constrain_weights, current_mesh, place, put_batch
 from tandem.training.objective import LossFunction, Weights
 from tandem.training.optimizer import learning_rate, make_optimizer
 
 Report = Callable[[int, int, dict[str, float]], None]
 CHECKPOINT = "training.safetensors"
+WISHES = "wishes"
+
+
+def make_update(
+    loss: LossFunction, config: OptimizerConfig, seed: int
+) -> tuple[optax.GradientTransformation, Callable[..., tuple[Weights, Any, dict[str, jax.Array]]]]:
+    """The optimizer and one compiled step of training with it: (trained, optimizer state, fixed, tokens [B, T + 1],
+    step) → the new two, and the metrics.
+
+    The old two are given up to it. A last argument, the hosts' `wishes` [devices, 2], is summed up into the metrics.
+    """
+    optimizer = make_optimizer(config)
+
+    def gradients(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
+        return jax.value_and_grad(loss, has_aux=True)(trained, fixed, tokens, key)
+
+    def update(
+        trained: Weights,
+        state: Any,
+        fixed: Weights,
+        tokens: jax.Array,
+        step: jax.Array,
+        wishes: jax.Array | None = None,
+    ):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        if config.accumulate == 1:
+            (_, metrics), grads = gradients(trained, fixed, tokens, key)
+        else:
+            parts = constrain(tokens.reshape(config.accumulate, -1, tokens.shape[-1]), "whole", "batch", "whole")
+            keys = jax.random.split(key, config.accumulate)
+
+            # One sum is held, not the gradients of all parts.
+            def add(total: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+                (_, metrics), grads = gradients(trained, fixed, *part)
+                return jax.tree.map(jnp.add, total, (metrics, grads)), None
+
+            (_, metrics), grads = jax.eval_shape(lambda: gradients(trained, fixed, parts[0], keys[0]))
+            none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (metrics, grads))
+            total, _ = jax.lax.scan(add, none, (parts, keys))
+            metrics, grads = jax.tree.map(lambda leaf: leaf / config.accumulate, total)
+        updates, state = optimizer.update(grads, state, trained)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        if wishes is not None:
+            metrics[WISHES] = jnp.sum(wishes, axis=0)
+        return constrain_weights(optax.apply_updates(trained, updates)), constrain_weights(state), metrics
+
+    return optimizer, jax.jit(update, donate_argnums=(0, 1))
 
 
 def train(
     loss: LossFunction,
     trained: Weights,
     fixed: Weights,
-    batches: Callable[[int], np.ndarray],
+    batches: Callable[..., np.ndarray],
     config: OptimizerConfig,
     *,
     seed: int,
@@ -43,35 +94,18 @@ def train(
 
     `report(step, total, metrics)` is called every `report_every` steps and at the last. When `should_stop()` turns
     true the state is saved and Interrupted raised; the same call then goes on to bitwise the same weights. A loss
-    that is not a number raises EnvironmentFailure with the step, and the last checkpoint stays.
+    that is not a number raises EnvironmentFailure with the step, and the last checkpoint stays. On a mesh it is
+    `batches(step, rows)`; of several hosts all call this, and stop together when any is asked to.
     """
-    optimizer = make_optimizer(config)
+    optimizer, update = make_update(loss, config, seed)
     schedule = learning_rate(config)
-
-    # --- one step ---------------------------------------------------------------------------------------------------
-    def gradients(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
-        return jax.value_and_grad(loss, has_aux=True)(trained, fixed, tokens, key)
-
-    def update(trained: Weights, optimizer_state: Any, fixed: Weights, tokens: jax.Array, step: jax.Array):
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        if config.accumulate == 1:
-            (_, metrics), grads = gradients(trained, fixed, tokens, key)
-        else:
-            parts = tokens.reshape(config.accumulate, -1, tokens.shape[-1])
-            keys = jax.random.split(key, config.accumulate)
-            stacked = jax.lax.map(lambda part: gradients(trained, fixed, *part), (parts, keys))
-            (_, metrics), grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), stacked)
-        updates, optimizer_state = optimizer.update(grads, optimizer_state, trained)
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        return optax.apply_updates(trained, updates), optimizer_state, metrics
-
-    update = jax.jit(update, donate_argnums=(0, 1))
 
     # --- state: new, or as it was left --------------------------------------------------------------------------------
     folder.mkdir(parents=True, exist_ok=True)
-    state = {"trained": jax.tree.map(jnp.copy, trained), "optimizer": optimizer.init(trained)}
+    trained = place(trained)
+    state = {"trained": jax.tree.map(jnp.copy, trained), "optimizer": place(optimizer.init(trained))}
     first = 0
-    if (folder / CHECKPOINT).exists():
+    if hosts().agree((folder / CHECKPOINT).exists):
         state, metadata = checkpoint.load(folder / CHECKPOINT, state)
         first = metadata["step"]
 
@@ -82,26 +116,47 @@ def train(
     # --- the loop -----------------------------------------------------------------------------------------------------
     started = saved = time.monotonic()
     pending: tuple[int, dict[str, jax.Array]] | None = None
+    wished: jax.Array | None = None
+    shape = (config.batch_size, config.seq_len + 1)
     for step in range(first, config.steps):
-        tokens = jnp.asarray(batches(step))
-        state["trained"], state["optimizer"], metrics = update(
-            state["trained"], state["optimizer"], fixed, tokens, jnp.int32(step)
-        )
+        tokens = put_batch(partial(batches, step), shape)
+        given = (state["trained"], state["optimizer"], fixed, tokens, jnp.int32(step))
+        if hosts().count > 1:
+            overdue = hosts().first and time.monotonic() - saved > checkpoint_seconds
+            given = (*given, _wishes(should_stop(), overdue))
+        state["trained"], state["optimizer"], metrics = update(*given)
         if pending is not None:
             _report(pending, config, schedule, report, first, started)
         last = step + 1 == config.steps
+        # What hosts wish is known to all of them once the step before is done.
+        new_wishes = metrics.pop(WISHES, None)
+        if hosts().count > 1:
+            stop, due = (False, False) if wished is None else (int(wish) > 0 for wish in np.asarray(wished))
+            wished = new_wishes
+        else:
+            stop, due = should_stop(), time.monotonic() - saved > checkpoint_seconds
         pending = (step + 1, metrics) if last or (step + 1) % report_every == 0 else None
-        if should_stop() and not last:
+        if stop and not last:
             if pending is not None:
                 _report(pending, config, schedule, report, first, started)
             save(step + 1, metrics)
             raise Interrupted(f"stopped after step {step + 1} of {config.steps}; the same command goes on from there")
-        if time.monotonic() - saved > checkpoint_seconds:
+        if due:
             save(step + 1, metrics)
             saved = time.monotonic()
+            wished = None
     if pending is not None:
         _report(pending, config, schedule, report, first, started)
     return state["trained"]
+
+
+def _wishes(stop: bool, save: bool) -> jax.Array:
+    """What this host wishes, [devices of the mesh, 2]: that training stops, that a checkpoint is written."""
+    mesh = current_mesh()
+    assert mesh is not None
+    row = np.asarray([[stop, save]], np.int32)
+    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.make_array_from_callback((mesh.size, 2), where, lambda _: row)
 
 
 def _report(

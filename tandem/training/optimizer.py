@@ -8,7 +8,7 @@ import jax
 import optax
 
 from tandem.config import Optimizer, OptimizerConfig
-from tandem.model.checkpoint import path_name
+from tandem.model.names import path_name
 
 
 def learning_rate(config: OptimizerConfig, factor: float = 1.0) -> optax.Schedule:

@@ -1,0 +1,69 @@
+"""Where a job runs: the devices and hosts of its platform, found before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+
+from tandem.config import DeviceKind, Experiment, Job, PlatformConfig
+from tandem.errors import ConfigurationError, UserError
+from tandem.parallel.hosts import hosts, join, lost
+
+ON_DEVICES = (Job.run, Job.speed, Job.generate, Job.evaluate, Job.tune)
+
+
+@contextmanager
+def on_platform(experiment: Experiment) -> Iterator[None]:
+    """The platform's mesh set, and of several hosts all found; nothing of this for a job on any one device.
+
+    Raises EnvironmentFailure where devices or hosts are missing, HostLost where a host goes away, ConfigurationError if
+    the hosts were given different things to do.
+    """
+    platform = experiment.platform
+    plain = platform.chips == 1 and platform.device is DeviceKind.any and platform.hosts == 1
+    if plain or experiment.dry_run or experiment.job not in ON_DEVICES:
+        yield
+        return
+    if platform.hosts > 1:
+        join(platform)
+    if platform.device is DeviceKind.cpu:
+        _divide_processor(platform)
+    import jax
+
+    from tandem.parallel.mesh import build_mesh
+
+    try:
+        mesh = build_mesh(platform)
+        _same_everywhere(experiment)
+        with jax.set_mesh(mesh) if mesh.size > 1 else nullcontext():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        gone = lost(error)
+        if gone is None:
+            raise
+        raise gone from error
+
+
+def _divide_processor(platform: PlatformConfig) -> None:
+    """As many devices of the processor as the platform wants; JAX makes one of it, unless XLA_FLAGS say otherwise."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # Fails where JAX has its devices already, from another job of this process: then build_mesh has the last word.
+        with suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", platform.chips_per_host)
+
+
+def _same_everywhere(experiment: Experiment) -> None:
+    from launch.compose import configuration_hash
+    from launch.run import run_directory
+
+    mine = [experiment.job.value, configuration_hash(experiment), str(run_directory(experiment))]
+    theirs = hosts().agree(lambda: mine)
+    if theirs != mine:
+        problem = f"host {hosts().index} was given job={mine[0]} of configuration {mine[1]} in {mine[2]}, and host 0"
+        raise ConfigurationError([f"{problem} job={theirs[0]} of {theirs[1]} in {theirs[2]}"])
