@@ -12,6 +12,7 @@ import pytest
 from enumeration import PRIMARY, SECONDARY, Scripted, distance, output_law, primary_law, random_decoder, random_tandem
 
 from launch.compose import compose
+from launch.experiment import build
 from tandem.config import DecodeConfig, StopRule, Verification
 from tandem.decoding.chance import row_keys
 from tandem.decoding.drafters.independent import Independent
@@ -382,3 +383,17 @@ def test_what_no_rule_can_do_is_refused(words, problem):
     with pytest.raises(ConfigurationError) as refused:
         compose(words)
     assert any(problem in one for one in refused.value.problems), refused.value.problems
+
+
+def test_a_router_serves_the_pair_that_it_was_trained_for_alone():
+    """It is found by a fingerprint that holds its drafter's and its primary's; how it is used does not count."""
+
+    def fingerprint(*words: str) -> str:
+        (speed,) = [
+            step for step in build(compose(["decode=router", "drafter=tandem", *words])) if step.kind == "speed"
+        ]
+        return speed.inputs["router_tandem_distil"].fingerprint
+
+    assert fingerprint("tau=0.5") == fingerprint()
+    others = ("train.steps=7", "model.layer_map=[1,2]", "scale.models.bison.d_ff=512", "decode.temperature=1")
+    assert len({fingerprint(), *map(fingerprint, others)}) == 1 + len(others)
