@@ -6,6 +6,7 @@ Files of a step: models are `weights.safetensors` (a jointly trained primary `pr
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -390,6 +391,17 @@ def _batches(context: Context, config: OptimizerConfig, seed: int) -> Batches:
 def _stage_seed(seed: int, stage: int) -> int:
     """Stages read the corpus in different orders, equal for all models that are compared."""
     return 10 * seed + stage
+
+
+def prompts_file(data: DataConfig) -> Path | None:
+    """The file that `data.prompts` names."""
+    return Path(data.prompts).expanduser() if data.prompts else None
+
+
+def digest(path: Path) -> str:
+    """The content of a file as a fingerprint knows it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
