@@ -171,7 +171,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
         return Step(
             kind="downstream",
             name=f"{info.name} {contestant.name}",
-            version=1,
+            version=2,
             config=config,
             inputs={
                 "examples": examples,

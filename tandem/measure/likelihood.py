@@ -122,7 +122,7 @@ def score(
     scored: list[list[Likelihood]] = [[] for _ in parts]
     waiting: list[tuple[list[int], Any]] = []
     done = 0
-    for indices, rows in batches([part for _, part in parts], batch_rows(batch_size)):
+    for indices, rows in batches([part for _, part in parts], batch_rows(min(batch_size, len(parts)))):
         waiting.append((indices, _compiled(scorer)(weights, jax.tree.map(lambda array: put(array, "batch"), rows))))
         if len(waiting) > 1:  # the device works on one batch while the next is put together
             done += _collect(*waiting.pop(0), parts, scored)
