@@ -198,4 +198,8 @@ def test_predictions_are_the_times_of_the_programs():
     assert by_roofline["tokens_per_primary_run"] == 1.875
     assert by_roofline["speedup_predicted"] == pytest.approx(1.875 / (3 * 0.2 + 1.1))
     assert by_compiler["primary_s"] == pytest.approx(4, rel=0.01)  # 1.5 GHz, nearly
+    # Where passes of width γ + 1 are faster than those of width 1, they are what decoding is compared with.
+    rows["primary"]["bytes"] = 2 * 819e9
+    by_roofline, _ = roofline.predictions(rows, 3, [0.5], platform)
+    assert (by_roofline["primary_s"], by_roofline["verify_cost"]) == (pytest.approx(1.1), 1.0)
     assert by_compiler["cost_ratio"] == pytest.approx(2 / 3)
