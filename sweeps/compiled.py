@@ -48,7 +48,7 @@ def _memory(rows: Sequence[Row]) -> Table:
         Column("compile_seconds", "compiled\nin s", decimals(0)),
     ]
     notes = [
-        "Of one chip; a v5e has 16 GB, 16,000 MB. The total counts outputs that take the place of arguments (aliased) once."
+        "Of one chip; a v5e has 16 GB. Outputs that take the place of arguments (aliased) count once in the total."
     ]
     limits = sorted({row["too_large"]["limit"] for row in rows if row.get("too_large")})
     notes += [f"The compiler has {limit / 1e9:.1f} GB to give out." for limit in limits]
