@@ -65,7 +65,9 @@ def check(found: dict[str, Any], platform: str, gamma: int) -> None:
         assert "too_large" not in row
         memory = row["memory"]
         assert memory["total"] <= 16 * 2**30
-        assert memory["arguments"] >= 0.99 * row["argument_bytes"]
+        # Arguments that a program does not read are left out, and of those that it reads tiles are padded.
+        if row["name"] in ("train", "verify"):
+            assert memory["arguments"] >= 0.99 * row["argument_bytes"]
         assert row["flops"] > 0
         assert row["roofline_s"] == max(row["compute_s"], row["memory_s"], row["network_s"]) > 0
         assert bool(row["collectives"]) == (platform != "v5e_1")
