@@ -278,15 +278,15 @@ def command_line(entry: Callable[[], int] = main) -> int:
         return leave(error.exit_code)
     except KeyboardInterrupt:
         return leave(130)
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit; that must not fail as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception:
         if hosts().count == 1:
             raise
         traceback.print_exc()
         return leave(1)
-    except BrokenPipeError:
-        # Python flushes standard output once more at exit; that must not fail as well.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from tandem.validate import resolve_layer_map, validate
 
 # What an option needs beside itself.
 NEEDS = {"data=text": [f"data.path={CONF}"], "data=tfds": ["data.name=lm1b:1.1.0"]}
+# Batches and heads that so many devices can divide.
+NEEDS |= {f"platform=v5e_{chips}": ["scale=pod"] for chips in (16, 64, 256)}
 OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
 
 

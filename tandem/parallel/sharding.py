@@ -160,7 +160,11 @@ def put_batch(read: Callable[..., np.ndarray], shape: Sequence[int]) -> jax.Arra
     mesh = current_mesh()
     if mesh is None:
         return jnp.asarray(read())
-    return jax.make_array_from_callback(tuple(shape), batch_sharding(mesh, shape), lambda index: read(index[0]))
+
+    def rows(index: Any) -> np.ndarray:
+        return read(index[0])
+
+    return jax.make_array_from_callback(tuple(shape), batch_sharding(mesh, shape), rows)
 
 
 def batch_rows(wanted: int) -> int:

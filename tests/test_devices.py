@@ -1,0 +1,98 @@
+"""Several devices: the same results on 1, 2, 4 and 8, checkpoints that pass between meshes, one line without them.
+
+Devices add partial sums up in another order, so numbers agree within rounding and not to the bit. The tolerance: losses
+and measures 1e-6 of their value, weights after six steps 1e-5, responses the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MESHES = ("1x1x2", "2x2x1", "2x2x2")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    # In another process, since a process has its devices for good.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    program = [sys.executable, str(ROOT / "tests" / "device_program.py"), str(tmp_path_factory.mktemp("meshes"))]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "rematerialization" not in done.stderr  # XLA's word for an array that it gathers whole
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_training_is_the_same_on_every_mesh(found, mesh):
+    alone, here = found["1x1x1"], found[mesh]
+    assert alone["divided"] == 0
+    assert here["divided"] > len(here["weights"]) / 2
+    assert alone["losses"][-1] != alone["losses"][0]
+    np.testing.assert_allclose(here["losses"], alone["losses"], rtol=1e-6)
+    for mine, theirs in zip(here["weights"], alone["weights"], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_measuring_and_decoding_are_the_same_on_every_mesh(found, mesh):
+    alone, here = found["1x1x1"], found[mesh]
+    for name, value in alone["agreement"].items():
+        assert here["agreement"][name] == pytest.approx(value, rel=1e-6), name
+    for name in ("greedy", "blocks", "drawn"):
+        assert here[name] == alone[name], name
+    assert len({tuple(row) for row in alone["drawn"]}) > 1
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_mesh_is_resumed_on_another(found):
+    assert found["resumed"]["stopped"].startswith("stopped after step 3 of 6")
+    for mine, theirs in zip(found["resumed"]["weights"], found["1x1x1"]["weights"], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+
+
+def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "launch/run.py", "tracking=disabled", "scale=tiny", *words]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_platform_that_is_not_here_is_one_line_and_nothing_is_written(tmp_path):
+    runs = tmp_path / "runs"
+    done = run("platform=v5e_8", f"runs_dir={runs}")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: platform=v5e_8 wants tpu devices, and JAX finds 1 of cpu"
+    more = ("platform.chips=4", "platform.chips_per_host=4", "platform.data=4")
+    done = run(*more, f"runs_dir={runs}", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: platform=local wants 4 devices, and JAX finds 2 of cpu"
+    assert not runs.exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_four_devices_finds_what_a_run_on_one_finds(tmp_path):
+    words = ("train=ce", "model.middle=null", "decode.max_new_tokens=16", "eval.prompts=4", "eval.sequences=8")
+    words += ("eval.gammas=[2]", "eval.repeats=1", "eval.measures=[agreement,speed]", "decode.batch_size=2", "name=it")
+    four = ("platform.device=cpu", "platform.chips=4", "platform.chips_per_host=4", "platform.data=2")
+    results, steps = [], []
+    for runs, platform in (("one", ()), ("four", (*four, "platform.tensor=2"))):
+        done = run(*words, *platform, f"runs_dir={tmp_path / runs}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        results.append(json.loads((tmp_path / runs / "it" / "results.json").read_text(encoding="utf-8")))
+        steps.append({path.name for path in (tmp_path / runs / "store").glob("*-*")})
+    (one, four), (mine, theirs) = results, steps
+    assert mine == theirs
+    for row, other in zip(one["agreement"], four["agreement"], strict=True):
+        assert row["name"] == other["name"]
+        assert other["cross_entropy"] == pytest.approx(row["cross_entropy"], rel=1e-4)
+    assert [row["identical_to_primary"] for row in four["speed"]] == [1.0] * len(one["speed"])
