@@ -11,16 +11,20 @@ NAME = Column("what", "", printable, numeric=False, always=True)
 # A row that was compiled has them all; one that was too large only what the compiler says of it.
 MEMORY = ("arguments", "outputs", "temporaries", "aliased", "code", "total")
 KINDS = {
-    "all-reduce": "all-reduce",
-    "all-gather": "all-gather",
-    "reduce-scatter": "reduce-scatter",
-    "all-to-all": "all-to-all",
-    "collective-permute": "permute",
+    "all-reduce": "AR",
+    "all-gather": "AG",
+    "reduce-scatter": "RS",
+    "all-to-all": "A2A",
+    "collective-permute": "CP",
 }
 
 
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.3f}" if size < 1e8 else f"{size / 1e9:.2f}"
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f}" if size < 1e8 else f"{size / 1e6:,.0f}"
+
+
+def gigaflops(operations: float) -> str:
+    return f"{operations / 1e9:,.1f}" if operations >= 1e10 else f"{operations / 1e9:.2g}"
 
 
 def microseconds(seconds: float) -> str:
@@ -39,11 +43,13 @@ def _memory(rows: Sequence[Row]) -> Table:
     shown = [{**row, **row.get("memory", {}), **_too_large(row)} for row in rows]
     columns = [
         NAME,
-        *(Column(name, f"{name}\nGB", gigabytes) for name in MEMORY),
+        *(Column(name, f"{name}\nMB", megabytes) for name in MEMORY),
         Column("fits", "fits", printable, numeric=False),
         Column("compile_seconds", "compiled\nin s", decimals(0)),
     ]
-    notes = ["Of one chip; a v5e has 16 GB. The total counts outputs that take the place of arguments (aliased) once."]
+    notes = [
+        "Of one chip; a v5e has 16 GB. Outputs that take the place of arguments (aliased) count once in the total."
+    ]
     limits = sorted({row["too_large"]["limit"] for row in rows if row.get("too_large")})
     notes += [f"The compiler has {limit / 1e9:.1f} GB to give out." for limit in limits]
     title = f"Memory of a chip, {rows[0]['platform']}, as compiled ahead of time"
@@ -61,7 +67,7 @@ def _work(rows: Sequence[Row]) -> Table:
     for row in rows:
         if not row.get("too_large"):
             kinds = row["collectives"]
-            listed = ", ".join(f"{kinds[kind]['count']:,} {KINDS[kind]}" for kind in KINDS if kind in kinds)
+            listed = ", ".join(f"{KINDS[kind]} {kinds[kind]['count']:,}" for kind in KINDS if kind in kinds)
             times = {name: row[f"{name}_s"] for name in ("compute", "memory", "network")}
             payload = sum(kind["payload"] for kind in kinds.values())
             shown.append(
@@ -69,8 +75,8 @@ def _work(rows: Sequence[Row]) -> Table:
             )
     columns = [
         NAME,
-        Column("flops", "GFLOP", lambda value: decimals(3 if value < 1e10 else 1)(value / 1e9)),
-        Column("bytes", "HBM\nMB", lambda value: decimals(1)(value / 1e6)),
+        Column("flops", "GFLOP", gigaflops),
+        Column("bytes", "HBM\nMB", megabytes),
         Column("listed", "collectives", printable, numeric=False),
         Column("payload", "MB", lambda value: decimals(2)(value / 1e6)),
         Column("roofline_s", "roofline\nµs", microseconds),
@@ -84,7 +90,8 @@ def _work(rows: Sequence[Row]) -> Table:
             trips.append(f"{row['what']} {' '.join(map(str, known))}")
     notes = [
         "Of one chip, and one training step, prefill, autoregressive step or block. GFLOP are of matrix products, "
-        "HBM what crosses between chip and memory, MB what the collectives carry.",
+        "HBM what crosses between chip and memory, MB what the collectives carry: AR all-reduce, AG all-gather, RS "
+        "reduce-scatter, A2A all-to-all, CP collective-permute.",
         "Loops count with their trips, which follow from the compiled program's own numbers"
         + (f": {'; '.join(trips)}." if trips else "; here none is left.")
         + " Only the loop over blocks ends by data: its figures are one block's.",
@@ -114,7 +121,8 @@ def _speed(rows: Sequence[Row]) -> list[Table]:
     ]
     notes = [
         "Predicted, not measured: S = E / (γ c + v) where every draft is accepted with probability α. c is the cost of "
-        "a draft and v that of a verification, in autoregressive steps; a block in one program should come to γ c + v.",
+        "a draft and v that of a verification, in autoregressive steps, for which the faster of widths 1 and γ + 1 is "
+        "taken; a block in one program should come to γ c + v.",
     ]
     title = "Latency of the pair as the TPU's compiler sees it (paper tables 5 and 8)"
     return [Table("compiled_speed", title, columns, list(shown.values()), notes)]

@@ -65,7 +65,9 @@ def check(found: dict[str, Any], platform: str, gamma: int) -> None:
         assert "too_large" not in row
         memory = row["memory"]
         assert memory["total"] <= 16 * 2**30
-        assert memory["arguments"] >= 0.99 * row["argument_bytes"]
+        # Arguments that a program does not read are left out, and of those that it reads tiles are padded.
+        if row["name"] in ("train", "verify"):
+            assert memory["arguments"] >= 0.99 * row["argument_bytes"]
         assert row["flops"] > 0
         assert row["roofline_s"] == max(row["compute_s"], row["memory_s"], row["network_s"]) > 0
         assert bool(row["collectives"]) == (platform != "v5e_1")
@@ -120,7 +122,7 @@ def test_every_pair_of_the_documentation_compiles_and_fits(tmp_path, scale, mode
 @needs_compiler
 @pytest.mark.slow
 def test_a_step_that_is_too_large_is_one_message_with_what_would_fit_and_that_fits(tmp_path):
-    words = ["scale=tiny", "platform=v5e_1", "train=ce", "train.batch_size=8192", "train.seq_len=1024"]
+    words = ["scale=tiny", "platform=v5e_1", "train=ce", "train.batch_size=1024", "train.seq_len=512"]
     done = run(tmp_path, *words, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -138,8 +140,13 @@ def test_the_compilers_own_message_is_read():
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 38.50G of "
         "15.75G hbm. Exceeded hbm capacity by 22.75G."
     )
-    assert too_large(message) == {"used": 38.5 * 2**30, "limit": 15.75 * 2**30}
-    assert too_large("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem.") is None
+    assert too_large(message, 7) == {"used": 38.5 * 2**30, "limit": 15.75 * 2**30}
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (882.63G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert too_large(message, 7) == {"used": 882.63 * 2**30 + 7, "limit": 15.75 * 2**30}
+    assert too_large("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem.", 7) is None
 
 
 def test_advice_names_what_would_fit():
@@ -198,4 +205,8 @@ def test_predictions_are_the_times_of_the_programs():
     assert by_roofline["tokens_per_primary_run"] == 1.875
     assert by_roofline["speedup_predicted"] == pytest.approx(1.875 / (3 * 0.2 + 1.1))
     assert by_compiler["primary_s"] == pytest.approx(4, rel=0.01)  # 1.5 GHz, nearly
+    # Where passes of width γ + 1 are faster than those of width 1, they are what decoding is compared with.
+    rows["primary"]["bytes"] = 2 * 819e9
+    by_roofline, _ = roofline.predictions(rows, 3, [0.5], platform)
+    assert (by_roofline["primary_s"], by_roofline["verify_cost"]) == (pytest.approx(1.1), 1.0)
     assert by_compiler["cost_ratio"] == pytest.approx(2 / 3)

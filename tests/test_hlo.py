@@ -177,6 +177,12 @@ def test_memory_counts_whole_tiles_and_the_chips_own_memory_not_at_all():
         "ROOT %f = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%e)",
     )
     assert count(parse(text))[0].bytes == 3 * 4096
+    text = entry(
+        "%a = f32[64,128]{1,0:T(8,128)} parameter(0)",
+        "%b = (f32[64,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:16]}",
+        "ROOT %c = f32[16,128]{1,0:T(8,128)S(1)} slice-done(%b)",
+    )
+    assert count(parse(text))[0].bytes == 16 * 128 * 4
 
 
 FUSED_UPDATE = """

@@ -41,14 +41,15 @@ def predictions(
 ) -> list[Row]:
     """c, v and S = E / (γ c + v) for each rate that all drafts are accepted with, by both figures.
 
-    `rows` are the programs `primary` (an autoregressive step), `verify` (one of width γ + 1), `draft` (the γ drafts of
-    a block, and what the drafter learns from its verification) and `speed` (a whole block): `block_cost` is what γ c +
-    v comes to when all of it is one program.
+    `rows` are the programs `primary` (an autoregressive step), `verify` (one of width γ + 1; the faster of the two is
+    the unit), `draft` (the γ drafts of a block, and what the drafter learns from its verification) and `speed` (a whole
+    block): `block_cost` is what γ c + v comes to when all of it is one program.
     """
     made = []
     seconds = {name: times(rows[name], platform) for name in ("primary", "verify", "draft", "speed")}
     for key, by in (("roofline_s", "roofline"), ("compiler_s", "compiler")):
-        step = seconds["primary"][key]
+        # As where speed is measured: whichever width the hardware likes better.
+        step = min(seconds["primary"][key], seconds["verify"][key])
         row = {
             "by": by,
             "gamma": gamma,

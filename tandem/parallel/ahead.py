@@ -114,7 +114,7 @@ def compile_programs(experiment: Experiment, programs: tuple[str, ...], mesh: Me
             with jax.set_mesh(mesh):
                 compiled = program.lower(*arguments, **options).compile()
         except jax.errors.JaxRuntimeError as error:
-            problem = too_large(str(error))
+            problem = too_large(str(error), row["argument_bytes"])
             if problem is None:
                 raise
             yield row | {"too_large": problem, "compile_seconds": time.monotonic() - began}
@@ -129,13 +129,21 @@ def compile_programs(experiment: Experiment, programs: tuple[str, ...], mesh: Me
         yield row | asdict(unknown[0].trip if unknown else counts)
 
 
-def too_large(message: str) -> dict[str, float] | None:
-    """`used` and `limit` in bytes from the compiler's message that a program does not fit; None for other messages."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-    if found is None:
-        return None
+def too_large(message: str, arguments: int) -> dict[str, float] | None:
+    """`used` and `limit` in bytes from the compiler's message that a program does not fit; None for other messages.
+
+    The compiler has two: of all that a program takes, and of its temporaries where they alone are too much, to which
+    the `arguments` (bytes) come.
+    """
+    size = r"([\d.]+)([KMGT]?)"
     unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return {"used": float(found[1]) * unit[found[2]], "limit": float(found[3]) * unit[found[4]]}
+    if found := re.search(rf"Used {size} of {size} hbm", message):
+        held = 0
+    elif found := re.search(rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)", message):
+        held = arguments
+    else:
+        return None
+    return {"used": float(found[1]) * unit[found[2]] + held, "limit": float(found[3]) * unit[found[4]]}
 
 
 def _memory(analysis: Any) -> dict[str, int]:

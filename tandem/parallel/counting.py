@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tandem.parallel.hlo import NAMES, Computation, Module, Operation
+from tandem.parallel.hlo import NAMES, Array, Computation, Module, Operation
 from tandem.parallel.trips import trip_count
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -227,12 +227,7 @@ def _traffic(module: Module, computation: Computation, operation: Operation) -> 
         return 0
     if operation.opcode == "custom-call" and not operation.operands:  # an allocation
         return 0
-    made = operation.arrays
-    if operation.opcode.endswith("-start"):
-        # A tuple of destination, source and flags; collectives of several arrays have them in tuples of their own.
-        made = made[: max(1, len(operation.operands))] if "collective" not in operation.opcode else made[1:2]
-        if operation.opcode.removesuffix("-start") in ("all-gather", "all-reduce"):
-            made = operation.arrays[-len(operation.operands) :]
+    made = _made(operation)
     read = written = 0
     fused = module.called(operation, "calls") if operation.opcode == "fusion" else None
     for place, name in enumerate(operation.operands):
@@ -252,12 +247,22 @@ def _traffic(module: Module, computation: Computation, operation: Operation) -> 
     return read + written
 
 
+def _made(operation: Operation) -> tuple[Array, ...]:
+    """The results among what an operation makes: one that starts another gives back its operands and flags as well."""
+    if not operation.opcode.endswith("-start"):
+        return operation.arrays
+    if operation.opcode in ("copy-start", "all-reduce-start"):  # the results come first, or stand alone
+        return operation.arrays[: len(operation.operands)]
+    given = len(operation.operands)
+    return operation.arrays[given : 2 * given if operation.opcode == "all-gather-start" else given + 1]
+
+
 def _sliced(computation: Computation, user: Operation, name: str) -> int | None:
     """How many bytes of the value `name` an operation reads; None: all."""
     if user.operands[0] == name and name not in user.operands[1:]:
-        if user.opcode in ("dynamic-slice", "gather", "slice"):
-            return user.arrays[0].bytes
-        if user.opcode == "dynamic-update-slice":
+        if user.opcode.removesuffix("-start") in ("dynamic-slice", "gather", "slice"):
+            return _made(user)[0].bytes
+        if user.opcode.removesuffix("-start") == "dynamic-update-slice":
             return 0
     return None
 
@@ -296,6 +301,6 @@ def _updates(module: Module, computation: Computation, root: Operation) -> list[
     if root.opcode == "fusion":
         inner = module.called(root, "calls")
         return _updates(module, inner, inner.root)
-    if root.opcode == "dynamic-update-slice":
+    if root.opcode.removesuffix("-start") == "dynamic-update-slice":
         return [computation.operations[root.operands[1]].arrays[0].bytes]
     return [None] * max(1, len(root.arrays))
