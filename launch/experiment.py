@@ -5,7 +5,6 @@ Nothing is computed or written here, and JAX is not imported: a dry run is this 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -32,7 +31,6 @@ from tandem.config import (
     parameter_count,
 )
 from tandem.data.corpus import corpus_identity
-from tandem.data.prompts import file_category, prompt_file
 from tandem.errors import EnvironmentFailure
 from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.validate import resolve_layer_map
@@ -138,7 +136,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
         gamma = experiment.gamma if fixed else decode.gamma_max
         find_rule = None if fixed else partial(stopping.rule_for, experiment)
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
-        files = {name: prompt_file(name, experiment.tasks.data_dir) for name in experiment.data.prompts or ()}
+        files = steps.prompt_files(experiment)
         made.append(
             Step(
                 kind="speed",
@@ -155,7 +153,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "num_samples": decode.num_samples,
                     "batch_size": decode.batch_size,
                     "exact": decode.exact,
-                    "prompts_from": [[file_category(name), _digest(file)] for name, file in files.items()] or None,
+                    "prompts_from": steps.prompts_meaning(files),
                 },
                 inputs={"corpus": corpus, "primary": primary, **trained, **ruled},
                 run=steps.speed(evaluation, decode, dtype, gamma, drafters, ngram, experiment.seed, files, find_rule),
@@ -224,7 +222,7 @@ def _corpus(experiment: Experiment) -> Step:
             **corpus_identity(data),
             "vocab_size": vocab_size,
             "heldout_fraction": data.heldout_fraction,
-            "tokenizer": _digest(tokenizer) if tokenizer else "trained",
+            "tokenizer": steps.digest(tokenizer) if tokenizer else "trained",
         },
         run=steps.corpus(data, vocab_size, tokenizer),
         on_devices=False,
@@ -245,7 +243,7 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
                 kind="shipped",
                 name=name,
                 version=1,
-                config={"sha256": _digest(path)},
+                config={"sha256": steps.digest(path)},
                 inputs={"corpus": corpus},
                 run=steps.shipped(path),
                 on_devices=False,
@@ -400,8 +398,3 @@ def _tokens(config: OptimizerConfig) -> int:
 
 def _millions(config: DecoderConfig) -> str:
     return f"{parameter_count(config) / 1e6:.2g}M stand-in"
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

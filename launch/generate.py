@@ -21,6 +21,7 @@ from tandem.config import Experiment, StopRule
 from tandem.data.prompts import encode_prompt
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import Interrupted
+from tandem.parallel.hosts import hosts
 
 if TYPE_CHECKING:
     from launch.run import Stop
@@ -78,13 +79,15 @@ def answer(
     """Decode and print; `kind` is that of the drafter, if there is one, `folder` holds it if it is trained, and
     `find_rule` gives its stopping rule with weights."""
     import jax
-    import jax.numpy as jnp
 
     from tandem.decoding.chance import row_keys
     from tandem.decoding.engine import Engine, fan_out
     from tandem.measure.timing import bucket, law_of
     from tandem.model.decoder import pack_matrices
+    from tandem.parallel.sharding import fetch, put
 
+    # Of several hosts the first speaks.
+    show = print if hosts().first else lambda *_, **__: None
     decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
     graph, weights = pack_matrices(*decoding(primary, "decoder", dtype))
@@ -110,52 +113,53 @@ def answer(
         state = engine.prefill(
             weights,
             drafter_weights,
-            jnp.asarray(given),
-            jnp.array([len(prompt)]),
+            put(given, "rows"),
+            put(np.array([len(prompt)]), "rows"),
             max_new_tokens=decode.max_new_tokens,
         )
         keys = None if engine.law.greedy else row_keys(experiment.seed, decode.num_samples)
-        return fan_out(state, decode.num_samples, keys)
+        return fan_out(state, decode.num_samples, None if keys is None else put(keys, "rows"))
 
     def go_on(state: Any, until: int) -> Any:
-        return engine.decode(weights, drafter_weights, state, jnp.full(decode.num_samples, until), rule_weights)
+        limits = put(np.full(decode.num_samples, until, np.int32), "rows")
+        return engine.decode(weights, drafter_weights, state, limits, rule_weights)
 
     go_on(start(), 0)  # compiled before the clock starts
     state = jax.block_until_ready(start())
     marks = TERMINAL_MARKS if sys.stdout.isatty() else PLAIN_MARKS
     samples = [Stream(tokenizer, marks) for _ in range(decode.num_samples)]
     begin = time.perf_counter()
-    print(experiment.prompt, end="", flush=True)
+    show(experiment.prompt, end="", flush=True)
     while True:
-        before = np.asarray(state.position)
-        end = np.minimum(np.asarray(state.end), limit)
+        before = fetch(state.position)
+        end = np.minimum(fetch(state.end), limit)
         alive = before < end
         if not alive.any():
             break
-        if stop():
+        if hosts().agree(stop):
             raise Interrupted("generate")
         # One block of each row: the furthest row stops the loop, the others are as far as they come.
         state = go_on(state, int(before[alive].min()) + 1)
-        after, tokens = np.asarray(state.position), np.asarray(state.tokens)
-        end = np.minimum(np.asarray(state.end), limit)
+        after, tokens = fetch(state.position), fetch(state.tokens)
+        end = np.minimum(fetch(state.end), limit)
         for row in np.flatnonzero(after > before):
             drafted = [True] * int(after[row] - before[row] - 1) + [False]
             kept = slice(before[row] + 1, min(after[row], end[row]) + 1)
             piece = samples[row].add(tokens[row, kept], drafted)
             if decode.num_samples == 1:
-                print(piece, end="", flush=True)
+                show(piece, end="", flush=True)
     seconds = time.perf_counter() - begin
     if decode.num_samples == 1:
-        print(samples[0].rest())
+        show(samples[0].rest())
     else:
-        print()
+        show()
         for number, sample in enumerate(samples, 1):
-            print(f"--- {number}\n{sample.text}{sample.rest()}")
+            show(f"--- {number}\n{sample.text}{sample.rest()}")
     produced = sum(sample.count for sample in samples)
-    runs, drafts = int(np.asarray(state.primary_runs).sum()), int(np.asarray(state.secondary_runs).sum())
+    runs, drafts = int(fetch(state.primary_runs).sum()), int(fetch(state.secondary_runs).sum())
     by = f"{produced / runs:.2f} tokens per run of {experiment.model.primary}" if runs else ""
     kept = f", {sum(sample.accepted for sample in samples)} of {drafts} drafts accepted" if drafts else ""
-    print(f"{produced} tokens in {seconds:.2f} s, {produced / seconds:.0f} tokens/s, {by}{kept}", file=sys.stderr)
+    show(f"{produced} tokens in {seconds:.2f} s, {produced / seconds:.0f} tokens/s, {by}{kept}", file=sys.stderr)
 
 
 class Stream:

@@ -62,8 +62,13 @@ def _same_everywhere(experiment: Experiment) -> None:
     from launch.compose import configuration_hash
     from launch.run import run_directory
 
-    mine = [experiment.job.value, configuration_hash(experiment), str(run_directory(experiment))]
-    theirs = hosts().agree(lambda: mine)
-    if theirs != mine:
-        problem = f"host {hosts().index} was given job={mine[0]} of configuration {mine[1]} in {mine[2]}, and host 0"
-        raise ConfigurationError([f"{problem} job={theirs[0]} of {theirs[1]} in {theirs[2]}"])
+    given = hosts().gather([experiment.job.value, configuration_hash(experiment), str(run_directory(experiment))])
+
+    def check() -> None:
+        for index, (job, meaning, directory) in enumerate(given):
+            if [job, meaning, directory] != given[0]:
+                what = f"host {index} was given job={job} of configuration {meaning} in {directory}"
+                first = f"host 0 job={given[0][0]} of {given[0][1]} in {given[0][2]}"
+                raise ConfigurationError([f"{what}, and {first}"])
+
+    hosts().agree(check)

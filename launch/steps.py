@@ -6,6 +6,7 @@ Files of a step: models are `weights.safetensors` (a jointly trained primary `pr
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from tandem.config import (
     DecodeConfig,
     DecoderConfig,
     EvalConfig,
+    Experiment,
     OptimizerConfig,
     PrimaryMode,
     ProjectionInit,
@@ -30,7 +32,7 @@ from tandem.config import (
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
-from tandem.data.prompts import encode_prompt, file_category, read_prompts
+from tandem.data.prompts import encode_prompt, file_category, prompt_file, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
 from tandem.model.heads import HEADS, HeadConfig
@@ -391,6 +393,22 @@ def _batches(context: Context, config: OptimizerConfig, seed: int) -> Batches:
 def _stage_seed(seed: int, stage: int) -> int:
     """Stages read the corpus in different orders, equal for all models that are compared."""
     return 10 * seed + stage
+
+
+def prompt_files(experiment: Experiment) -> dict[str, Path]:
+    """The files that `data.prompts` names, by the names."""
+    return {name: prompt_file(name, experiment.tasks.data_dir) for name in experiment.data.prompts or ()}
+
+
+def prompts_meaning(files: Mapping[str, Path]) -> list[list[str]] | None:
+    """The prompts of these files as a fingerprint knows them; null for those cut from the held-out text."""
+    return [[file_category(name), digest(file)] for name, file in files.items()] or None
+
+
+def digest(path: Path) -> str:
+    """The content of a file as a fingerprint knows it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:

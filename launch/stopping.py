@@ -76,7 +76,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
     return Step(
         kind="tune",
         name=f"tune_{name}",
-        version=3,
+        version=4,
         config={**law_meaning(decode), **chosen, "dtype": dtype, "prompts": TUNE_PROMPTS, "seed": seed},
         inputs={**inputs, name: model.step, f"router_{name}": router},
         run=lambda context: measure_pair(context, name, model.kind, decode, dtype, seed),
@@ -93,6 +93,8 @@ def comparison_step(
     given = {name: model.step for name, model in drafters.items()}
     given |= rule_steps(experiment, StopRule.survival, drafters, inputs, dtype)
     tau = {"tau": experiment.tau} if StopRule.router in evaluation.stops else {}
+    meaning = steps.prompts_meaning(steps.prompt_files(experiment))
+    source = {"prompts_from": meaning} if meaning else {}
     return Step(
         kind="stopping",
         name="stopping",
@@ -103,6 +105,7 @@ def comparison_step(
             "repeats": evaluation.repeats,
             "drafters": kinds,
             **tau,
+            **source,
         },
         inputs={**inputs, **given},
         run=lambda context: compare_rules(context, experiment, kinds, dtype),
@@ -178,7 +181,10 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
     """Table `stopping` of all drafters, and `router`: what their routers are worth."""
     from tandem.measure.stopping import stopping_rows
 
-    evaluation, decode = experiment.eval, experiment.decode
+    evaluation, decode, files = experiment.eval, experiment.decode, steps.prompt_files(experiment)
+    given = steps._prompts(context, evaluation, decode, experiment.seed)
+    if files:
+        given = steps._prompts_from(context, files, evaluation.prompts, decode)[0]
     rows: list[dict[str, Any]] = []
     for done, (name, kind) in enumerate(kinds.items()):
         rows += stopping_rows(
@@ -187,7 +193,7 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
             tuned(context.inputs[f"tune_{name}"]),
             evaluation.stops,
             experiment.tau,
-            steps._prompts(context, evaluation, decode, experiment.seed),
+            given,
             decode,
             evaluation.repeats,
             lambda at, of, done=done: context.progress(done * of + at, len(kinds) * of),

@@ -10,6 +10,7 @@ from launch.graph import describe, execute
 from launch.stopping import tune_step, tuned
 from launch.store import Store, make_directory, write_json_atomic
 from tandem.config import Experiment, StopRule
+from tandem.parallel.hosts import hosts
 
 if TYPE_CHECKING:
     from launch.run import Stop
@@ -35,6 +36,8 @@ def tune(experiment: Experiment, stop: Stop) -> None:
         return
     directories = execute(list(targets.values()), store, lambda record: None, stop)
     found = {name: tuned(directories[step.name]) for name, step in targets.items()}
+    if not hosts().first:
+        return
     for name, result in found.items():
         print(f"\n{describe_pair(name, result)}")
     directory = run_directory(experiment)

@@ -1,14 +1,15 @@
 """A Ray cluster of simulated v5litepod-16 slices on this machine: a raylet a host, with what Ray finds on real ones.
 
-As a program: prints its address, then obeys lines on standard input and answers each with a line: `add A` (a slice of
-four hosts), `remove A 2` (one host of it, without warning), `held` (how many placement groups and actors there are),
-`end`. A process of its own, as Ray keeps state.
+As a program: prints its two addresses, then obeys lines on standard input and answers each: `add A` (a slice of four
+hosts), `remove A 2` (one of them, without warning), `held` (how many placement groups and actors there are), `end`. A
+process of its own, as Ray keeps state.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 
@@ -34,9 +35,13 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     general = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **general})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    head = {"num_cpus": 2, "ray_client_server_port": port, **general}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {}
-    print(cluster.address, flush=True)
+    print(cluster.address, f"ray://127.0.0.1:{port}", flush=True)
     try:
         for line in sys.stdin:
             order, *words = line.split()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -28,6 +31,7 @@ from launch.compose import CONF
 from launch.fleet.backends import checked_options
 from launch.fleet.interface import State
 from launch.fleet.ray_ends import joint
+from launch.fleet.ray_host import Host, Order, bootstrap
 from launch.fleet.ray_options import RayOptions
 from launch.fleet.ray_slices import Slice, slice_environment, whole_slices
 from tandem.errors import ConfigurationError
@@ -76,7 +80,9 @@ def test_the_option_file_the_plugin_and_the_backend_have_the_same_keys():
     schema = asdict(RayLauncherConf())
     schema.pop("_target_")
     assert file == schema == asdict(RayOptions())
-    assert [spec.type for spec in fields(RayOptions)] == [str(spec.type) for spec in fields(RayLauncherConf)][1:]
+    types = get_type_hints(RayLauncherConf)
+    types.pop("_target_")
+    assert get_type_hints(RayOptions) == types
 
 
 def test_everything_wrong_in_the_options_is_told(monkeypatch):
@@ -143,7 +149,66 @@ def test_each_host_of_a_slice_is_told_its_place():
         "TPU_WORKER_ID": "2",
         "TPU_WORKER_HOSTNAMES": "10.0.0.0,10.0.0.1,10.0.0.2,10.0.0.3",
         "JAX_COORDINATOR_ADDRESS": "10.0.0.0:1000",
+        "JAX_NUM_PROCESSES": "4",
+        "JAX_PROCESS_ID": "2",
     }
+    assert slice_environment(places[:1], 0) == {}, "one host has nobody to find"
+
+
+def order(at: Path, *command: str, **changes) -> Order:
+    given = {"directory": str(at), "environment": dict(os.environ), "whole": True, "cores": 1, "devices": []}
+    return Order(command=command, **{**given, "memory_gb": None, "bootstrap": bootstrap(), **changes})
+
+
+def in_thread(call, *arguments) -> list:
+    ended: list = []
+    thread = threading.Thread(target=lambda: ended.append(call(*arguments)))
+    thread.start()
+    ended.append(thread)
+    return ended
+
+
+def test_a_host_runs_a_process_tells_what_it_wrote_and_how_it_ended(tmp_path):
+    host = Host(lambda group: 0.0)
+    code = "import os, sys; print(os.getcwd()); sys.stdout.flush(); print('and', file=sys.stderr); os._exit(42)"
+    assert host.run(order(tmp_path, "python", "-c", code)) == (42, False, "")
+    assert host.output(0, 1000).decode() == f"{tmp_path}\nand\n"
+    assert host.output(-4, 1000) == b"and\n"
+    assert Host(lambda group: 0.0).run(order(tmp_path / "no", "python", "-c", "")) == (
+        1,
+        False,
+        f"No such file or directory: {tmp_path / 'no'} on {socket.gethostname()}",
+    )
+    large = Host(lambda group: 3.0).run(order(tmp_path, "sleep", "60", memory_gb=2.0))
+    assert large == (1, False, "used 3.0 GB, and hydra.launcher.memory_gb is 2.0")
+
+
+@pytest.mark.parametrize(("deaf", "code"), [(False, -15), (True, -9)])
+def test_a_host_is_stopped_first_kindly(tmp_path, deaf, code):
+    host = Host(lambda group: 0.0)
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if deaf else ""
+    program = f"import signal, time; {ignore} print('up', flush=True); time.sleep(60)"
+    ended = in_thread(host.run, order(tmp_path, "python", "-c", program))
+    wait_for(lambda: host.output(0, 10) == b"up\n")
+    host.stop(0.5)
+    ended[0].join(10)
+    assert ended[1] == (code, True, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names are Linux's")
+def test_cores_and_devices_are_held_by_the_process_itself(tmp_path, monkeypatch):
+    device = f"test-{os.getpid()}"
+    program = "import os, time; print(sorted(os.sched_getaffinity(0)), flush=True); time.sleep(60)"
+    first = Host(lambda group: 0.0)
+    ended = in_thread(first.run, order(tmp_path, "python", "-c", program, devices=[device]))
+    wait_for(lambda: first.output(0, 100))
+    assert len(json.loads(first.output(0, 100))) == 1
+    monkeypatch.setattr("launch.fleet.ray_host.DEVICES_S", 0.3)
+    second = Host(lambda group: 0.0).run(order(tmp_path, "true", devices=[device]))
+    assert second == (137, False, f"another job holds the devices of {socket.gethostname()}")
+    first.stop(5.0)
+    ended[0].join(10)
+    assert Host(lambda group: 0.0).run(order(tmp_path, "true", devices=[device])) == (0, False, "")
 
 
 # --- whole sweeps, with steps that stand in for the science ---
@@ -185,10 +250,10 @@ STEPS = """
         print("host", os.environ["TPU_WORKER_ID"], "of", os.environ["TPU_WORKER_HOSTNAMES"], flush=True)
         os._exit(0 if first.recv(1) else 1)
 
-    if "launch.fleet.worker" in sys.orig_argv and "TPU_WORKER_ID" in os.environ:
+    if "launch.fleet.worker" in sys.orig_argv and "JAX_PROCESS_ID" in os.environ:
         host, port = os.environ["JAX_COORDINATOR_ADDRESS"].split(":")
-        if os.environ["TPU_WORKER_ID"] == "0":
-            lead((host, int(port)), len(os.environ["TPU_WORKER_HOSTNAMES"].split(",")))
+        if os.environ["JAX_PROCESS_ID"] == "0":
+            lead((host, int(port)), int(os.environ["JAX_NUM_PROCESSES"]))
         else:
             follow((host, int(port)))
 
@@ -390,7 +455,7 @@ class Cluster:
     def __init__(self, process: subprocess.Popen):
         self.process = process
         assert process.stdout is not None
-        self.address = process.stdout.readline().strip()
+        self.address, self.client_address = process.stdout.readline().split()
 
     def __call__(self, *words: str) -> list[str]:
         assert self.process.stdin is not None
@@ -470,7 +535,7 @@ def test_a_sweep_on_slices_survives_the_loss_of_a_process_an_actor_a_node_and_a_
             process.kill()
         assert process.returncode == 0, said
         assert said.count("trying again") == 4
-        assert made("held") == ["0", "0"], "no placement group and no actor is left"
+        wait_for(lambda: made("held") == ["0", "0"], 20)
 
     assert results(at) == expected
     ran = events(at)
@@ -492,8 +557,48 @@ def test_a_killed_driver_leaves_nothing_in_the_cluster_and_the_sweep_goes_on(at)
         process.communicate()
         wait_for(lambda: not workers(at), 20)
         wait_for(lambda: made("held") == ["0", "0"], 20)
-        again = call(at, *words)
+        through = f"hydra.launcher.address={made.client_address}"
+        again = call(at, *(through if "address=" in word else word for word in words))
         assert again.returncode == 0, again.stderr
-        assert "host 1" not in again.stdout
+        wait_for(lambda: made("held") == ["0", "0"], 60)
         assert events(at)["resume", "train"] == 1
         assert sorted(set(logged(at))) == list(range(1, 61))
+
+
+# --- real points ---
+
+
+@pytest.mark.slow
+def test_real_points_come_out_the_same_though_a_job_was_killed(tmp_path):
+    common = ("scale=tiny", "train=ce", "eval.measures=[agreement]", "tracking=disabled")
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / name).mkdir()
+    core = min(os.sched_getaffinity(0))  # as many as each job of the sweep has
+    alone = subprocess.Popen(
+        [*RUN, *common, "gamma=2", "tau=0.7"],
+        cwd=tmp_path / "undisturbed",
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    assert alone.wait(timeout=600) == 0
+
+    here = tmp_path / "disturbed"
+    words = ("-m", "hydra/launcher=ray", *common, "gamma=2,4", "tau=0.7,0.9")
+    process = subprocess.Popen([*RUN, *words], cwd=here, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(here.glob("runs/store/pretrain-*.partial/metrics.jsonl")))
+    (victim,) = [pid for pid in processes("fleet/worker.py") if Path(os.readlink(f"/proc/{pid}/cwd")) == here.resolve()]
+    os.kill(victim, signal.SIGKILL)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert "preempted (-9), trying again" in said
+
+    def made(folder: Path) -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in folder.glob("runs/store/*/weights.safetensors")}
+
+    assert made(here) == made(tmp_path / "undisturbed")
+    assert len(made(here)) == 5
+    tables = [json.loads(path.read_text())["agreement"] for path in tmp_path.glob("*/runs/*/results.json")]
+    assert len(tables) == 5
+    assert all(table == tables[0] for table in tables)
+    ran = Counter((entry["event"], entry["step"]) for entry in lines(here / "runs" / "store" / "log.jsonl"))
+    assert {ran["run", step] for _, step in ran} == {1}, "no step was begun again that was not being resumed"

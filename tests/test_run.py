@@ -239,6 +239,16 @@ def test_the_graph_shares_what_means_the_same():
         assert changed == {"tandem_ce", "tandem_distil", "agreement", "speed", "standalone"}
 
 
+def test_rules_are_compared_on_the_prompts_of_a_file(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"prompt": "one"}\n')
+    usual, one = graph("eval=stopping"), graph("eval=stopping", f"data.prompts={file}")
+    file.write_text('{"prompt": "two"}\n')
+    other = graph("eval=stopping", f"data.prompts={file}")
+    assert len({steps["stopping"].fingerprint for steps in (usual, one, other)}) == 3
+    assert {name for name in one if one[name].fingerprint != other[name].fingerprint} == {"speed", "stopping"}
+
+
 def test_compared_rows_get_the_same_further_tokens():
     steps = graph("scale=tiny")
     for one, other in (("gecko_ce", "tandem_ce"), ("gecko_distil", "tandem_distil")):

@@ -6,7 +6,8 @@ one attempt at one job, is made by the scheduler (`SWEEP-JOB-ATTEMPT`, letters o
 down before the engine first hears of it, so that nothing is ever started that a later process could not find.
 
 Exit codes of a job: 0 done; 1 a bug, and 2 a refused configuration, which no repetition mends; 42, 137 (SIGKILL) and
-143 (SIGTERM) the machine was taken away, so the job is tried again and goes on from its checkpoints.
+143 (SIGTERM) the machine was taken away, so the job is tried again and goes on from its checkpoints. A host whose
+fellows in the job are gone says 42 (tandem/parallel/hosts.py).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ are this process's own and not detached, so that Ray ends them when this process
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any
 from launch.fleet import machine, ray_host
 from launch.fleet.interface import State, Status, SweepJob
 from launch.fleet.local import here, last_line, tail
-from launch.fleet.ray_connection import connect, gist
+from launch.fleet.ray_connection import answers, connect, gist
 from launch.fleet.ray_ends import End, Ends, joint, telling
 from launch.fleet.ray_options import RayOptions
 from launch.fleet.ray_slices import TOPOLOGIES, WORKER_ID, Slice, reserve, slice_environment, whole_slices
@@ -26,11 +27,12 @@ from launch.store import world_errors
 from tandem.errors import EnvironmentFailure
 
 # From SIGTERM to SIGKILL: ctrl-C is to be answered within 10 s, and Ray itself takes some of them to end.
-GRACE_S = 6.0
+GRACE_S = 5.0
 # A host that says nothing for so long after another one of its slice ended is lost; Ray may need half of it to say so.
 SETTLE_S = 60.0
 # A slice that is not given after so long is in somebody else's hands, and another one may be free.
 GIVEN_S = 60.0
+LOOK_S = 1.0  # at the cluster's nodes
 READ_S, READ_BYTES, TELLING_BYTES, ANSWER_S = 1.0, 1 << 20, 20_000, 5.0
 
 
@@ -69,6 +71,8 @@ class RayBackend:
         self._work = options.store or os.getcwd()
         self._attempts: dict[str, _Attempt] = {}
         self._passed_over: list[str] = []  # slices that were not given in time, the last one at the end
+        self._whole: list[Slice] = []
+        self._looked_at = -LOOK_S
         self._connection: ModuleType | None = None
         self._failed = False
 
@@ -89,39 +93,34 @@ class RayBackend:
     def submit(self, job: SweepJob, handle: str) -> None:
         if handle in self._attempts:
             return
-        self._ray()
-        attempt = self._attempts[handle] = _Attempt(job, time.monotonic())
-        if self._options.topology is None:
-            self._place(handle, attempt, 1)
+        with answers():
+            self._ray()
+            attempt = _Attempt(job, time.monotonic())
+            if self._options.topology is None:
+                self._place(handle, attempt, 1)
+            self._attempts[handle] = attempt
 
     def status(self, handles: Sequence[str]) -> Mapping[str, Status]:
-        return {handle: self._status(handle) for handle in handles if handle in self._attempts}
+        with answers():
+            return {handle: self._status(handle) for handle in handles if handle in self._attempts}
 
     def logs(self, handle: str, lines: int) -> str:
         """From the sweep's directory, to which the output of a job's first host comes every second."""
         attempt = self._attempts.get(handle)
         if attempt is not None and attempt.ended is None:
-            self._read(handle, attempt, wait=True)
+            with answers():
+                self._read(handle, attempt, wait=True)
         return "\n".join(tail(self._directory.log(handle)).splitlines()[-lines:])
 
     def cancel(self, handles: Sequence[str]) -> None:
-        known = {handle: self._attempts[handle] for handle in handles if handle in self._attempts}
-        alive = {handle: attempt for handle, attempt in known.items() if attempt.ended is None}
-        for attempt in alive.values():
-            self._tell_to_stop(attempt)
-        deadline = time.monotonic() + GRACE_S + 1.0
-        for handle, attempt in alive.items():
-            while attempt.runs and not self._gather(attempt) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            codes = [code for code, _, _ in attempt.ends.values()]
-            done = attempt.runs and len(codes) == len(attempt.runs) and not any(codes)
-            self._finish(handle, attempt, Status(State.succeeded, 0) if done else Status(State.cancelled))
-        self._end_strangers([handle for handle in handles if handle not in known])
+        with answers():
+            self._cancel(handles)
 
     def release(self, handle: str) -> None:
         attempt = self._attempts.pop(handle, None)
         if attempt is not None:
-            self._free(attempt)
+            with answers():
+                self._free(attempt)
 
     # --- an attempt's way ---
 
@@ -148,7 +147,8 @@ class RayBackend:
         ready, _ = ray.wait(attempt.placing, num_returns=len(attempt.placing), timeout=0)
         if len(ready) < len(attempt.placing):
             waited = time.monotonic() - attempt.since
-            if attempt.slice is not None and waited > GIVEN_S:
+            broken = topology is not None and attempt.slice not in self._look(topology)
+            if attempt.slice is not None and (broken or waited > GIVEN_S):
                 self._passed_over = [*(n for n in self._passed_over if n != attempt.slice.name), attempt.slice.name]
                 self._free(attempt)
                 self._attempts[handle] = _Attempt(attempt.job, time.monotonic())
@@ -161,15 +161,14 @@ class RayBackend:
             self._finish(handle, attempt, Status(State.preempted, 137, gist(error)))
             assert attempt.ended is not None
             return attempt.ended
-        order = sorted(range(len(places)), key=lambda i: int(places[i]["labels"].get(WORKER_ID, i)))
+        order = sorted(range(len(places)), key=lambda i: int(places[i]["labels"].get(WORKER_ID) or i))
         attempt.places, attempt.actors = [places[i] for i in order], [attempt.actors[i] for i in order]
         pairs = zip(attempt.actors, self._orders(attempt), strict=True)
         attempt.runs = [actor.run.remote(given) for actor, given in pairs]
         return Status(State.running)
 
     def _take_slice(self, handle: str, attempt: _Attempt, topology: str) -> bool:
-        ray = self._ray()
-        whole = whole_slices(ray.nodes(), topology)
+        whole = self._look(topology)
         if not whole and self._options.address is None:
             advice = "hydra.launcher.address=… names a cluster that has them"
             raise EnvironmentFailure(f"this machine is not a whole TPU slice of topology {topology}; {advice}")
@@ -183,6 +182,11 @@ class RayBackend:
         attempt.group = reserve(attempt.slice, topology, self._options.cpus, handle)
         self._place(handle, attempt, attempt.slice.hosts)
         return True
+
+    def _look(self, topology: str) -> list[Slice]:
+        if time.monotonic() - self._looked_at > LOOK_S:
+            self._whole, self._looked_at = whole_slices(self._ray().nodes(), topology), time.monotonic()
+        return self._whole
 
     def _place(self, handle: str, attempt: _Attempt, hosts: int) -> None:
         """Ask for the actors; Ray makes each when there is room for it."""
@@ -200,7 +204,8 @@ class RayBackend:
 
                 group = attempt.group.placement_group
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, number)
-            actor = host.options(name=f"{handle}.{number}", namespace=self._namespace, **options)
+            name = f"{handle}.{number}.{secrets.token_hex(4)}"  # a name may be taken for a moment after its actor ended
+            actor = host.options(name=name, namespace=self._namespace, **options)
             attempt.actors.append(actor.remote(machine.group_memory_gb))
         attempt.placing = [actor.place.remote() for actor in attempt.actors]
 
@@ -274,6 +279,20 @@ class RayBackend:
             self._tell_of_another_host(handle, attempt)
         self._free(attempt)
         attempt.ended = status
+
+    def _cancel(self, handles: Sequence[str]) -> None:
+        known = {handle: self._attempts[handle] for handle in handles if handle in self._attempts}
+        alive = {handle: attempt for handle, attempt in known.items() if attempt.ended is None}
+        for attempt in alive.values():
+            self._tell_to_stop(attempt)
+        deadline = time.monotonic() + GRACE_S + 1.0
+        for handle, attempt in alive.items():
+            while attempt.runs and not self._gather(attempt) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            codes = [code for code, _, _ in attempt.ends.values()]
+            done = attempt.runs and len(codes) == len(attempt.runs) and not any(codes)
+            self._finish(handle, attempt, Status(State.succeeded, 0) if done else Status(State.cancelled))
+        self._end_strangers([handle for handle in handles if handle not in known])
 
     def _tell_to_stop(self, attempt: _Attempt) -> None:
         for host, actor in enumerate(attempt.actors):
@@ -354,7 +373,7 @@ class RayBackend:
             return
         ray = self._ray()
         for name in ray.util.list_named_actors():
-            if name.rpartition(".")[0] in handles:
+            if name.partition(".")[0] in handles:
                 with suppress(ValueError, ray.exceptions.RayError):  # it ends at this moment
                     ray.kill(ray.get_actor(name, self._namespace))
 

@@ -16,10 +16,12 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
+from launch.fleet.interface import Unavailable
 from launch.fleet.machine import available_cores, visible_gpus
 from tandem.errors import EnvironmentFailure
 
@@ -90,6 +92,18 @@ def _remove_leftovers() -> None:
         with suppress(OSError):
             if owner and path.owner() == Path.home().owner() and not Path(f"/proc/{owner[1]}").exists():
                 shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def answers() -> Iterator[None]:
+    """Turns what Ray raises where a cluster does not answer into `Unavailable`; the scheduler asks again."""
+    try:
+        yield
+    except Exception as error:
+        rays = type(error).__module__.partition(".")[0] in ("ray", "grpc")
+        if not (rays or isinstance(error, ConnectionError)):
+            raise
+        raise Unavailable(f"the Ray cluster does not answer: {gist(error)}") from error
 
 
 def gist(error: BaseException) -> str:

@@ -74,9 +74,13 @@ def reserve(wanted: Slice, topology: str, cpus: int, name: str) -> Any:
 
 
 def slice_environment(places: Sequence[Mapping[str, Any]], host: int) -> dict[str, str]:
-    """What the process on one of a slice's hosts is told, by the names that libtpu and JAX read."""
+    """What the process on one of a slice's hosts is told of its place, by the names that libtpu and we read."""
+    if len(places) == 1:
+        return {}
     return {
         "TPU_WORKER_ID": str(host),
         "TPU_WORKER_HOSTNAMES": ",".join(place["address"] for place in places),
         "JAX_COORDINATOR_ADDRESS": f"{places[0]['address']}:{places[0]['port']}",
+        "JAX_NUM_PROCESSES": str(len(places)),
+        "JAX_PROCESS_ID": str(host),
     }

@@ -29,6 +29,8 @@ from tandem.model.decoder import Decoder
 
 # Predicted acceptances to try for the router; the paper's is 0.8.
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+# Thresholds c·θ to try for survival beside the one that theory asks for, which trusts the predictions.
+THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2)
 # Limits to try, as far as `decode.gamma_max` goes.
 LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 
@@ -124,7 +126,7 @@ def tune(
     """α by position, c and v(W) of a pair on this machine, and what they make of each stopping rule.
 
     `proposals` holds for each rule the best limit and threshold by predicted speedup, `proposals_flat` the same if
-    verification cost no more than a pass of width 1 (v = 1), as on an accelerator. `survival` is the threshold c·θ* at
+    verification cost no more than a pass of width 1 (v = 1), as on an accelerator. `survival` is the best threshold at
     the limit that is configured. Shorter limits are predicted from blocks of the longest.
     """
     gamma_max = decode.gamma_max
@@ -172,6 +174,15 @@ def tune(
         verify = 1.0 if flat else costs.verify_at(limit + 1)
         return theory.optimal_threshold(outcome, costs.draft_with_router, verify)[0]
 
+    def thresholds(stop: StopRule, flat: bool) -> Sequence[float]:
+        if stop is StopRule.survival:
+            return (*THRESHOLDS, optimal(gamma_max, flat))
+        return {StopRule.router: TAUS, StopRule.confidence: (decode.confidence,)}.get(stop, (0.0,))
+
+    def best_survival(flat: bool) -> float:
+        rows = [proposal(StopRule.survival, at, gamma_max, flat) for at in thresholds(StopRule.survival, flat)]
+        return max(rows, key=lambda row: row["speedup_predicted"])["threshold"]
+
     rules = [StopRule.fixed, StopRule.confidence]
     if pair.router is not None:
         rules += [StopRule.router, StopRule.survival]
@@ -180,11 +191,7 @@ def tune(
         for flat, found in best.items():
             candidates = []
             for limit in {*(limit for limit in LIMITS if limit < gamma_max), gamma_max}:
-                if stop is StopRule.survival:
-                    thresholds = [optimal(limit, flat)]
-                else:
-                    thresholds = {StopRule.router: TAUS, StopRule.confidence: (decode.confidence,)}.get(stop, (0.0,))
-                candidates += [proposal(stop, threshold, limit, flat) for threshold in thresholds]
+                candidates += [proposal(stop, threshold, limit, flat) for threshold in thresholds(stop, flat)]
             found.append(max(candidates, key=lambda row: row["speedup_predicted"]))
         done += 1
         progress(min(done, total), total)
@@ -195,8 +202,7 @@ def tune(
         "cost_ratio_with_router": costs.draft_with_router,
         "verify_cost": {str(width): value for width, value in costs.verify.items()},
         "primary_seconds": costs.alone,
-        "survival": optimal(gamma_max, False) if pair.router is not None else None,
-        "survival_flat": optimal(gamma_max, True) if pair.router is not None else None,
+        "survival": best_survival(False) if pair.router is not None else None,
         "proposals": best[False],
         "proposals_flat": best[True],
     }

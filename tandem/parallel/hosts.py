@@ -50,6 +50,8 @@ class Hosts:
 
     index: int = 0
     count: int = 1
+    # Whether all have failed alike, and can end in order.
+    alike: bool = field(default=False, repr=False)
     _told: int = field(default=0, repr=False)
 
     @property
@@ -67,6 +69,7 @@ class Hosts:
         key = f"tandem/{self._told}"
         if not self.first:
             word = json.loads(_listen(key))
+            self.alike = "value" not in word
             if "interrupted" in word:
                 raise Interrupted(word["interrupted"])
             if "refused" in word:
@@ -82,13 +85,20 @@ class Hosts:
             else:
                 word = {"interrupted" if isinstance(error, Interrupted) else "failed": str(error)}
             _client().key_value_set(key, json.dumps(word))
+            self.alike = True
             raise
         _client().key_value_set(key, json.dumps({"value": value}))
         return value
 
-    def wait_for_first(self) -> None:
-        """Return once host 0 is here as well."""
-        self.agree(lambda: None)
+    def gather(self, value: T) -> list[T]:
+        """Every host's `value`, plain JSON, on host 0; nothing on the others."""
+        if self.count == 1:
+            return [value]
+        self._told += 1
+        _client().key_value_set(f"tandem/{self._told}/{self.index}", json.dumps(value))
+        if not self.first:
+            return []
+        return [json.loads(_listen(f"tandem/{self._told}/{index}")) for index in range(self.count)]
 
 
 _hosts = Hosts()
@@ -143,7 +153,7 @@ def _place(platform: PlatformConfig) -> dict[str, Any]:
         raise EnvironmentFailure(f"JAX_PROCESS_ID={index} must be below JAX_NUM_PROCESSES={count}")
     if int(count) != platform.hosts:
         raise EnvironmentFailure(
-            f"platform={platform.name} wants platform.hosts={platform.hosts}, JAX_NUM_PROCESSES={count}"
+            f"platform={platform.name} wants platform.hosts={platform.hosts}, and JAX_NUM_PROCESSES={count}"
         )
     return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
 
@@ -162,7 +172,7 @@ def leave(code: int) -> int:
         return code
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if _hosts.alike or code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM):
         import jax
 
         try:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from tandem.decoding.stopping import UNKNOWN, Draft
 from tandem.model.decoder import normalise
 
-# Tokens of the law that the router sees. The paper does not say how many; more cost more than they tell (RESULTS.md).
+# Tokens of the law that the router sees. The paper does not say how many; each further one costs time in every draft.
 TOP = 1
 HIDDEN = 64
 GROUP = 64  # words that are looked at together in the search for the most probable
@@ -123,9 +123,8 @@ class Router:
         return None
 
     def go_on(self, weights: RouterWeights, state: None, draft: Draft) -> tuple[jax.Array, None]:
-        return jax.nn.sigmoid(
-            log_odds(weights, features(draft.logits, draft.recent))[:, PAPER]
-        ) >= weights.threshold, None
+        accepted = jax.nn.sigmoid(log_odds(weights, features(draft.logits, draft.recent)))
+        return accepted[:, PAPER] >= weights.threshold, None
 
 
 @dataclass(frozen=True)
