@@ -18,7 +18,6 @@ from launch.steps import TOKENIZER, check_fits
 from launch.stopping import rule_for, rule_steps
 from launch.store import Store
 from tandem.config import Experiment, StopRule
-from tandem.data.prompts import encode_prompt
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import Interrupted
 from tandem.parallel.hosts import hosts
@@ -55,7 +54,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
         return
     directories = execute(targets, store, lambda record: None, stop)
     tokenizer = Tokenizer.from_file(directories[corpus.name] / TOKENIZER)
-    prompt = encode_prompt(tokenizer, experiment.prompt)
+    prompt = tokenizer.encode_prompt(experiment.prompt)
     check_fits(len(prompt), experiment.decode, "prompt")
     folder = directories[name] if name in models else None
     weights = directories[primary.name] / WEIGHTS

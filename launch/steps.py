@@ -32,7 +32,7 @@ from tandem.config import (
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
-from tandem.data.prompts import encode_prompt, file_category, prompt_file, read_prompts
+from tandem.data.prompts import file_category, prompt_file, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
 from tandem.model.heads import HEADS, HeadConfig
@@ -424,7 +424,7 @@ def _prompts_from(
     encoded, categories = [], []
     for name, path in files.items():
         for prompt in read_prompts(path, count, file_category(name)):
-            ids = encode_prompt(tokenizer, prompt.text)
+            ids = tokenizer.encode_prompt(prompt.text)
             encoded.append(ids if prompt.whole else ids[: decode.prompt_tokens])
             categories.append(prompt.category)
             check_fits(len(encoded[-1]), decode, f"data.prompts={path}: a prompt")

@@ -7,14 +7,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from tandem.errors import EnvironmentFailure
-
-if TYPE_CHECKING:
-    from tandem.data.tokenizer import Tokenizer
 
 # The sets of the paper's tables 2, 4 and 5, as public copies of them lie in `tasks.data_dir`.
 PROMPT_SETS = {
@@ -92,8 +86,3 @@ def _prompt(line: str, where: str, category: str) -> Prompt:
     if not isinstance(text, str) or not text:
         raise EnvironmentFailure(f"{where}: needs a `prompt` or `turns` with a text that is not empty")
     return Prompt(text, str(entry.get("category", category)))
-
-
-def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The ids [n] int32 of `text` at the start of a document, which in the corpus follows the end of another."""
-    return np.concatenate([np.asarray([tokenizer.eos_id], np.int32), tokenizer.encode(text)])

@@ -94,6 +94,10 @@ class Tokenizer:
         """The ids [n] int32 of `text`, without a document end."""
         return self.encode_many([text])[0]
 
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """The ids [n] int32 of `text` at the start of a document, which in the corpus follows the end of another."""
+        return np.concatenate([np.asarray([self.eos_id], np.int32), self.encode(text)])
+
     def encode_many(self, texts: Sequence[str], num_threads: int = 2) -> list[np.ndarray]:
         """`encode` of each text."""
         # A literal U+2581 would come back as a space: it is written as its bytes instead.
