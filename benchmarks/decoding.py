@@ -33,17 +33,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import tandem.pretrained
+import tandem
 from tandem.config import DecoderConfig, parameter_count
 from tandem.data.tokenizer import Tokenizer
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.engine import Engine
 from tandem.measure import acceptance
 from tandem.model import checkpoint
-from tandem.model.decoder import Decoder, transpose_matrices, untie
+from tandem.model.decoder import Decoder, pack_matrices, untie
 from tandem.model.families import export_huggingface
 
 CONTEXT = 512
+PRETRAINED = Path(tandem.__file__).parent / "pretrained" / "laptop"
 SIZES = {
     10: DecoderConfig(5, 384, 6, 2, 1024, vocab_size=4096, tie_embeddings=False),
     100: DecoderConfig(15, 768, 12, 4, 2048, vocab_size=4096, tie_embeddings=False),
@@ -89,11 +90,9 @@ class Ours:
     """This framework's engine; `decode_seconds` are those of the last call without its prefill."""
 
     def __init__(self, primary: Model, drafter: Model | None = None, gamma: int = 0, width: int | None = None):
-        _, graph, weights = primary
-        if not gamma and width == 1:
-            graph, weights = transpose_matrices(graph, weights)
-        self.engine = Engine(graph, Independent(drafter[1]) if drafter else None, gamma=gamma, width=width)
-        self.weights, self.drafter_weights = weights, drafter[2] if drafter else None
+        graph, self.weights = pack_matrices(*primary[1:])
+        drafting, self.drafter_weights = pack_matrices(*drafter[1:]) if drafter else (None, None)
+        self.engine = Engine(graph, drafting and Independent(drafting), gamma=gamma, width=width)
         self.decode_seconds, self.lengths = 0.0, np.zeros(gamma + 1)
 
     def __call__(self, prompt: np.ndarray, new: int) -> tuple[list[int], float, int]:
@@ -128,17 +127,18 @@ def first_layer(primary: Model) -> Model:
 
 
 def shipped(name: str) -> Model:
-    graph, weights = untie(*checkpoint.load_decoder(Path(tandem.pretrained.__file__).parent / f"{name}.safetensors"))
+    graph, weights = untie(*checkpoint.load_decoder(PRETRAINED / f"{name}.safetensors"))
     return nnx.merge(graph, weights).config, graph, weights
 
 
 def text_prompt(tokens: int) -> np.ndarray:
-    tokenizer = Tokenizer.from_file(Path(tandem.pretrained.__file__).parent / "tokenizer.model")
+    tokenizer = Tokenizer.from_file(PRETRAINED / "tokenizer.model")
     return np.asarray(tokenizer.encode(Path(statistics.__file__).read_text())[1000 : 1000 + tokens], np.int32)
 
 
 def bandwidth(threads: int = 2, megabytes: int = 1024, repeats: int = 5) -> dict[str, float]:
-    """Bytes of source a second that `threads` threads copy, and that they read (best of `repeats`), in GB/s."""
+    """What `threads` threads copy a second, counted once and as bytes read and written, and what they read; in GB/s,
+    best of `repeats`."""
     source = [np.ones(megabytes * 2**20 // 8 // threads) for _ in range(threads)]
     target = [np.zeros_like(part) for part in source]
 
@@ -154,9 +154,11 @@ def bandwidth(threads: int = 2, megabytes: int = 1024, repeats: int = 5) -> dict
             seconds.append(time.perf_counter() - begin)
         return megabytes * 2**20 / min(seconds) / 1e9
 
+    copied = best(lambda index: np.copyto(target[index], source[index]))
     return {
-        "copy": best(lambda index: np.copyto(target[index], source[index])),
-        "read": best(lambda index: np.add.reduce(source[index])),
+        "copied": copied,
+        "read and written in copying": 2 * copied,
+        "read and added": best(lambda index: np.add.reduce(source[index])),
     }
 
 
@@ -253,7 +255,7 @@ def main() -> None:
     achieved = read * options.new / min(decode["ours"]) / 1e9
     print(f"weights read a token {read / 1e6:.1f} MB; ours, decoding alone, best: {achieved:.1f} GB/s; two threads:")
     for kind, value in speeds.items():
-        print(f"    {kind} {value:5.1f} GB/s of source, ours is at {achieved / value:.0%}")
+        print(f"    {kind:28}{value:5.1f} GB/s, ours is at {achieved / value:.0%}")
 
 
 if __name__ == "__main__":

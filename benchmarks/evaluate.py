@@ -4,6 +4,8 @@
 
 The model is the laptop-sized bison that the package ships, in float32 on both sides; one exemplar, one batch size. Both
 sides are timed from texts to log-likelihoods. Ours is timed twice: with the compiling of its shapes, and without.
+`input_share` is the part of the warm time that goes into token ids and batches; `same_tokens` counts the prompts that
+both tokenizers cut alike, of which `largest_difference` compares the log-likelihoods.
 benchmarks/agreement.py says how to get the other side.
 """
 
@@ -13,14 +15,15 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import agreement
 from tandem.config import DecoderConfig
 from tandem.data.tokenizer import EOS_ID, Tokenizer
-from tandem.measure.likelihood import Scorer, encode, score
+from tandem.measure.likelihood import Question, Scorer, batches, encode, score
 from tandem.model import checkpoint
 from tasks import registry
 from tasks.fewshot import build
@@ -28,6 +31,21 @@ from tasks.sources import Settings
 
 PRETRAINED = Path(checkpoint.__file__).parents[1] / "pretrained" / "laptop"
 TASKS = ("boolq_v1", "lambada_v1")
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of some work, and what came of it."""
+    began = time.perf_counter()
+    made = work()
+    return time.perf_counter() - began, made
+
+
+def _score(graph: Any, weights: Any, questions: Callable[[], list[Question]], batch_size: int) -> Any:
+    return score(Scorer(graph), weights, questions(), batch_size)
+
+
+def _batch(questions: Callable[[], list[Question]], batch_size: int) -> list[Any]:
+    return list(batches(questions(), batch_size))
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -46,23 +64,27 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)
     examples = {name: [example for example, _ in build(registry.find(name), settings)] for name in TASKS}
     asked = {name: agreement.requests(name, examples[name], settings) for name in TASKS}
-    table = []
+    table, answers = [], {}
     for name in TASKS:
         row: dict[str, Any] = {"task": name, "n": len(examples[name])}
-        for run in ("cold", "warm"):
-            began = time.perf_counter()
-            texts = [(example.prompt, example.options) for example in examples[name]]
-            questions = encode(tokenizer.encode_many, texts, [EOS_ID])
-            found = score(Scorer(graph), weights, questions, options.batch_size)
-            row[f"ours_{run}"] = len(texts) / (time.perf_counter() - began)
-        row["first"] = found[0][0].log_likelihood  # type: ignore[possibly-undefined]
+        texts = [(example.prompt, example.options) for example in examples[name]]
+        questions = partial(encode, tokenizer.encode_many, texts, [EOS_ID])
+        ours = partial(_score, graph, weights, questions, options.batch_size)
+        (cold, _), (warm, found) = timed(ours), timed(ours)
+        given, _ = timed(partial(_batch, questions, options.batch_size))
+        row |= {"ours_cold": row["n"] / cold, "ours_warm": row["n"] / warm, "input_share": given / warm}
+        prompts = [question.prompt.tolist() for question in questions()]
+        answers[name] = list(zip(prompts, found, strict=True))
         table.append(row)
     other = agreement.theirs(options.python, folder, asked, options.batch_size)
     for row in table:
         answered = other[row["task"]]
+        pairs = zip(answers[row["task"]], answered["prompt_ids"], answered["rows"], strict=True)
+        same = [(mine, theirs["results"]) for (ids, mine), their_ids, theirs in pairs if ids == their_ids]
         row["lm_eval"] = row["n"] / answered["seconds"]
         row["ratio_cold"], row["ratio_warm"] = (row[f"ours_{run}"] / row["lm_eval"] for run in ("cold", "warm"))
-        row["difference_of_first"] = abs(row.pop("first") - answered["rows"][0]["results"][0][0])
+        differences = [abs(a.log_likelihood - b[0]) for x, y in same for a, b in zip(x, y, strict=True)]
+        row |= {"same_tokens": len(same), "largest_difference": max(differences, default=None)}
         print(json.dumps(row))
     return table
 

@@ -2,10 +2,11 @@
 
     uv run --with hydra-joblib-launcher python benchmarks/sweep.py             # all: about 10 minutes on two cores
     uv run --with hydra-joblib-launcher python benchmarks/sweep.py --joblib 2  # joblib on 2 of the points
+    uv run python benchmarks/sweep.py --launcher ray --joblib 0                # what Ray adds on one machine
 
-Compared are `hydra/launcher=local` and Hydra's own joblib launcher with a store for each point, so that it does each
-in full. With `--joblib N` it does N points, and the time of 16 is scaled from them. Also printed: from the parent's
-start to its first job. Measure on a machine that does nothing else.
+Compared are `hydra/launcher=local` (or `ray`) and Hydra's own joblib launcher with a store for each point, so that it
+does each in full. With `--joblib N` it does N points, and the time of 16 is scaled from them. Also printed: from the
+parent's start to its first job. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ def grid(points: int) -> list[str]:
     return [f"gamma={','.join(map(str, gammas))}", f"tau={','.join(map(str, taus))}"]
 
 
-def local(folder: Path) -> float:
+def ours(folder: Path, launcher: str) -> float:
     began = time.time()
-    seconds = run(folder, *grid(16), "hydra/launcher=local", "hydra.launcher.jobs=2")
+    seconds = run(folder, *grid(16), f"hydra/launcher={launcher}", "hydra.launcher.jobs=2")
     (sweep,) = (folder / "runs" / "sweeps").iterdir()
     records = [json.loads(path.read_text()) for path in (sweep / "jobs").iterdir()]
-    first = min(record["queued"] for record in records) - began
-    print(f"local: 16 points as {len(records)} jobs in {seconds:.1f} s; {first:.2f} s from the start to the first job")
+    queued, started = (min(record[when] for record in records) - began for when in ("queued", "started"))
+    begin = f"{queued:.2f} s from the start to the first job handed over, {started:.2f} s to its process"
+    print(f"{launcher}: 16 points as {len(records)} jobs in {seconds:.1f} s; {begin}")
     return seconds
 
 
@@ -67,18 +69,19 @@ def joblib(folder: Path, points: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joblib", type=int, default=16, choices=(0, 2, 4, 8, 16), help="points for joblib (0: none)")
-    parser.add_argument("--local", action=argparse.BooleanOptionalAction, default=True, help="the project's launcher")
+    parser.add_argument("--launcher", default="local", choices=("local", "ray", "none"), help="the project's")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(tempfile.mkdtemp(prefix="sweep-benchmark-"))
     try:
-        for name in ("local", "joblib"):
+        for name in ("ours", "joblib"):
             (folder / name).mkdir()
-        ours = local(folder / "local") if options.local else None
+        mine = ours(folder / "ours", options.launcher) if options.launcher != "none" else None
         theirs = joblib(folder / "joblib", options.joblib) if options.joblib else None
-        if ours and theirs:
+        if mine and theirs:
             scaled = "" if options.joblib == 16 else f" (scaled from {options.joblib} points)"
-            print(f"16 points: local {ours:.1f} s, joblib {theirs:.1f} s{scaled}: {theirs / ours:.1f} times as fast")
+            compared = f"{options.launcher} {mine:.1f} s, joblib {theirs:.1f} s{scaled}"
+            print(f"16 points: {compared}: {theirs / mine:.1f} times as fast")
     finally:
         shutil.rmtree(folder)
 

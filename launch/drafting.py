@@ -16,13 +16,13 @@ PRIMARY = "primary.safetensors"
 
 def primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
     """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
-    from tandem.model.decoder import untie
+    from tandem.model.decoder import pack_matrices
 
     path = context.inputs["primary"] / WEIGHTS
     for name, kind in models.items():
         if kind == "tandem" and (context.inputs[name] / PRIMARY).exists():
             path = context.inputs[name] / PRIMARY
-    return untie(*decoding(path, "decoder", dtype))
+    return pack_matrices(*decoding(path, "decoder", dtype))
 
 
 def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:

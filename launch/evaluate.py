@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from launch.experiment import Model, build_models
 from launch.graph import Step
 from tandem.config import DType, Experiment, PrimaryMode, parameter_count
 from tandem.errors import ConfigurationError, EnvironmentFailure
+from tandem.model.heads import HEADS
 from tandem.validate import nearest
 from tasks import registry
 from tasks.example import TaskInfo
@@ -35,11 +37,18 @@ FLOPS = 3e11
 def run(experiment: Experiment, stop: Stop) -> None:
     """Evaluate, or with `eval=list` print the tasks."""
     from launch.run import carry_out
+    from sweeps.downstream import shaped
 
     if experiment.eval.name == LIST:
         print(listing(experiment))
         return
-    carry_out(experiment, build, stop)
+    infos, left_out = _chosen(experiment)
+
+    def complete(results: dict[str, Any]) -> dict[str, Any]:
+        results |= {"downstream_left_out": left_out}
+        return results | {"downstream_tables": shaped(results)}
+
+    carry_out(experiment, lambda experiment: _build(experiment, infos), stop, complete)
 
 
 def listing(experiment: Experiment) -> str:
@@ -61,9 +70,15 @@ def build(experiment: Experiment) -> list[Step]:
 
     A task that only its suite asks for, and whose data is not there, is left out with a word about it.
     """
-    infos = _chosen(experiment)
-    models = build_models(experiment)
-    return [step for info in infos for step in _steps(experiment, info, models)]
+    return _build(experiment, _chosen(experiment)[0])
+
+
+def _build(experiment: Experiment, infos: Sequence[TaskInfo]) -> list[Step]:
+    # A head only drafts: alone it writes nothing.
+    models = {name: model for name, model in build_models(experiment).items() if model.kind not in HEADS}
+    steps = [step for info in infos for step in _steps(experiment, info, models)]
+    # All examples are read before the first model is asked, so that a damaged file is known at once.
+    return [*(step.inputs["examples"] for step in steps[:: len(steps) // len(infos)]), *steps]
 
 
 def _settings(experiment: Experiment) -> Settings:
@@ -71,7 +86,8 @@ def _settings(experiment: Experiment) -> Settings:
     return Settings(options.data_dir, evaluation.shots, evaluation.seed, evaluation.limit, options.download)
 
 
-def _chosen(experiment: Experiment) -> list[TaskInfo]:
+def _chosen(experiment: Experiment) -> tuple[list[TaskInfo], list[dict[str, str]]]:
+    """The tasks to evaluate; and of those that only a suite asks for the ones that cannot be, each with the reason."""
     settings, asked = _settings(experiment), experiment.eval.tasks
     if not asked:
         suites = ", ".join([*registry.SUITES, registry.ALL, LIST])
@@ -89,24 +105,27 @@ def _chosen(experiment: Experiment) -> list[TaskInfo]:
             names[name] = names.get(name, False) or word == name
     if problems:
         raise ConfigurationError(problems)
-    chosen, absent = [], []
+    chosen, left_out, said = [], [], []
     for name, by_name in names.items():
         info = registry.info(name, settings)
         if info.suite == "mbpp" and not experiment.eval.mbpp.execute:
-            absent.append(f"{name}: programs are run only with eval.mbpp.execute=true")
+            reason = "programs are run only with eval.mbpp.execute=true"
+            said.append(f"{name}: {reason}")
+            left_out.append({"task": name, "suite": info.suite, "reason": reason})
         elif (problem := _missing(name, settings)) and by_name:
             raise EnvironmentFailure(problem)
         elif problem:
-            absent.append(problem)
+            said.append(problem)
+            left_out.append({"task": name, "suite": info.suite, "reason": "its questions are not in tasks.data_dir"})
         else:
             chosen.append(info)
     if not chosen:
-        if all("eval.mbpp.execute" in line for line in absent):
-            raise ConfigurationError(absent)
-        raise EnvironmentFailure("\n".join(absent))
-    for line in absent:
+        if all("eval.mbpp.execute" in line for line in said):
+            raise ConfigurationError(said)
+        raise EnvironmentFailure("\n".join(said))
+    for line in said:
         print(f"left out {line}", file=sys.stderr)
-    return chosen
+    return chosen, left_out
 
 
 def _missing(name: str, settings: Settings) -> str:
@@ -152,7 +171,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
         return Step(
             kind="downstream",
             name=f"{info.name} {contestant.name}",
-            version=1,
+            version=2,
             config=config,
             inputs={
                 "examples": examples,

@@ -5,7 +5,6 @@ Nothing is computed or written here, and JAX is not imported: a dry run is this 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from launch.graph import Step
 from tandem.config import (
     Corpus,
     DecoderConfig,
+    Divergence,
     Drafter,
     DType,
     Experiment,
@@ -136,7 +136,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
         gamma = experiment.gamma if fixed else decode.gamma_max
         find_rule = None if fixed else partial(stopping.rule_for, experiment)
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
-        file = Path(experiment.data.prompts).expanduser() if experiment.data.prompts else None
+        files = steps.prompt_files(experiment)
         made.append(
             Step(
                 kind="speed",
@@ -153,16 +153,16 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "num_samples": decode.num_samples,
                     "batch_size": decode.batch_size,
                     "exact": decode.exact,
-                    "prompts_from": _digest(file) if file else None,
+                    "prompts_from": steps.prompts_meaning(files),
                 },
                 inputs={"corpus": corpus, "primary": primary, **trained, **ruled},
-                run=steps.speed(evaluation, decode, dtype, gamma, drafters, ngram, experiment.seed, file, find_rule),
+                run=steps.speed(evaluation, decode, dtype, gamma, drafters, ngram, experiment.seed, files, find_rule),
                 size=sizes,
                 estimate_s=90,
             )
         )
     if evaluation.stops:
-        compared = {name: models[name] for name in chosen_drafters(experiment, models)}
+        compared = {name: drafting[name] for name in chosen_drafters(experiment, drafting)}
         inputs = {"corpus": corpus, "primary": primary}
         made.append(stopping.comparison_step(experiment, compared, inputs, dtype))
     if Measure.standalone in evaluation.measures:
@@ -222,7 +222,7 @@ def _corpus(experiment: Experiment) -> Step:
             **corpus_identity(data),
             "vocab_size": vocab_size,
             "heldout_fraction": data.heldout_fraction,
-            "tokenizer": _digest(tokenizer) if tokenizer else "trained",
+            "tokenizer": steps.digest(tokenizer) if tokenizer else "trained",
         },
         run=steps.corpus(data, vocab_size, tokenizer),
         on_devices=False,
@@ -243,7 +243,7 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
                 kind="shipped",
                 name=name,
                 version=1,
-                config={"sha256": _digest(path)},
+                config={"sha256": steps.digest(path)},
                 inputs={"corpus": corpus},
                 run=steps.shipped(path),
                 on_devices=False,
@@ -288,11 +288,7 @@ def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapp
     train = experiment.train
     config = {"stage": stage, "optimizer": optimizer_meaning(train), "seed": experiment.seed}
     if stage == 2:
-        config |= {
-            "distil_weight": train.distil_weight,
-            "temperature": train.temperature,
-            "primary_dtype": resolve_dtype(train.primary_dtype),
-        }
+        config |= {**distillation_meaning(train), "primary_dtype": resolve_dtype(train.primary_dtype)}
     size = experiment.scale.models[experiment.model.secondary]
     teacher = experiment.scale.models[experiment.model.primary] if stage == 2 else None
     return Step(
@@ -325,7 +321,9 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
     if stage == 1:
         config["projection_init"] = train.projection_init.value
     else:
-        config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+        config |= distillation_meaning(train)
+    if train.position_decay != 1:
+        config["position_decay"] = train.position_decay
     models, pair = experiment.scale.models, experiment.model
     how = f"γ {' '.join(map(str, train.gamma))}, primary {train.primary.value}"
     return Step(
@@ -361,7 +359,7 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
             "seed": experiment.seed,
         }
         if stage == 2:
-            config |= {"distil_weight": train.distil_weight, "temperature": train.temperature}
+            config |= distillation_meaning(train)
             inputs = {**inputs, "head": made[f"{kind}_ce"].step}
         step = Step(
             kind="head",
@@ -383,6 +381,12 @@ def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name in names and name != "remat"}
 
 
+def distillation_meaning(train: TrainConfig) -> dict[str, Any]:
+    """What of `train` decides how stage 2 learns from the primary."""
+    other = {} if train.divergence is Divergence.kl else {"divergence": train.divergence.value}
+    return {"distil_weight": train.distil_weight, "temperature": train.temperature, **other}
+
+
 def _further_seconds(train: TrainConfig, trained: DecoderConfig, read: DecoderConfig | None) -> float:
     operations = 6 * parameter_count(trained) + (2 * parameter_count(read) if read else 0)
     return operations * _tokens(train) / TRAINING_FLOPS
@@ -394,8 +398,3 @@ def _tokens(config: OptimizerConfig) -> int:
 
 def _millions(config: DecoderConfig) -> str:
     return f"{parameter_count(config) / 1e6:.2g}M stand-in"
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

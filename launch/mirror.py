@@ -16,7 +16,7 @@ from sweeps.tables import rows_of
 from tandem.config import Experiment
 from tandem.errors import Interrupted
 
-TABLES = ("agreement", "agreement_by_position", "speed", "standalone", "downstream")
+TABLES = ("agreement", "agreement_by_position", "speed", "standalone", "downstream", "downstream_tables")
 
 
 class Mirror:
@@ -44,7 +44,7 @@ class Mirror:
             if rows:
                 columns = list(dict.fromkeys(key for row in rows for key in row))
                 self._tracker.table(table, columns, [[_cell(row.get(column)) for column in columns] for row in rows])
-                if table != "agreement_by_position":
+                if table not in ("agreement_by_position", "downstream_tables"):
                     self._tracker.summary(_summary(table, rows))
         self._tracker.summary({"provenance": results["provenance"]})
 

@@ -7,13 +7,15 @@ Exit codes: 0 done, 1 the world failed, 2 the configuration is refused, 42 anoth
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -43,6 +45,7 @@ JOBS = {
     Job.sweep_resume: "launch.fleet.jobs:resume",
     Job.evaluate: "launch.evaluate:run",
     Job.tune: "launch.tune:tune",
+    Job.compile: "launch.compiling:compile_ahead",
 }
 
 
@@ -81,6 +84,9 @@ def run_directory(experiment: Experiment) -> Path:
     from launch.compose import configuration_hash
 
     identity = f"{experiment.model.name}-{experiment.train.name}-{configuration_hash(experiment)[:8]}"
+    if experiment.job is Job.compile:  # the only results that belong to a platform
+        figures = hashlib.sha256(json.dumps(asdict(experiment.platform), sort_keys=True).encode()).hexdigest()[:4]
+        identity = f"compile-{experiment.platform.name}-{identity}{figures}"
     return Path(experiment.runs_dir).expanduser() / (experiment.name or identity)
 
 
@@ -91,8 +97,16 @@ def run(experiment: Experiment, stop: Stop) -> None:
     carry_out(experiment, build, stop)
 
 
-def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]], stop: Stop) -> None:
-    """Bring the steps that `build` makes of the experiment about, and present what they found."""
+def carry_out(
+    experiment: Experiment,
+    build: Callable[[Experiment], list[Step]],
+    stop: Stop,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda results: results,
+) -> None:
+    """Bring the steps that `build` makes of the experiment about, and present what they found.
+
+    `complete` adds to the results what no step can know.
+    """
     from launch.compose import configuration_hash, to_yaml
     from launch.graph import describe, execute
     from launch.mirror import mirror
@@ -130,7 +144,7 @@ def carry_out(experiment: Experiment, build: Callable[[Experiment], list[Step]],
             mirrored.metrics(record)
 
         directories = execute(targets, store, sink, stop)
-        results = gather(experiment, targets, directories, time.monotonic() - began)
+        results = complete(gather(experiment, targets, directories, time.monotonic() - began))
         write_json_atomic(directory / "results.json", results)
         _present(directory, results, mirrored.directory)
         mirrored.results(results)
@@ -217,7 +231,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def start(experiment: Experiment, stop: Stop) -> int | None:
     """Do the experiment's job."""
     from launch.platform import on_platform
+    from tandem.parallel.ahead import hide_compiler
 
+    hide_compiler()
     module, function = JOBS[experiment.job].split(":")
     with on_platform(experiment):
         return getattr(import_module(module), function)(experiment, stop)

@@ -6,6 +6,7 @@ Files of a step: models are `weights.safetensors` (a jointly trained primary `pr
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from tandem.config import (
     DecodeConfig,
     DecoderConfig,
     EvalConfig,
+    Experiment,
     OptimizerConfig,
     PrimaryMode,
     ProjectionInit,
@@ -30,7 +32,7 @@ from tandem.config import (
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
-from tandem.data.prompts import encode_prompt, read_prompts
+from tandem.data.prompts import encode_prompt, file_category, prompt_file, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
 from tandem.model.heads import HEADS, HeadConfig
@@ -115,6 +117,7 @@ def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Ca
             teacher,
             distil_weight=train.distil_weight,
             temperature=train.temperature,
+            divergence=train.divergence,
             remat=train.remat,
         )
         weights = _train(context, loss, weights, teacher_weights, train, _stage_seed(seed, stage))
@@ -157,6 +160,8 @@ def tandem(
             gammas=train.gamma,
             distil_weight=train.distil_weight if stage == 2 else None,
             temperature=train.temperature,
+            divergence=train.divergence,
+            position_decay=train.position_decay,
             remat=train.remat,
         )
         trained = {"tandem": weights, "primary": primary_weights} if joint else weights
@@ -193,6 +198,7 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: i
             primary,
             distil_weight=train.distil_weight if stage == 2 else None,
             temperature=train.temperature,
+            divergence=train.divergence,
             remat=train.remat,
         )
         # All of it starts from scratch, as FF_Tandem does, and has its rate.
@@ -282,19 +288,19 @@ def speed(
     drafters: Mapping[str, str],
     ngram: int,
     seed: int,
-    prompts: Path | None = None,
+    files: Mapping[str, Path] | None = None,
     find_rule: Callable[..., tuple[Any, Any]] | None = None,
 ) -> Callable[[Context], None]:
-    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the file `prompts`, and then
-    `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs, name, drafter,
-    weights) needs to find a drafter's stopping rule."""
+    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the prompts of `files` by
+    name, and then `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs,
+    name, drafter, weights) needs to find a drafter's stopping rule."""
 
     def run(context: Context) -> None:
         from tandem.measure.speed import speed_tables
 
         given, categories = _prompts(context, evaluation, decode, seed), []
-        if prompts is not None:
-            given, categories = _prompts_from(context, prompts, evaluation.prompts, decode)
+        if files:
+            given, categories = _prompts_from(context, files, evaluation.prompts, decode)
         primary, weights = primary_with(context, drafters, dtype)
         models = {
             name: drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
@@ -389,19 +395,40 @@ def _stage_seed(seed: int, stage: int) -> int:
     return 10 * seed + stage
 
 
+def prompt_files(experiment: Experiment) -> dict[str, Path]:
+    """The files that `data.prompts` names, by the names."""
+    return {name: prompt_file(name, experiment.tasks.data_dir) for name in experiment.data.prompts or ()}
+
+
+def prompts_meaning(files: Mapping[str, Path]) -> list[list[str]] | None:
+    """The prompts of these files as a fingerprint knows them; null for those cut from the held-out text."""
+    return [[file_category(name), digest(file)] for name, file in files.items()] or None
+
+
+def digest(path: Path) -> str:
+    """The content of a file as a fingerprint knows it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
     tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
     return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
 
 
-def _prompts_from(context: Context, path: Path, count: int, decode: DecodeConfig) -> tuple[list[np.ndarray], list[str]]:
-    """Prompts of a file as ids, and their categories. Raises what fits no cache before anything compiles."""
-    read = read_prompts(path, count)
+def _prompts_from(
+    context: Context, files: Mapping[str, Path], count: int, decode: DecodeConfig
+) -> tuple[list[np.ndarray], list[str]]:
+    """`count` prompts of each file as ids, and their categories. Raises what fits no cache before anything compiles."""
     tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
-    encoded = [encode_prompt(tokenizer, prompt.text) for prompt in read]
-    longest = max(map(len, encoded))
-    check_fits(longest, decode, f"data.prompts={path}: the longest prompt")
-    return encoded, [prompt.category for prompt in read]
+    encoded, categories = [], []
+    for name, path in files.items():
+        for prompt in read_prompts(path, count, file_category(name)):
+            ids = encode_prompt(tokenizer, prompt.text)
+            encoded.append(ids if prompt.whole else ids[: decode.prompt_tokens])
+            categories.append(prompt.category)
+            check_fits(len(encoded[-1]), decode, f"data.prompts={path}: a prompt")
+    return encoded, categories
 
 
 def check_fits(prompt_tokens: int, decode: DecodeConfig, what: str) -> None:

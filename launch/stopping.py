@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from launch import steps
-from launch.drafting import WEIGHTS, decoding, drafter, primary_with
+from launch.drafting import drafter, primary_with
 from launch.graph import Context, Step
 from launch.store import write_json_atomic
 from tandem.config import DecodeConfig, Experiment, StopRule
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
+from tandem.model.heads import HEADS
 
 if TYPE_CHECKING:
     from launch.experiment import Model
@@ -58,7 +59,7 @@ def router_step(experiment: Experiment, name: str, model: Model, inputs: Mapping
     return Step(
         kind="router",
         name=f"router_{name}",
-        version=1,
+        version=3,
         config={**law_meaning(decode), "dtype": dtype, "kind": model.kind, "texts": ROUTER_TEXTS, "seed": seed},
         inputs={**inputs, "drafter": model.step},
         run=lambda context: train_router(context, model.kind, decode, dtype, seed),
@@ -75,7 +76,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
     return Step(
         kind="tune",
         name=f"tune_{name}",
-        version=1,
+        version=4,
         config={**law_meaning(decode), **chosen, "dtype": dtype, "prompts": TUNE_PROMPTS, "seed": seed},
         inputs={**inputs, name: model.step, f"router_{name}": router},
         run=lambda context: measure_pair(context, name, model.kind, decode, dtype, seed),
@@ -92,16 +93,19 @@ def comparison_step(
     given = {name: model.step for name, model in drafters.items()}
     given |= rule_steps(experiment, StopRule.survival, drafters, inputs, dtype)
     tau = {"tau": experiment.tau} if StopRule.router in evaluation.stops else {}
+    meaning = steps.prompts_meaning(steps.prompt_files(experiment))
+    source = {"prompts_from": meaning} if meaning else {}
     return Step(
         kind="stopping",
         name="stopping",
-        version=1,
+        version=2,
         config={
             "stops": [stop.value for stop in evaluation.stops],
             "prompts": evaluation.prompts,
             "repeats": evaluation.repeats,
             "drafters": kinds,
             **tau,
+            **source,
         },
         inputs={**inputs, **given},
         run=lambda context: compare_rules(context, experiment, kinds, dtype),
@@ -119,7 +123,7 @@ def train_router(context: Context, kind: str, decode: DecodeConfig, dtype: str, 
     from tandem.training.router import ROUNDS, collect, fit
 
     primary, weights = primary_with(context, {"drafter": kind}, dtype)
-    model, model_weights = decoding(context.inputs["drafter"] / WEIGHTS, kind, dtype)
+    own, own_weights = drafter(context.inputs["drafter"], kind, dtype, primary, weights)
     given = _training_prompts(context, ROUTER_TEXTS, decode, seed)
     method, total = Method(engine_for(primary, law=law_of(decode)), weights), 2 * len(given) + ROUNDS
     texts = []
@@ -137,8 +141,8 @@ def train_router(context: Context, kind: str, decode: DecodeConfig, dtype: str, 
     traces = collect(
         primary,
         weights,
-        model,
-        model_weights,
+        own.model,
+        own_weights["head"] if kind in HEADS else own_weights,
         np.concatenate(texts),
         decode.prompt_tokens,
         decode.gamma_max,
@@ -150,7 +154,7 @@ def train_router(context: Context, kind: str, decode: DecodeConfig, dtype: str, 
         context.log(step=done, loss=loss)
         context.progress(2 * len(given) + done, total, loss=loss)
 
-    embedding = embedding_of(model, model_weights)
+    embedding = embedding_of(own, own_weights)
     router, report = fit(traces, embedding, seed, fitting)
     kept = replace(router, embedding=jnp.zeros((0, embedding.shape[1])))
     checkpoint.save(context.out / ROUTER, kept, {"drafter": kind})
@@ -177,7 +181,10 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
     """Table `stopping` of all drafters, and `router`: what their routers are worth."""
     from tandem.measure.stopping import stopping_rows
 
-    evaluation, decode = experiment.eval, experiment.decode
+    evaluation, decode, files = experiment.eval, experiment.decode, steps.prompt_files(experiment)
+    given = steps._prompts(context, evaluation, decode, experiment.seed)
+    if files:
+        given = steps._prompts_from(context, files, evaluation.prompts, decode)[0]
     rows: list[dict[str, Any]] = []
     for done, (name, kind) in enumerate(kinds.items()):
         rows += stopping_rows(
@@ -186,7 +193,7 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
             tuned(context.inputs[f"tune_{name}"]),
             evaluation.stops,
             experiment.tau,
-            steps._prompts(context, evaluation, decode, experiment.seed),
+            given,
             decode,
             evaluation.repeats,
             lambda at, of, done=done: context.progress(done * of + at, len(kinds) * of),
@@ -207,7 +214,7 @@ def pair_of(context: Context, name: str, kind: str, dtype: str) -> Pair:
 
     primary, weights = primary_with(context, {name: kind}, dtype)
     own, own_weights = drafter(context.inputs[name], kind, dtype, primary, weights)
-    router = load_router(context.inputs[f"router_{name}"], own.model, own_weights)
+    router = load_router(context.inputs[f"router_{name}"], own, own_weights)
     return Pair(primary, weights, own, own_weights, router)
 
 
@@ -227,7 +234,7 @@ def rule_for(
     stop, router = experiment.decode.stop, None
     threshold = {StopRule.router: experiment.tau, StopRule.confidence: experiment.decode.confidence}.get(stop, 0.0)
     if stop in NEEDS_ROUTER:
-        router = load_router(inputs[f"router_{name}"], drafter.model, drafter_weights)
+        router = load_router(inputs[f"router_{name}"], drafter, drafter_weights)
     if stop is StopRule.survival:
         threshold = tuned(inputs[f"tune_{name}"])["survival"]
     return rule_of(stop, threshold, router)
@@ -237,26 +244,28 @@ def tuned(directory: Path) -> dict[str, Any]:
     return json.loads((directory / steps.RESULTS).read_text(encoding="utf-8"))
 
 
-def load_router(directory: Path, model: Any, model_weights: Any) -> Any:
+def load_router(directory: Path, drafter: Any, drafter_weights: Any) -> Any:
     """A trained router with the embeddings of its drafter. Raises EnvironmentFailure if it is of another drafter."""
     import jax
 
     from tandem.decoding.stopping.router import new_router
     from tandem.model import checkpoint
 
-    embedding = embedding_of(model, model_weights)
+    embedding = embedding_of(drafter, drafter_weights)
     template = new_router(jax.random.key(0), embedding[:0])
     return replace(checkpoint.load(directory / ROUTER, template)[0], embedding=embedding)
 
 
-def embedding_of(model: Any, weights: Any) -> Any:
-    """The embeddings [V, D] that a drafter reads its tokens by."""
+def embedding_of(drafter: Any, weights: Any) -> Any:
+    """The embeddings [V, D] that a drafter reads its tokens by; a head's are the primary's."""
     from flax import nnx
 
     from tandem.model.tandem import Tandem
 
-    merged = nnx.merge(model, weights)
-    return (merged.secondary if isinstance(merged, Tandem) else merged).embedding[...]
+    if hasattr(drafter, "primary"):
+        return nnx.merge(drafter.primary, weights["primary"]).embedding[...]
+    model = nnx.merge(drafter.model, weights)
+    return (model.secondary if isinstance(model, Tandem) else model).embedding[...]
 
 
 def _training_prompts(context: Context, count: int, decode: DecodeConfig, seed: int) -> list[np.ndarray]:

@@ -29,34 +29,65 @@ def downstream_tables(results: Results) -> list[Table]:
     rows = [row for row in rows_of(results, "downstream") if row.get("primary_metric")]
     if not rows:
         return []
-    suites = _grouped(rows, lambda row: row["suite"])
-    tables = [_overview(rows, suites)]
+    left_out = rows_of(results, "downstream_left_out")
+    suites = {row["suite"]: [] for row in [*rows, *left_out]} | _grouped(rows, lambda row: row["suite"])
+    tables = [_overview(rows, suites, left_out)]
     for suite, members in suites.items():
-        if len({row["task"] for row in members}) > 1:
-            tables.append(_suite(suite, members))
+        absent = [row for row in left_out if row["suite"] == suite]
+        if members and len({row["task"] for row in [*members, *absent]}) > 1:
+            tables.append(_suite(suite, members, absent))
     return tables
 
 
-def _overview(rows: Sequence[Row], suites: Mapping[str, Sequence[Row]]) -> Table:
+def shaped(results: Results) -> list[Row]:
+    """The same tables as flat rows of numbers: a row a task and source, for each model its score and half interval."""
+    flat = []
+    for table in downstream_tables(results):
+        for row in table.rows:
+            source = "paper (PaLM 2, TPUv5e)" if row.get("paper") else "measured"
+            about = {
+                "table": table.key,
+                "task": row["task"],
+                "source": source,
+                "metric": row.get("metric"),
+            }
+            scores = {}
+            for model, value in row.items():
+                if isinstance(value, tuple):
+                    scores |= {model: value[0], f"{model} ±": value[1]}
+            flat.append({**about, "n": row.get("n"), **scores})
+    return flat
+
+
+def _overview(rows: Sequence[Row], suites: Mapping[str, Sequence[Row]], left_out: Sequence[Row]) -> Table:
     """Table 3: for each suite the unweighted mean of its tasks."""
     shown: list[Row] = []
     for suite, members in suites.items():
-        parts = _directions(members) if suite == "wmt22" else {suite: members}
+        parts = _directions(members) if suite == "wmt22" and members else {suite: members}
         for name, part in parts.items():
             shown.append(_mean_row(name, part))
+            absent = sum(row["suite"] == suite for row in left_out)
+            if absent and part:
+                shown[-1]["name"] += f", {absent} left out"
         if theirs := _paper_row(3, suite):
             shown.append(theirs)
     notes = ["A suite's row is the unweighted mean of the tasks that were evaluated; n counts their examples."]
+    for reason, tasks in _grouped(left_out, lambda row: row["reason"]).items():
+        notes.append(f"Left out: {', '.join(row['task'] for row in tasks)} ({reason}).")
     return _table("downstream", "Downstream tasks (paper table 3)", rows, shown, notes)
 
 
-def _suite(suite: str, rows: Sequence[Row]) -> Table:
+def _suite(suite: str, rows: Sequence[Row], left_out: Sequence[Row]) -> Table:
     title, number = _TITLES.get(suite, (suite, None))
     shown: list[Row] = []
     for task, members in _grouped(rows, lambda row: row["task"]).items():
-        row: Row = {"name": _plain(task), "metric": members[0]["metric"], "n": members[0]["n"]}
+        row: Row = {"name": _plain(task), "task": _plain(task), "metric": members[0]["metric"], "n": members[0]["n"]}
         shown.append(row | {member["name"]: _with_half(member) for member in members})
         if number and (theirs := _paper_row(number, _plain(task))):
+            shown.append(theirs)
+    for absent in left_out:
+        shown.append({"name": _plain(absent["task"]), "task": _plain(absent["task"]), "metric": "left out"})
+        if number and (theirs := _paper_row(number, _plain(absent["task"]))):
             shown.append(theirs)
     shown.append(_mean_row("mean", rows))
     where = f" (paper table {number})" if number else ""
@@ -102,7 +133,7 @@ def _mean_row(name: str, rows: Sequence[Row]) -> Row:
     """The unweighted mean over tasks of each model that was evaluated on all of them."""
     tasks = {row["task"] for row in rows}
     sizes = {row["task"]: row["n"] for row in rows}
-    mean: Row = {"name": name, "n": sum(sizes.values())}
+    mean: Row = {"name": name, "task": name, **({"n": sum(sizes.values())} if sizes else {})}
     for model, members in _grouped(rows, lambda row: row["name"]).items():
         if {row["task"] for row in members} == tasks:
             halves = [half for _, half in map(_with_half, members) if half is not None]
@@ -130,7 +161,7 @@ def _paper_row(number: int, task: str) -> Row | None:
     if not found:
         return None
     scores: Row = {row["name"]: (100 * row["score"], None) for row in found}
-    return {"name": "  paper", "paper": True, "metric": found[0]["metric"], **scores}
+    return {"name": "  paper", "task": task, "paper": True, "metric": found[0]["metric"], **scores}
 
 
 def _with_half(row: Row) -> tuple[float, float | None]:
@@ -142,7 +173,10 @@ def _with_half(row: Row) -> tuple[float, float | None]:
 
 def _cell(value: tuple[float, float | None]) -> str:
     score, half = value
-    return f"{score:.1f}" if half is None else f"{score:.1f}±{half:.1f}"
+    if half is None:
+        return f"{score:.1f}"
+    # Eight models fit a terminal's line only with short cells, and a wide interval has no use for a decimal.
+    return f"{score:.1f}±{half:.1f}" if half < 9.95 else f"{score:.1f}±{half:.0f}"
 
 
 def _plain(task: str) -> str:

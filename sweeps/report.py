@@ -24,9 +24,17 @@ _SPEED = (
     "In speculative decoding (SPEED) a drafter proposes γ tokens and the primary verifies them in one pass. What comes "
     "out is the primary's own answer; how soon depends on how many drafted tokens it accepts."
 )
+_STOPPING = (
+    "A rule looks at each draft and says whether another is worth its time. It must earn more than the fixed block "
+    "length that suits the pair best."
+)
 _DOWNSTREAM = (
     "Each model answers questions it was not trained for. Options are ranked by their likelihood, a tandem's in block "
     "mode with the prompt from the primary's representations; text is written greedily."
+)
+_COMPILED = (
+    "The programs were compiled for these chips by their own compiler, on a machine that has none, and never run. "
+    "Memory is what the compiler has laid out; times are what the hardware allows at best, and the compiler's estimate."
 )
 _TRAINING = "Loss on the training batches; long curves are drawn as means of neighbouring steps."
 _STYLE = Path(__file__).with_name("report.css")
@@ -96,13 +104,20 @@ def render(results: dict[str, Any], metrics: list[dict[str, Any]], config: dict[
         _section(
             "How much faster is the answer?",
             _SPEED,
-            [shown.get(k) for k in ("speed", "costs", "standalone")],
+            [shown.get(k) for k in ("speed", "costs", "acceptance_by_position", "speed_by_category", "standalone")],
             figures.speed(results),
         ),
+        _section("When should drafting stop?", _STOPPING, [shown.get("stopping"), shown.get("router")], []),
         _section(
             "How good are its answers?",
             _DOWNSTREAM,
             [text for key, text in shown.items() if key.startswith("downstream")],
+            [],
+        ),
+        _section(
+            "What does it take on these chips?",
+            _COMPILED,
+            [text for key, text in shown.items() if key.startswith("compiled")],
             [],
         ),
         _section("Training", _TRAINING, [], figures.training(metrics)),
@@ -148,7 +163,11 @@ def _what_this_is(results: dict[str, Any], config: dict[str, Any]) -> str:
         sentences.append(
             "All models here are <b>stand-ins</b>: small ones trained for this project, not the paper's PaLM 2 models."
         )
-    if data := _name(config, "data"):
+    if results.get("compiled"):
+        sentences.append(
+            f"Compiled for <b>{escape(_name(config, 'platform') or 'TPU')}</b>; nothing was trained or run."
+        )
+    elif data := _name(config, "data"):
         sentences.append(f"Trained on the corpus <b>{escape(data)}</b>, measured on text held out from it.")
     text = f"<p class=lead>{' '.join(sentences)}</p>" if sentences else ""
     command = provenance.get("command")

@@ -18,7 +18,7 @@ from sweeps import paper
 TEXT_WIDTH = 120
 _NAME_WIDTH = 36
 _MISSING = "–"
-_MAX_POSITIONS = 12
+MAX_POSITIONS = 12
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -101,11 +101,14 @@ GAMMA = Column("gamma", "γ", integer)
 
 def build_tables(results: Results) -> list[Table]:
     """All tables that the results have rows for, in reading order."""
+    from sweeps.compiled import compiled_tables
     from sweeps.downstream import downstream_tables
+    from sweeps.drafting import drafting_tables
 
     tables = (_models, _agreement, _by_position, _speed, _costs, _standalone)
     made = [t for build in tables if (t := build(results)) is not None]
-    return [_only_filled_columns(t) for t in [*made, *downstream_tables(results)]]
+    more = [*drafting_tables(results), *compiled_tables(results), *downstream_tables(results)]
+    return [_only_filled_columns(table) for table in [*made, *more]]
 
 
 def _models(results: Results) -> Table | None:
@@ -163,9 +166,9 @@ def _by_position(results: Results) -> Table | None:
         return None
     shown = sorted(positions)
     notes = ["Total variation against the primary; the further into a block, the older the primary's newest state."]
-    if len(shown) > _MAX_POSITIONS:
-        notes.append(f"Positions {shown[_MAX_POSITIONS - 1]} to {shown[-2]} are left out here.")
-        shown = [*shown[: _MAX_POSITIONS - 1], shown[-1]]
+    if len(shown) > MAX_POSITIONS:
+        notes.append(f"Positions {shown[MAX_POSITIONS - 1]} to {shown[-2]} are left out here.")
+        shown = [*shown[: MAX_POSITIONS - 1], shown[-1]]
     columns = [NAME, GAMMA, *(Column(f"position_{p}", printable(p), decimals(3)) for p in shown)]
     title = "Total variation by position in the block (not in the paper)"
     return Table("agreement_by_position", title, columns, list(values.values()), notes)
@@ -209,6 +212,7 @@ def _costs(results: Results) -> Table | None:
         Column("cost_ratio", "cost of a\ndraft step", decimals(3)),
         Column("verify_cost", "cost of\nverifying", decimals(3)),
         Column("tokens_per_second_decode", "tokens/s\ndecode", decimals(1)),
+        Column("parameters", "trained\nparameters", count),
         Column("prompts", "prompts", integer),
     ]
     rows = [r for r in rows_of(results, "speed") if any(r.get(c.key) is not None for c in columns[2:7])]
@@ -232,7 +236,7 @@ def _standalone(results: Results) -> Table | None:
     notes = ["One free token of the primary per cycle, nothing verified: the output may differ from the primary's."]
     title = "Standalone, without verification (paper table 3, latency)"
     return (
-        Table("standalone", title, columns, [*rows, *map(_marked, theirs)], [*notes, f"{paper.CAVEAT}."])
+        Table("standalone", title, columns, [*rows, *map(marked, theirs)], [*notes, f"{paper.CAVEAT}."])
         if rows
         else None
     )
@@ -254,13 +258,13 @@ def _beside_paper(
         own = [i for i, r in enumerate(shown) if r.get("name") == row["name"] and not r.get("paper")]
         same_gamma = [i for i in own if shown[i].get("gamma") == row.get("gamma")]
         if own:
-            shown.insert((same_gamma or own)[-1] + 1, _marked(row))
+            shown.insert((same_gamma or own)[-1] + 1, marked(row))
     if any(r.get("paper") for r in shown):
         notes = [*notes, f"{paper.CAVEAT}."]
     return Table(key, title, columns, shown, notes)
 
 
-def _marked(row: Row) -> Row:
+def marked(row: Row) -> Row:
     return {**row, "paper": True, "name": f"paper: {row['label']}"}
 
 

@@ -22,6 +22,7 @@ class Job(StrEnum):
     sweep_resume = "sweep_resume"
     evaluate = "evaluate"
     tune = "tune"
+    compile = "compile"
 
 
 class Recipe(StrEnum):
@@ -45,6 +46,14 @@ class ProjectionInit(StrEnum):
 
     random = "random"
     least_squares = "least_squares"
+
+
+class Divergence(StrEnum):
+    """How stage 2 measures how far a drafter is from the primary: Kullback-Leibler, or total variation, which is the
+    share of drafts that are rejected."""
+
+    kl = "kl"
+    tv = "tv"
 
 
 class Optimizer(StrEnum):
@@ -185,7 +194,8 @@ class PairConfig:
     primary: str = "bison"
     secondary: str = "gecko"
     middle: str | None = "otter"
-    # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced.
+    # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced. Twice as many
+    # entries, or more, fuse several: after one for each secondary layer, a second for each, where 0 is the embedding.
     layer_map: list[int] | None = None
 
 
@@ -201,8 +211,11 @@ class TrainConfig(OptimizerConfig):
     # Training block lengths; one is drawn per sequence.
     gamma: list[int] = field(default_factory=lambda: [2])
     projection_init: ProjectionInit = ProjectionInit.least_squares
-    # λ: weight of distillation against cross entropy in stage 2 (paper: 0.5), and its temperature.
+    # In the tandem's loss the k-th position of a block, from 0, counts position_decay^k.
+    position_decay: float = 1.0
+    # λ: weight of distillation against cross entropy in stage 2 (paper: 0.5), its divergence, and KL's temperature.
     distil_weight: float = 0.5
+    divergence: Divergence = Divergence.kl
     temperature: float = 1.0
 
 
@@ -218,7 +231,9 @@ class DataConfig:
     data_dir: str | None = None  # tfds: where prepared datasets are
     text_feature: str = "text"  # tfds
     heldout_fraction: float = 0.1
-    prompts: str | None = None  # JSON lines with `prompt` or `turns`, for speed; null: cut from the held-out text
+    # For speed, a file or several: lm1b, reddit, cnn_dailymail of tasks.data_dir, or paths (JSON lines with `prompt` or
+    # `turns`; .txt, .tsv, .csv); null: cut from the held-out text.
+    prompts: list[str] | None = None
 
 
 @dataclass

@@ -25,9 +25,13 @@ from tandem.config import (
     StopRule,
     TrainConfig,
 )
+from tandem.data.prompts import PROMPT_SETS, prompt_file
 from tandem.model.heads import HEADS
 
 LARGEST_SEED = 2**31 - 1
+
+# Chips of the platforms v5e_1 and so on.
+TPU_PRESETS = (1, 4, 8, 16, 64, 256)
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
@@ -176,12 +180,14 @@ def _names(pair: PairConfig) -> list[str]:
 
 
 def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
-    if len(layer_map) != secondary.num_layers:
-        rule = f"has {len(layer_map)} entries and must have {secondary.num_layers}, one per secondary layer"
+    if not layer_map or len(layer_map) % secondary.num_layers:
+        count = secondary.num_layers
+        rule = f"has {len(layer_map)} entries and must have {count}, one per secondary layer, or a multiple of that"
         check.wrong("model.layer_map", layer_map, rule)
     for position, layer in enumerate(layer_map):
-        if not 1 <= layer <= primary.num_layers:
-            rule = f"must be from 1 to {primary.num_layers}, a number of primary layers"
+        least = 1 if position < secondary.num_layers else 0
+        if not least <= layer <= primary.num_layers:
+            rule = f"must be from {least} to {primary.num_layers}, a number of primary layers"
             check.wrong(f"model.layer_map[{position}]", layer, rule)
 
 
@@ -190,14 +196,14 @@ def _train(train: TrainConfig, check: _Checks) -> None:
     check.block_lengths("train.gamma", train.gamma)
     check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
     check.positive("train.temperature", train.temperature)
+    check.positive("train.position_decay", train.position_decay)
 
 
 def _data(experiment: Experiment, check: _Checks) -> None:
     data = experiment.data
     if not 0.0 < data.heldout_fraction < 1.0:
         check.wrong("data.heldout_fraction", data.heldout_fraction, "must be above 0 and below 1")
-    if data.prompts is not None and not Path(data.prompts).expanduser().is_file():
-        check.wrong("data.prompts", data.prompts, f"is not a file{_nearest_sibling(Path(data.prompts).expanduser())}")
+    _prompts(experiment, check)
     if data.corpus == Corpus.text:
         if data.path is None:
             check.problems.append("data=text needs data.path, a file or a folder of texts (plain, .gz or .xz)")
@@ -210,6 +216,22 @@ def _data(experiment: Experiment, check: _Checks) -> None:
             check.problems.append("data=tfds needs data.name, as in data.name=lm1b:1.1.0")
         if data.data_dir is not None and "://" not in data.data_dir and not Path(data.data_dir).expanduser().is_dir():
             check.wrong("data.data_dir", data.data_dir, "is not a directory")
+
+
+def _prompts(experiment: Experiment, check: _Checks) -> None:
+    names, directory = experiment.data.prompts, experiment.tasks.data_dir
+    if names is None:
+        return
+    if not names or len(set(names)) != len(names):
+        check.wrong("data.prompts", names, "must name one or more files, none of them twice")
+    for name in names:
+        path = prompt_file(name, directory)
+        if name in PROMPT_SETS and directory is None:
+            check.wrong("data.prompts", name, f"needs tasks.data_dir, a directory with {PROMPT_SETS[name]}")
+        elif not path.is_file():
+            close = nearest(name, PROMPT_SETS) if path == Path(name) and path.parent == Path() else ""
+            there = f" ({path})" if name in PROMPT_SETS else ""
+            check.wrong("data.prompts", name, f"is not a file{there}{_nearest_sibling(path) or close}")
 
 
 def _nearest_sibling(path: Path) -> str:
@@ -302,12 +324,10 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
         check.wrong("decode.gamma_max", decode.gamma_max, rule)
     learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
     for kind in experiment.drafter.drafters:
-        if learned and (kind in HEADS or kind is Drafter.prompt_lookup):
-            rule = "has no embeddings of its own for a router to read; use decode.stop=fixed or confidence with it"
+        if learned and kind is Drafter.prompt_lookup:
+            rule = "has no law for a router to read; use decode.stop=fixed with it"
             check.wrong("drafter.drafters", kind.value, rule)
-        elif (
-            kind is Drafter.medusa and decode.stop is not StopRule.fixed and decode.gamma_max > experiment.drafter.depth
-        ):
+        elif asked and kind is Drafter.medusa and decode.gamma_max > experiment.drafter.depth:
             check.wrong("decode.gamma_max", decode.gamma_max, "must be at most drafter.depth, the heads of medusa")
     if asked and not experiment.drafter.drafters:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
@@ -315,6 +335,8 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
 
 def _platform(experiment: Experiment, check: _Checks) -> None:
     platform, scale = experiment.platform, experiment.scale
+    if experiment.job is Job.compile:
+        _compile(experiment, check)
     sizes = ("chips", "hosts", "chips_per_host", "data", "fsdp", "tensor", "start_timeout_s")
     if not all([check.at_least(f"platform.{name}", getattr(platform, name), 1) for name in sizes]):
         return
@@ -342,3 +364,14 @@ def _platform(experiment: Experiment, check: _Checks) -> None:
             if getattr(decoder, size) % tensor:
                 key, value = f"scale.models.{name}.{size}", getattr(decoder, size)
                 check.wrong("platform.tensor", tensor, f"must divide {key}={value}")
+
+
+def _compile(experiment: Experiment, check: _Checks) -> None:
+    platform = experiment.platform
+    if platform.topology is None:
+        like = next((chips for chips in TPU_PRESETS if chips >= platform.chips), TPU_PRESETS[-1])
+        rule = f"is no TPU, which job=compile compiles for; did you mean platform=v5e_{like}?"
+        check.wrong("platform", platform.name, rule)
+    elif None in (platform.peak_flops, platform.memory_bandwidth, platform.link_bandwidth):
+        check.wrong("platform", platform.name, "must state peak_flops, memory_bandwidth and link_bandwidth")
+    check.at_least("gamma", experiment.gamma, 1)

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import data
 
 from tandem.config import Corpus, DataConfig
 from tandem.data import packing
 from tandem.data.corpus import Document, corpus_identity, documents, is_heldout, split_group
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
+from tandem.data.prompts import Prompt, prompt_file, read_prompts
 from tandem.data.tokenizer import EOS_ID, NEWLINE_ID, Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks.text import tfds_documents
@@ -311,6 +313,36 @@ def test_prompts_are_spread_over_the_documents() -> None:
     np.testing.assert_array_equal(np.bincount(chosen[:, 0] // 100), [2, 2, 2, 2])
     with pytest.raises(ConfigurationError, match=r"eval\.prompts=100: .* only 76 lines"):
         prompts(tokens, offsets, count=100, length=4, seed=0)
+
+
+PROMPT_FILES = {
+    "a.txt": ("one\n\n two, 2\nthree", ["one", "two, 2", "three"]),
+    "a.tsv": ("one\tx\ty\n\tz\ntwo, 2\t", ["one", "two, 2"]),
+    "a.csv": (',text,y\n0,"one\nmore, and more",s\n1,,s\n2,two,s\n', ["one\nmore, and more", "two"]),
+    "a.jsonl": ('{"prompt": "one"}\n\n{"turns": ["two", "three"]}', ["one", "two"]),
+}
+
+
+@pytest.mark.parametrize("name", PROMPT_FILES)
+def test_prompts_are_read_from_each_kind_of_file(tmp_path: Path, name: str) -> None:
+    content, texts = PROMPT_FILES[name]
+    (tmp_path / name).write_text(content)
+    found = read_prompts(tmp_path / name, 9, "mine")
+    assert found == [Prompt(text, "mine", whole=name == "a.jsonl") for text in texts]
+    assert read_prompts(tmp_path / name, 1, "mine") == found[:1]
+
+
+def test_a_table_without_texts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,label\n1,2\n")
+    with pytest.raises(EnvironmentFailure, match=r"a\.csv: needs a column prompt or text or article"):
+        read_prompts(tmp_path / "a.csv", 1, "mine")
+
+
+@pytest.mark.parametrize(("name", "most_words"), [("lm1b", 150), ("reddit", 60), ("cnn_dailymail", 3000)])
+def test_the_papers_prompt_sets_are_read(name: str, most_words: int) -> None:
+    found = read_prompts(prompt_file(name, str(data("evals"))), 200, name)
+    assert len(found) == 200 == len({prompt.text for prompt in found})
+    assert max(len(prompt.text.split()) for prompt in found) < most_words
 
 
 def test_no_other_framework_is_imported() -> None:

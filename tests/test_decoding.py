@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from pairs import PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
-from tandem.decoding.engine import Engine
-from tandem.model.decoder import cast_matrices
+from tandem.decoding.engine import Engine, greedy
+from tandem.model.decoder import cast_matrices, pack_matrices
 
 NEW = 40
 LENGTHS = np.array([9, 5, 7])
@@ -65,6 +66,17 @@ def test_speculative_output_is_the_primarys_at_the_same_width(kind, gamma, dtype
     np.testing.assert_array_equal(produced, np.asarray(state.position) - (LENGTHS - 1))
     assert np.all(produced >= NEW)
     assert np.all(produced < NEW + gamma + 1)
+
+
+def test_a_packed_primary_verifies_as_it_decodes_and_multiplies_once_with_each_matrix():
+    graph, weights = pack_matrices(*decoder(replace(PRIMARY, d_ff=520), 0))
+    drafter, drafter_weights = drafter_of("independent")
+    reference, state = run(Engine(graph, width=4), weights)
+    output, _ = run(Engine(graph, drafter, gamma=3), weights, drafter_weights)
+    np.testing.assert_array_equal(output, reference)
+    text = Engine(graph, width=4).decode.lower(weights, None, state, jnp.asarray(LENGTHS)).compile().as_text()
+    # Of the attention's input and output, the gates, down; the logits and the mixture; and the output matrix.
+    assert len(re.findall(r" dot\(", text)) == (4 + 2) * PRIMARY.num_layers + 1
 
 
 def test_autoregressive_decoding_is_the_argmax_of_the_whole_sequence(primary):
@@ -181,3 +193,12 @@ def test_no_pass_copies_a_cache(primary, gamma):
     assert state.cache.keys[0].shape == (1, 2, state.cache.length, 8)
     made = re.findall(rf"%\S+ = f32\[(?:1,)?2,{state.cache.length},8\]\S* (?:copy|fusion|transpose)\(", text)
     assert len(made) == 2 * (PRIMARY.num_layers + (2 * SECONDARY.num_layers if gamma else 0))
+
+
+def test_greedy_takes_the_first_of_the_most_probable():
+    logits = np.random.default_rng(0).integers(-3, 3, (4, 5, 37)).astype(np.float32)  # many are equal
+    logits[0, 0], logits[0, 1] = -np.inf, np.nan
+    found = np.array(greedy(jnp.asarray(logits)))
+    assert found[0, 1] < 37, "not a number has no greatest, but a token all the same"
+    found[0, 1] = 0
+    np.testing.assert_array_equal(found, np.argmax(logits, axis=-1))

@@ -28,7 +28,7 @@ from tandem.decoding.drafters.kv import KVDrafter
 from tandem.decoding.drafters.medusa import MedusaDrafter
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
 from tandem.decoding.engine import Engine
-from tandem.decoding.law import Law
+from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import Confidence
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
@@ -36,6 +36,7 @@ from tandem.model.decoder import KVCache, cast_matrices
 from tandem.model.heads import HEADS, HeadConfig, cache_layers, feature_layers, head_config, head_parameters
 from tandem.training.loop import train
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
+from tandem.training.router import collect
 
 # Small models, but many programs to compile.
 pytestmark = pytest.mark.slow
@@ -284,6 +285,17 @@ def test_acceptance_in_training_is_acceptance_in_serving(kind, primary, trained,
         np.testing.assert_array_equal(counts, state.accepted_lengths[row])
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_router_learns_from_a_head_what_it_drafts(kind, primary, heads):
+    text, skip = np.random.default_rng(5).integers(0, 37, 24).astype(np.int32), 6
+    traces = collect(*primary, *heads[kind], text[None], skip, 8, GREEDY)
+    place, likeliest = np.asarray(traces.place[0]), np.asarray(traces.features.tokens[0, :, 0])
+    assert set(place.tolist()) == set(range(DEPTH)), "blocks are no longer than the head is trained for"
+    expected = unrolled_logits(primary, heads[kind], text)
+    for index, draft in enumerate(place):
+        assert likeliest[index] == np.argmax(expected[draft][skip - 1 + index])
+
+
 # --- prompt lookup ----------------------------------------------------------------------------------------------------
 
 
@@ -449,6 +461,14 @@ def test_a_setting_of_prompt_lookup_changes_the_speed_step_alone():
     ("words", "message"),
     [
         (["drafter=medusa", "gamma=6"], "drafter.depth=5 must be at least gamma=6: medusa's heads"),
+        (
+            ["drafter=medusa", "decode=survival"],
+            "decode.gamma_max=8 must be at most drafter.depth, the heads of medusa",
+        ),
+        (
+            ["drafter=prompt_lookup", "eval=stopping"],
+            "drafter.drafters='prompt_lookup' has no law for a router to read",
+        ),
         (["drafter=eagle", "train=pretrain"], "drafter.drafters='eagle' needs train=ce or train=distil"),
         (["drafter=kv", "train=joint_both"], "drafter.drafters='kv' needs train.primary=frozen"),
         (["drafter.ngram=0"], "drafter.ngram=0 must be at least 1"),

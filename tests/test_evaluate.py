@@ -14,7 +14,7 @@ from launch import evaluate
 from launch.compose import compose
 from launch.downstream import cut
 from launch.graph import topological
-from sweeps.downstream import downstream_tables
+from sweeps.downstream import downstream_tables, shaped
 from sweeps.tables import to_text
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks import invented, registry
@@ -32,7 +32,7 @@ def data(tmp_path) -> Path:
 
 def steps(data: Path, *words: str):
     experiment = compose([*WORDS, f"tasks.data_dir={data}", *words])
-    return {step.name: step for step in evaluate.build(experiment)}
+    return {step.name: step for step in evaluate.build(experiment) if step.kind != "examples"}
 
 
 def test_a_task_is_read_once_and_answered_by_every_model(data):
@@ -48,9 +48,16 @@ def test_a_task_is_read_once_and_answered_by_every_model(data):
         "tandem_distil_speed",
     ]
     assert list(made) == [f"boolq_v1 {model}" for model in models]
+    experiment = compose([*WORDS, f"tasks.data_dir={data}", "eval.tasks=[boolq_v1,cb_v1]"])
+    # A damaged file is known before the first model is asked.
+    assert [step.name for step in evaluate.build(experiment)][:2] == ["examples of boolq_v1", "examples of cb_v1"]
     kinds = [step.kind for step in topological(made.values())]
     assert kinds.count("examples") == 1
     assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is made["boolq_v1 bison"]
+
+
+def test_heads_that_only_draft_are_not_evaluated(data):
+    assert set(steps(data, "eval.tasks=[boolq_v1]", "drafter=all")) == set(steps(data, "eval.tasks=[boolq_v1]"))
 
 
 def test_steps_mean_what_changes_their_results(data):
@@ -161,7 +168,46 @@ def test_tables_have_the_papers_shape_with_its_numbers_beside_ours():
     assert names == ["boolq", "  paper", "rte", "  paper", "mean"]
     assert superglue.rows[1]["bison"] == (pytest.approx(88.8), None)
     assert [row["name"] for row in wmt22.rows] == ["wmt22_en_de", "wmt22_de_en", "mean"]
-    assert max(map(len, to_text(superglue).splitlines())) <= 120
+
+
+def test_eight_models_with_wide_intervals_fit_a_line():
+    models = [
+        "gecko",
+        "gecko_ce",
+        "tandem_ce",
+        "gecko_distil",
+        "tandem_distil",
+        "otter",
+        "bison",
+        "tandem_distil_speed",
+    ]
+    tasks = ["natural_questions_v1", "lambada_v1"]
+    rows = [row(name, task, 100.0, 50.0, "gen_tasks", n=6078, metric="em") for task in tasks for name in models]
+    for table in downstream_tables({"downstream": rows}):
+        assert "…" not in to_text(table)
+        assert max(map(len, to_text(table).splitlines())) <= 120
+
+
+def test_what_was_left_out_is_named_in_the_tables_beside_the_papers_number():
+    reason = "its questions are not in tasks.data_dir"
+    left_out = [
+        {"task": "record_v1", "suite": "superglue", "reason": reason},
+        {"task": "mbpp_v1", "suite": "mbpp", "reason": "programs are run only with eval.mbpp.execute=true"},
+    ]
+    results = {"downstream": [row("bison", "boolq_v1", 60.0, 3.0)], "downstream_left_out": left_out}
+    overview, superglue = downstream_tables(results)
+    assert [row["name"] for row in overview.rows] == ["superglue, 1 left out", "  paper", "mbpp", "  paper"]
+    assert f"Left out: record_v1 ({reason})." in to_text(overview)
+    assert "Left out: mbpp_v1 (programs are run only with eval.mbpp.execute=true)." in to_text(overview)
+    assert [row["name"] for row in superglue.rows] == ["boolq", "  paper", "record", "  paper", "mean"]
+    assert superglue.rows[3]["bison"] == (pytest.approx(92.2), None)
+    flat = shaped(results)
+    assert flat[0] == {
+        "table": "downstream", "task": "superglue", "source": "measured", "metric": None, "n": 50,
+        "bison": 60.0, "bison ±": 3.0,
+    }  # fmt: skip
+    assert flat[1]["source"].startswith("paper (PaLM 2")
+    assert flat[1]["bison"] == pytest.approx(81.5)
 
 
 @pytest.mark.slow

@@ -1,11 +1,20 @@
 """`hydra/launcher=tandem_local` under the tests that Hydra gives to writers of launchers."""
 
 import pytest
+from hydra import version
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+
+
+@pytest.fixture(autouse=True)
+def first_version_base(hydra_restore_singletons):
+    """What these tests expect of a job's directory is Hydra's behaviour before 1.2; that of the last application which
+    another test of this process started stays in force until somebody chooses again."""
+    with pytest.warns(match="selects Hydra 1.1 compatibility"):
+        version.setbase("1.1")
 
 
 @pytest.mark.slow

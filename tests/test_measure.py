@@ -111,6 +111,7 @@ def test_acceptance_of_small_histograms():
     assert acceptance.tokens_per_primary_run(lengths) == pytest.approx((4 * 1 + 2 * 2 + 4 * 4) / 10)
     assert acceptance.acceptance_rate(lengths) == pytest.approx((2 * 1 + 4 * 3) / 30)
     assert acceptance.acceptance_by_position(lengths) == pytest.approx([6 / 10, 4 / 6, 4 / 4])
+    assert acceptance.joint_acceptance_by_position(lengths) == pytest.approx([6 / 10, 4 / 10, 4 / 10])
 
 
 def test_acceptance_where_nothing_is_drafted_or_reached():
@@ -128,6 +129,7 @@ def test_theory_from_the_acceptance_by_position_gives_the_measured_tokens(length
     by_position = np.nan_to_num(acceptance.acceptance_by_position(histogram))  # never reached: adds nothing
     tokens = acceptance.tokens_per_primary_run(histogram)
     assert theory.expected_tokens(by_position) == pytest.approx(tokens)
+    assert 1 + sum(acceptance.joint_acceptance_by_position(histogram)) == pytest.approx(tokens)
     gamma = len(lengths) - 1
     if gamma:
         assert tokens == pytest.approx(1 + gamma * acceptance.acceptance_rate(histogram))

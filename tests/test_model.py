@@ -12,7 +12,7 @@ from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.config import DecoderConfig, parameter_count
-from tandem.model.decoder import Decoder, transpose_matrices, untie
+from tandem.model.decoder import Decoder, pack_matrices, untie
 from tandem.model.names import path_name
 from tandem.model.tandem import Tandem, block_numbers
 
@@ -137,6 +137,21 @@ def test_layer_map_names_the_number_of_layers_behind_a_state(pair):
         assert same == (layer not in LAYER_MAP)
 
 
+def test_a_secondary_layer_can_read_several_layers_of_the_primary(pair):
+    """First entries, one for each layer, then second ones: of the first layer's sources one alone stands for both."""
+    primary, _, tokens = pair
+    states = primary.states(tokens, PRIMARY.num_layers)
+    fused = Tandem(PRIMARY, SECONDARY, [*LAYER_MAP, 0, 1], rngs=nnx.Rngs(1))
+    assert [projection.sources for projection in fused.projections] == [(LAYER_MAP[0], 0), (LAYER_MAP[1], 1)]
+    plain = Tandem(PRIMARY, SECONDARY, LAYER_MAP, rngs=nnx.Rngs(1))
+    nnx.update(plain.secondary, nnx.state(fused.secondary))
+    for one, two in zip(plain.projections, fused.projections, strict=True):
+        one.kernel[...] = two.kernel[...][: PRIMARY.d_model]
+        two.kernel[...] = two.kernel[...].at[PRIMARY.d_model :].set(0)
+    blocks = block_numbers(LENGTH, 2)[None]
+    np.testing.assert_allclose(fused(tokens, states, blocks), plain(tokens, states, blocks), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "config", [PRIMARY, SECONDARY, DecoderConfig(3, 24, 4, 1, 40, vocab_size=11, tie_embeddings=False)]
 )
@@ -154,12 +169,19 @@ def test_an_untied_decoder_is_the_same_model(pair):
     np.testing.assert_allclose(separate(tokens), primary(tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_a_decoder_with_transposed_matrices_is_the_same_model(pair):
-    primary, _, tokens = pair
-    graph, weights = nnx.split(primary)
-    turned = nnx.merge(*transpose_matrices(graph, weights))
-    assert turned.layers[0].key[...].shape == primary.layers[0].key[...].shape[::-1]
-    np.testing.assert_allclose(turned(tokens), primary(tokens), rtol=1e-4, atol=1e-3)
+def test_a_decoder_with_packed_matrices_is_the_same_model():
+    """Matrices with one input are one, those with long contractions are turned, all of it once; in bfloat16 none is."""
+    config = DecoderConfig(2, 24, 4, 1, 600, vocab_size=37)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (2, 9)))
+    graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(0)))
+    packed = nnx.merge(*pack_matrices(*pack_matrices(graph, weights)))
+    assert packed.layers[1].query_key_value[...].shape == (24, 24 + 2 * 6)
+    assert packed.layers[1].gate_up[...].shape == (24, 2 * 600)
+    assert packed.layers[1].down[...].shape == (24, 600)
+    assert packed.unembedding[...].shape == (24, 37)
+    np.testing.assert_allclose(packed(tokens), nnx.merge(graph, weights)(tokens), rtol=1e-4, atol=1e-4)
+    half, _ = nnx.split(Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    assert nnx.merge(*pack_matrices(half, weights)).layers[1].down[...].shape == (600, 24)
 
 
 def test_writing_one_position_leaves_the_positions_before_it(pair):

@@ -182,6 +182,83 @@ def test_speed_has_the_papers_end_to_end_and_decode_speedups_side_by_side():
     assert line_of(texts(sample_results())["standalone"], "paper:", "Otter") == ["–", "2.36×", "–", "–", "–", "–"]
 
 
+def stopped(stop: str, gamma: int, threshold: float | None, over: float, name: str = "tandem_distil") -> dict[str, Any]:
+    return {
+        "name": name, "stop": stop, "gamma": gamma, "threshold": threshold, "tokens_per_primary_run": 2.41,
+        "drafts_per_primary_run": 3.25, "cost_ratio": 0.0512,
+        "speedup_decode": 1.5 * over, "over_fixed_decode": over, "over_fixed": 1.02, "over_fixed_flat": 1.07,
+        "identical_to_primary": 1.0,
+    }  # fmt: skip
+
+
+def adaptive_results() -> dict[str, Any]:
+    head = {"name": "tandem_distil", "positions": 4992, "mean": 0.58, "calibration_error": 0.041, "auc": 0.77}
+    return sample_results() | {
+        "stopping": [
+            stopped("fixed", 4, None, 1.0, "gecko_distil"), stopped("router", 8, 0.3, 1.01, "gecko_distil"),
+            stopped("fixed", 4, None, 1.0), stopped("router", 8, 0.3, 0.98), stopped("router", 8, 0.8, 0.9),
+            stopped("survival", 7, 0.1234, 1.04), stopped("oracle", 8, None, 1.4),
+        ],
+        "router": [head | {"head": "this", "temperature": 1.25}, head | {"head": "survival"}],
+        "speed_by_category": [
+            {"name": name, "category": category, "prompts": 16, "tokens_per_primary_run": tokens,
+             "speedup_decode": tokens / 2, "repetition_rate": 0.125}
+            for category, tokens in (("writing", 2.25), ("code", 3.5)) for name in ("gecko_distil", "tandem_distil")
+        ],
+    }  # fmt: skip
+
+
+def test_stopping_rules_stand_together_and_the_papers_under_its_own():
+    text = texts(adaptive_results())["stopping"]
+    counts = ["2.41", "3.25", "0.051"]
+    assert line_of(text, "tandem_distil", "survival") == [
+        "7",
+        "0.123",
+        *counts,
+        "1.56×",
+        "1.04×",
+        "1.02×",
+        "1.07×",
+        "100",
+    ]
+    assert line_of(text, "tandem_distil", "fixed")[:2] == ["4", "–"]
+    over = ["3.04×", "1.10×"]
+    assert line_of(text, "paper:", "LM1B") == ["router", "27", *["–"] * 4, *over, *["–"] * 3]
+    lines = text.splitlines()
+    above = lines[next(i for i, line in enumerate(lines) if line.startswith("paper:")) - 1]
+    assert above.split()[:2] == ["tandem_distil", "router"], "gecko_distil's router is not the paper's"
+    assert sum(line.startswith("paper:") for line in lines) == 3 + 1, "three sets of prompts, and the caveat"
+
+
+def test_what_a_router_knows_and_what_each_category_gives():
+    shown = texts(adaptive_results())
+    this = line_of(shown["router"], "tandem_distil", "this", "draft", "accepted")
+    assert this == ["4,992", "0.580", "0.041", "0.770", "1.25"]
+    assert line_of(shown["router"], "tandem_distil", "all")[-1] == "–"
+    assert line_of(shown["speed_by_category"], "code", "tandem_distil") == ["16", "3.50", "1.75×", "12.5"]
+
+
+def test_acceptance_by_position_is_a_table_too():
+    text = texts(sample_results())["acceptance_by_position"]
+    assert line_of(text, "tandem_distil") == ["5", "76.0", "72.0", "69.0", "67.0", "65.0"]
+    assert line_of(text, "gecko_distil")[-2:] == ["64.0", "–"]
+    results = sample_results()
+    results["speed"][1]["acceptance_by_position"] = [0.5] * 20 + [0.25]
+    text = texts(results)["acceptance_by_position"]
+    assert "Positions 12 to 20 are left out here." in text
+    assert line_of(text, "gecko_distil")[-2:] == ["50.0", "25.0"]
+
+
+def test_the_report_has_a_section_on_stopping_where_rules_were_compared(tmp_path):
+    title = "<h2>When should drafting stop?</h2>"
+    assert title not in write_run(tmp_path, sample_results())
+    page = write_run(tmp_path, adaptive_results())
+    section = page.split(title)[1].split("</section>")[0]
+    assert "What the router knows" in section
+    assert "survival" in section
+    assert "SPEED by category of prompts" in page
+
+
 @pytest.mark.parametrize(("share", "shown"), [(1.0, "100"), (0.99999, "99.99"), (31 / 32, "96.87")])
 def test_only_a_whole_share_is_shown_as_100(share, shown):
     assert tables.whole_percent(share) == shown
@@ -191,11 +268,13 @@ def test_text_tables_fit_the_terminal_and_hold_no_control_characters():
     results = sample_results()
     results["models"][0]["name"] = "x" * 200
     results["speed"][1]["name"] = "\x1b[31mred\nline"
+    results |= {key: adaptive_results()[key] for key in ("stopping", "router", "speed_by_category")}
     results["agreement_by_position"] += [
         {"name": "tandem_ce", "gamma": 32, "position": p, "total_variation": 0.3} for p in range(32)
     ]
     shown = texts(results)
-    assert set(shown) == {"models", "agreement", "agreement_by_position", "speed", "costs", "standalone"}
+    names = {"models", "agreement", "agreement_by_position", "speed", "costs", "acceptance_by_position", "standalone"}
+    assert set(shown) == names | {"stopping", "router", "speed_by_category"}
     for text in shown.values():
         assert max(map(len, text.splitlines())) <= 120
         assert "\x1b" not in text

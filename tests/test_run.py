@@ -231,9 +231,22 @@ def test_the_graph_shares_what_means_the_same():
     stage_two = graph("scale=tiny", "train.distil_weight=0.7")
     changed = {name for name in base if base[name].fingerprint != stage_two[name].fingerprint}
     assert changed == {"gecko_distil", "tandem_distil", "agreement", "speed", "standalone"}
-    projection = graph("scale=tiny", "train.projection_init=random")
-    changed = {name for name in base if base[name].fingerprint != projection[name].fingerprint}
-    assert changed == {"tandem_ce", "tandem_distil", "agreement", "speed", "standalone"}
+    total_variation = graph("scale=tiny", "train.divergence=tv")
+    assert changed == {name for name in base if base[name].fingerprint != total_variation[name].fingerprint}
+    for word in ("train.projection_init=random", "train.position_decay=0.8"):
+        other = graph("scale=tiny", word)
+        changed = {name for name in base if base[name].fingerprint != other[name].fingerprint}
+        assert changed == {"tandem_ce", "tandem_distil", "agreement", "speed", "standalone"}
+
+
+def test_rules_are_compared_on_the_prompts_of_a_file(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"prompt": "one"}\n')
+    usual, one = graph("eval=stopping"), graph("eval=stopping", f"data.prompts={file}")
+    file.write_text('{"prompt": "two"}\n')
+    other = graph("eval=stopping", f"data.prompts={file}")
+    assert len({steps["stopping"].fingerprint for steps in (usual, one, other)}) == 3
+    assert {name for name in one if one[name].fingerprint != other[name].fingerprint} == {"speed", "stopping"}
 
 
 def test_compared_rows_get_the_same_further_tokens():

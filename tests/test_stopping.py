@@ -12,13 +12,14 @@ import pytest
 from enumeration import PRIMARY, SECONDARY, Scripted, distance, output_law, primary_law, random_decoder, random_tandem
 
 from launch.compose import compose
+from launch.experiment import build
 from tandem.config import DecodeConfig, StopRule, Verification
 from tandem.decoding.chance import row_keys
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine, fan_out
 from tandem.decoding.law import GREEDY, Law
-from tandem.decoding.stopping import Draft, Oracle
+from tandem.decoding.stopping import Draft, Oracle, remember
 from tandem.decoding.stopping.router import (
     NEXT,
     PAPER,
@@ -28,6 +29,7 @@ from tandem.decoding.stopping.router import (
     Router,
     Survival,
     features,
+    greatest,
     log_odds,
     new_router,
 )
@@ -60,7 +62,8 @@ def random_router(embedding, threshold: float):
     """A router at random, but for a unit that reads the highest probability: predictions are one half near 0.6."""
     router = new_router(jax.random.key(7), embedding, threshold)
     hidden = router.hidden.at[:, 0].set(0).at[1, 0].set(1)
-    return replace(router, hidden=hidden, out=(router.out / 4).at[0].set(10), out_bias=router.out_bias - 6)
+    out, history = (router.out / 4).at[0].set(10), jnp.full_like(router.history, 0.5)
+    return replace(router, hidden=hidden, out=out, out_bias=router.out_bias - 6, history=history)
 
 
 # --- exactness --------------------------------------------------------------------------------------------------------
@@ -166,7 +169,8 @@ def test_the_router_reads_entropy_top_probabilities_and_their_embeddings():
     with jax.enable_x64(True):
         router = new_router(jax.random.key(0), jnp.asarray(table))
         router = replace(router, temperature=jnp.asarray([1.0, 2.0, 4.0]), out_bias=jnp.asarray([0.1, 0.2, 0.3]))
-        found = np.asarray(log_odds(router, features(jnp.asarray(logits))))
+        router = replace(router, history=jnp.asarray([[1.0, -2.0], [0.5, 0.25], [3.0, 0.0]]))
+        found = np.asarray(log_odds(router, features(jnp.asarray(logits), jnp.asarray([0.2, 0.75]))))
     q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     for row in range(2):
         order = np.argsort(-q[row])[:TOP]
@@ -174,7 +178,36 @@ def test_the_router_reads_entropy_top_probabilities_and_their_embeddings():
         entropy = -np.sum(q[row] * np.log(q[row])) / np.log(7)
         given = np.concatenate([[entropy], q[row][order], embedded.ravel()])
         expected = np.maximum(given @ np.asarray(router.hidden), 0) @ np.asarray(router.out) + [0.1, 0.2, 0.3]
+        recent = 4 * ((0.2, 0.75)[row] - 0.5)
+        expected[THIS] += recent + 0.5 * recent**2 + 3 * recent * q[row].max()
+        expected[NEXT] += -2 * recent + 0.25 * recent**2
         np.testing.assert_allclose(found[row], expected / [1, 2, 4], rtol=1e-9)
+
+
+def test_the_latest_outcomes_count_most_and_what_follows_a_wrong_draft_not_at_all():
+    drafted, accepted = jnp.asarray([3, 3, 4, 0]), jnp.asarray([3, 1, 0, 0])
+    found = remember(jnp.full(4, 0.5), drafted, accepted)
+    right, wrong = (lambda share: share + 0.1 * (1 - share)), (lambda share: 0.9 * share)
+    np.testing.assert_allclose(found, [right(right(right(0.5))), wrong(right(0.5)), wrong(0.5), 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [5, 64, 1000, 4096])
+def test_the_most_probable_words_are_found_without_sorting_all(size):
+    logits = jnp.asarray(np.random.default_rng(size).normal(size=(2, 3, size)), jnp.float32)
+    values, places = jax.lax.top_k(logits, 4)
+    found, at = greatest(logits, 4)
+    np.testing.assert_array_equal(found, values)
+    np.testing.assert_array_equal(at, places)
+
+
+def test_features_of_a_vocabulary_of_many_groups():
+    logits = np.random.default_rng(0).normal(size=(2, 1000)) * 3
+    q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    with jax.enable_x64(True):
+        seen = features(jnp.asarray(logits), jnp.asarray([0.2, 0.75]))
+    np.testing.assert_allclose(seen.entropy, -(q * np.log(q)).sum(axis=-1) / np.log(1000), rtol=1e-12)
+    np.testing.assert_allclose(seen.probabilities, -np.sort(-q)[:, :TOP], rtol=1e-12)
+    np.testing.assert_array_equal(seen.tokens, np.argsort(-q)[:, :TOP])
 
 
 @pytest.mark.parametrize(("threshold", "drafts"), [(0.5, 1), (0.4, 2), (0.35, 3), (0.3, 4)])
@@ -187,7 +220,7 @@ def test_survival_goes_on_while_all_so_far_and_the_next_are_likely_enough(thresh
     rule, made = Survival(), 0
     on, state = jnp.ones(1, bool), rule.begin(router, 1)
     while on[0]:
-        draft = Draft(jnp.asarray(made), jnp.zeros(1, int), jnp.zeros(1, int), jnp.zeros((1, 5)))
+        draft = Draft(jnp.asarray(made), jnp.zeros(1, int), jnp.zeros(1, int), jnp.zeros((1, 5)), jnp.full(1, 0.5))
         on, state = rule.go_on(router, state, draft)
         made += 1
     assert made == drafts
@@ -196,7 +229,7 @@ def test_survival_goes_on_while_all_so_far_and_the_next_are_likely_enough(thresh
 def test_the_router_goes_on_at_tau_and_not_below():
     router = new_router(jax.random.key(0), jnp.zeros((5, 2)))
     router = replace(router, out=jnp.zeros_like(router.out))  # predicts one half
-    draft = Draft(jnp.asarray(0), jnp.zeros(1, int), jnp.zeros(1, int), jnp.zeros((1, 5)))
+    draft = Draft(jnp.asarray(0), jnp.zeros(1, int), jnp.zeros(1, int), jnp.zeros((1, 5)), jnp.full(1, 0.5))
     for tau, on in ((0.4, True), (0.5, True), (0.6, False)):
         assert bool(Router().go_on(replace(router, threshold=jnp.asarray(tau)), None, draft)[0][0]) is on
 
@@ -212,6 +245,12 @@ def test_traces_say_where_a_greedy_drafter_is_right(pair):
     assert 0.2 < right.mean() < 0.98
     np.testing.assert_array_equal(traces.kept[0], right)  # the text is the primary's own
     np.testing.assert_array_equal(traces.place[0], (np.arange(20) + 8) % 4)
+    place, recent, share = np.asarray(traces.place[0]), np.asarray(traces.features.recent[0]), 0.5
+    for at, outcome in enumerate(right):
+        if place[at] == 0 or at == 0:
+            began = share
+        assert recent[at] == pytest.approx(began, abs=1e-6)
+        share += 0.1 * (outcome - share)
     weighed = np.asarray(traces.weights[0, :, NEXT])
     np.testing.assert_array_equal(weighed[:-1], right[:-1] * (np.asarray(traces.place[0, :-1]) < 3))
     # Serving: a block of γ drafts from t keeps as many as are right from t on. So training says what serving does.
@@ -238,7 +277,8 @@ def synthetic(count: int = 60, length: int = 48, vocabulary: int = 11) -> Traces
     targets = np.stack([chance, happened, np.roll(happened, -1, axis=1)], axis=-1)
     weights = np.ones((count, length, 3))
     place = np.broadcast_to(np.arange(length) % 4, (count, length))
-    seen = Features(jnp.asarray(1 - top, jnp.float32), jnp.asarray(probabilities, jnp.float32), jnp.asarray(tokens))
+    entropy, probabilities, recent = (jnp.asarray(x, jnp.float32) for x in (1 - top, probabilities, 0 * top + 0.5))
+    seen = Features(entropy, probabilities, jnp.asarray(tokens), recent)
     arrays = (jnp.asarray(values, jnp.float32) for values in (targets, weights, happened))
     return Traces(seen, *arrays, jnp.asarray(place))
 
@@ -254,7 +294,8 @@ def test_a_router_learns_what_its_features_say():
 
     # It has learned the token that is never accepted by its embedding alone.
     def predicted(token):
-        seen = Features(jnp.asarray(0.2), jnp.asarray([0.8, 0, 0, 0]), jnp.asarray([token, 1, 2, 5]))
+        probabilities, tokens = jnp.pad(jnp.asarray([0.8]), (0, TOP - 1)), jnp.pad(jnp.asarray([token]), (0, TOP - 1))
+        seen = Features(jnp.asarray(0.2), probabilities, tokens, jnp.asarray(0.5))
         return float(jax.nn.sigmoid(log_odds(router, seen)[THIS]))
 
     assert predicted(3) < 0.3 < 0.6 < predicted(4)
@@ -308,7 +349,10 @@ def test_tuning_and_the_comparison_of_rules(pair):
     for row in rows:
         assert row["identical_to_primary"] == 1.0
         assert row["secondary_runs"] == pytest.approx(row["primary_runs"] * row["drafts_per_primary_run"])
-    for key in ("over_fixed", "over_fixed_flat"):
+    chosen = {(row["stop"], row["gamma"], row["threshold"]) for row in rows}
+    assert chosen >= {(row["stop"], row["gamma"], row["threshold"]) for row in tuned["proposals"]}
+    assert chosen >= {("router", 3, 0.5), ("oracle", 3, None)}
+    for key in ("over_fixed", "over_fixed_flat", "over_fixed_decode"):
         assert max(row[key] for row in rows if row["stop"] == StopRule.fixed) == 1.0
 
 
@@ -339,3 +383,17 @@ def test_what_no_rule_can_do_is_refused(words, problem):
     with pytest.raises(ConfigurationError) as refused:
         compose(words)
     assert any(problem in one for one in refused.value.problems), refused.value.problems
+
+
+def test_a_router_serves_the_pair_that_it_was_trained_for_alone():
+    """It is found by a fingerprint that holds its drafter's and its primary's; how it is used does not count."""
+
+    def fingerprint(*words: str) -> str:
+        (speed,) = [
+            step for step in build(compose(["decode=router", "drafter=tandem", *words])) if step.kind == "speed"
+        ]
+        return speed.inputs["router_tandem_distil"].fingerprint
+
+    assert fingerprint("tau=0.5") == fingerprint()
+    others = ("train.steps=7", "model.layer_map=[1,2]", "scale.models.bison.d_ff=512", "decode.temperature=1")
+    assert len({fingerprint(), *map(fingerprint, others)}) == 1 + len(others)

@@ -15,13 +15,13 @@ import pytest
 from flax import nnx
 from pairs import SECONDARY, decoder, tandem
 
-from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PrimaryMode
+from tandem.config import DecoderConfig, Divergence, Optimizer, OptimizerConfig, PrimaryMode
 from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model import checkpoint
 from tandem.model.names import path_name
 from tandem.model.tandem import block_numbers
 from tandem.training.loop import CHECKPOINT, train
-from tandem.training.objective import decoder_loss, distillation, tandem_loss
+from tandem.training.objective import decoder_loss, distillation, tandem_loss, total_variation
 from tandem.training.optimizer import learning_rate, make_optimizer
 
 PRIMARY = dataclasses.replace(pairs.PRIMARY, num_layers=3)
@@ -156,6 +156,28 @@ def test_tandem_loss_is_the_sum_of_its_parts(primary, pair, logits):
         assert metrics["cross_entropy"] == pytest.approx(text, rel=1e-4)
         assert metrics.get("primary_cross_entropy", 0) == pytest.approx(both * own, rel=1e-4)
         assert ("distillation" in metrics) == (weight is not None)
+
+
+def test_total_variation_can_teach_in_the_place_of_the_divergence(primary, pair, logits):
+    p, q = np.exp(log_softmax(logits["primary"])), np.exp(log_softmax(logits["tandem 2"]))
+    rejected = 1 - np.minimum(p, q).sum(axis=-1)
+    loss = tandem_loss(pair[0], primary[0], distil_weight=0.75, divergence=Divergence.tv)
+    value, metrics = jax.jit(loss)(pair[1], primary[1], jnp.asarray(batches(0)), KEY)
+    assert metrics["distillation"] == pytest.approx(rejected.mean(), rel=1e-4)
+    assert value == pytest.approx(0.25 * cross_entropies(logits["tandem 2"]).mean() + 0.75 * rejected.mean(), rel=1e-4)
+    teacher, student = jnp.float32(logits["primary"]), jnp.float32(logits["secondary"])
+    own, teachers = jax.grad(lambda a, b: jnp.sum(total_variation(a, b)), argnums=(0, 1))(student, teacher)
+    assert float(jnp.abs(own).max()) > 1e-3
+    np.testing.assert_array_equal(teachers, 0)
+
+
+def test_later_positions_of_a_block_can_count_less(primary, pair, logits):
+    loss = tandem_loss(pair[0], primary[0], gammas=[4], position_decay=0.5)
+    value, metrics = jax.jit(loss)(pair[1], primary[1], jnp.asarray(batches(0)), KEY)
+    weights = 0.5 ** (np.arange(12) % 4)
+    expected = (cross_entropies(logits["tandem 4"]) * weights).mean() / weights.mean()
+    assert value == pytest.approx(expected, rel=1e-4)
+    assert metrics["cross_entropy"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("weight", [None, 1.0])

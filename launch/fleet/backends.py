@@ -18,6 +18,7 @@ BACKENDS = {
     "local": "launch.fleet.local:LocalBackend",
     "jobset": "launch.fleet.jobset:JobSetBackend",
     "queued_resources": "launch.fleet.queued_resources:QueuedResourcesBackend",
+    "ray": "launch.fleet.ray_backend:RayBackend",
 }
 
 

@@ -1,4 +1,4 @@
-"""What a local job's process does before it becomes the job: `python -I -S child.py PARENT CORES COMMAND...`.
+"""What a job's process does before it becomes the job: `python -I -S child.py PARENT CORES COMMAND...`.
 
 It runs on no more than its cores, and hears SIGTERM when its parent ends, however that ends (Linux alone). Done here
 and not between fork and exec in the parent, where nothing but system calls is safe. Standard library alone.
@@ -13,6 +13,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(parent: int, cores: str, command: list[str]) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray's workers block SIGINT, and a mask is inherited
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it ended before it could be watched

@@ -26,7 +26,10 @@ class FleetLauncher(Launcher):
     backend: ClassVar[str]
 
     def __init__(self, **options: Any) -> None:
-        self.options = options
+        self.options = {
+            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for name, value in options.items()
+        }
         self.config: DictConfig | None = None
         self.task_function: TaskFunction | None = None
         self.hydra_context: HydraContext | None = None
@@ -45,10 +48,6 @@ class FleetLauncher(Launcher):
 
 class RemoteLauncher(FleetLauncher):
     """A launcher onto other machines, which have this project and no task function of another one."""
-
-    def __init__(self, **options: Any) -> None:
-        plain = {name: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for name, v in options.items()}
-        super().__init__(**plain)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         raise ConfigurationError([f"hydra/launcher={self.backend} runs the jobs of launch/run.py alone"])

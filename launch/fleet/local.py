@@ -76,7 +76,7 @@ class LocalBackend:
         gpus = [{"gpus": list(slot.gpus)} if slot.gpus else {} for slot in self._slots]
         return {
             "process": handle,
-            "command": _here(job.command),
+            "command": here(job.command),
             "in_one_of": [a | b for a, b in zip(slots, gpus, strict=True)],
         }
 
@@ -86,7 +86,7 @@ class LocalBackend:
         taken = {attempt.slot.number for attempt in self._attempts.values() if attempt.ended is None}
         slot = next(slot for slot in self._slots if slot.number not in taken)
         cores = ",".join(map(str, slot.cores))
-        start = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), cores, *_here(job.command)]
+        start = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), cores, *here(job.command)]
         log = self._directory.log(handle)
         with world_errors(log), open(log, "ab") as output:
             process = subprocess.Popen(
@@ -148,7 +148,7 @@ class LocalBackend:
         _signal_group(attempt.process.pid, signal.SIGKILL)
 
 
-def _here(command: Sequence[str]) -> list[str]:
+def here(command: Sequence[str]) -> list[str]:
     """The command for this machine's interpreter; the worker by its file, as nothing need be installed here."""
     if tuple(command[: len(WORKER)]) == WORKER:
         return [sys.executable, str(Path(__file__).with_name("worker.py")), *command[len(WORKER) :]]

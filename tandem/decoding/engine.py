@@ -25,7 +25,7 @@ from tandem.config import Verification
 from tandem.decoding.chance import Chance, Keys, row_keys
 from tandem.decoding.drafters import Drafter, Weights
 from tandem.decoding.law import GREEDY, Law
-from tandem.decoding.stopping import Draft, Fixed, StoppingRule
+from tandem.decoding.stopping import UNKNOWN, Draft, Fixed, StoppingRule, remember
 from tandem.decoding.verification import acceptance, accepted_count, residual
 from tandem.model.decoder import Decoder, KVCache, write
 
@@ -43,6 +43,7 @@ class DecodingState:
     cache: KVCache  # the primary's, `length` positions
     drafter: Any  # the drafter's own state; None without one
     chance: Any  # what random draws come from; None where nothing is drawn
+    recent: jax.Array  # [B] share of accepted drafts, the latest counting most
     primary_runs: jax.Array  # [B] passes of the primary, prefill not counted
     blocks: jax.Array  # [B, γ + 1, γ + 1] how many blocks had n drafts (second axis), of which m accepted (third)
 
@@ -126,6 +127,7 @@ class Engine:
             cache=cache,
             drafter=self.drafter and self.drafter.start(drafter_weights, prompts, lengths, states, length),
             chance=chance,
+            recent=jnp.full(batch, UNKNOWN, jnp.float32),
             primary_runs=jnp.zeros(batch, jnp.int32),
             blocks=jnp.zeros((batch, self.gamma + 1, self.gamma + 1), jnp.int32),
         )
@@ -191,6 +193,7 @@ class Engine:
             cache=cache,
             drafter=drafter_state,
             chance=chance,
+            recent=jnp.where(alive, remember(state.recent, drafted, accepted), state.recent),
             primary_runs=state.primary_runs + lived,
             blocks=state.blocks + (lived[:, None] * outcome).reshape(state.blocks.shape),
         )
@@ -218,7 +221,7 @@ class Engine:
             drafted = block.drafted + carry.active
             on, rule_state = carry.active, carry.rule
             if not fixed:
-                seen = Draft(jnp.asarray(index), state.position + 1 + index, token, logits)
+                seen = Draft(jnp.asarray(index), state.position + 1 + index, token, logits, state.recent)
                 on, rule_state = rule.go_on(rule_weights, rule_state, seen)
             return Drafting(Block(tokens, drafted, laws, chance, drafter_state), carry.active & on, rule_state)
 
@@ -312,8 +315,15 @@ def fan_out(state: DecodingState, num_samples: int, chance: Any = None) -> Decod
 
 
 def greedy(logits: jax.Array) -> jax.Array:
-    """The most probable token, […] int32, of `logits` […, V]."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """The most probable token, […] int32, of `logits` […, V]; the first of equals.
+
+    The greatest value and then its place are two reductions that a CPU runs as vectors. `argmax` is one of pairs, which
+    it runs number by number, six times as long.
+    """
+    size = logits.shape[-1]
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    places = jnp.where(logits == highest, jnp.arange(size, dtype=jnp.int32), size)
+    return jnp.minimum(jnp.min(places, axis=-1), size - 1)
 
 
 def take(tokens: jax.Array, starts: jax.Array, width: int) -> jax.Array:

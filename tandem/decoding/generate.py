@@ -39,7 +39,7 @@ def generate(
     """
     responses: list[list[np.ndarray]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    rows = max(1, batch_size // samples)
+    rows = max(1, min(batch_size // samples, len(order)))
     for begin in range(0, len(order), rows):
         indices = order[begin : begin + rows]
         # The last batch is filled up, so that no other shape is compiled for it.

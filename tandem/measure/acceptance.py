@@ -48,6 +48,13 @@ def acceptance_by_position(counts: np.ndarray) -> list[float]:
     return rates
 
 
+def joint_acceptance_by_position(counts: np.ndarray) -> list[float]:
+    """For draft 1 … γ of a block: the share of all runs in which it and all before it were made and accepted. Their sum
+    and 1 are the tokens per primary run."""
+    lengths = joint(counts).sum(axis=0)
+    return [float(lengths[place:].sum() / lengths.sum()) for place in range(1, len(lengths))]
+
+
 def truncated(counts: np.ndarray, gamma: int) -> np.ndarray:
     """`counts` [γ + 1, γ + 1] as they would be of blocks that end after `gamma` drafts at the latest: what a shorter
     limit gives, as far as blocks are alike."""

@@ -26,12 +26,14 @@ import numpy as np
 from flax import nnx
 
 from tandem.data.batches import bucket
-from tandem.model.decoder import SEQUENCES, Decoder, DecoderLayer, Source, attend
+from tandem.model.decoder import SEQUENCES, Decoder, DecoderLayer, Source, attend, attend_cached
 from tandem.model.tandem import Tandem
 from tandem.parallel.sharding import batch_rows, constrain, fetch, put
 
-# Queries are attended in pieces of this length, so that a piece need not look at the keys behind it.
-PIECE = 256
+# Queries are attended in pieces, so that a piece need not look at the keys behind it: at most so many of at least so
+# many positions.
+MOST_PIECES = 8
+LEAST_PIECE = 64
 # A question whose options have more tokens than this is put into several rows.
 MOST_SLOTS = 512
 
@@ -120,7 +122,7 @@ def score(
     scored: list[list[Likelihood]] = [[] for _ in parts]
     waiting: list[tuple[list[int], Any]] = []
     done = 0
-    for indices, rows in _batches([part for _, part in parts], batch_rows(batch_size)):
+    for indices, rows in batches([part for _, part in parts], batch_rows(min(batch_size, len(parts)))):
         waiting.append((indices, _compiled(scorer)(weights, jax.tree.map(lambda array: put(array, "batch"), rows))))
         if len(waiting) > 1:  # the device works on one batch while the next is put together
             done += _collect(*waiting.pop(0), parts, scored)
@@ -144,7 +146,7 @@ def _parts(question: Question) -> Iterator[Question]:
     yield Question(question.prompt, tuple(options))
 
 
-def _batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[int], Rows]]:
+def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[int], Rows]]:
     """Batches of questions of similar length, longest first, with their indices; the last is filled up with empty
     rows."""
     lengths = [_row_length(question) for question in questions]
@@ -160,7 +162,7 @@ def _row_length(question: Question) -> int:
 
 def _rows(questions: Sequence[Question], batch_size: int) -> Rows:
     widths = {
-        "tokens": bucket(max(_row_length(question) for question in questions)),
+        "tokens": bucket(max(_row_length(question) for question in questions), steps=8),
         "slots": bucket(max(1 + sum(len(o) - 1 for o in q.options) for q in questions), 1, 1),
         "targets": bucket(max(sum(map(len, q.options)) for q in questions), 1, 1),
     }
@@ -239,14 +241,17 @@ def _states(decoder: Decoder, rows: Rows, depth: int) -> list[jax.Array]:
     """The residual stream [B, T, D] after 0, 1, … `depth` layers."""
     positions, segments, length = rows.positions, rows.segments, rows.tokens.shape[1]
     angles = decoder.rotary(positions)
+    piece = max(LEAST_PIECE, -(-length // MOST_PIECES))
+    spans = [(begin, min(begin + piece, length)) for begin in range(0, length, piece)]
+    masks = [_sees(positions[:, a:b], segments[:, a:b], positions[:, :b], segments[:, :b]) for a, b in spans]
     states = [decoder.embed(rows.tokens, SEQUENCES)]
     for layer in list(decoder.layers)[:depth]:
-        keys, values = layer.keys_and_values(states[-1], *angles)
-        queries, pieces = layer.queries(states[-1], *angles), []
-        for begin in range(0, length, PIECE):
-            end = min(begin + PIECE, length)
-            mask = _sees(positions[:, begin:end], segments[:, begin:end], positions[:, :end], segments[:, :end])
-            pieces.append(attend(queries[:, begin:end], [Source(keys[:, :end], values[:, :end], mask)]))
+        keys, values = (side.swapaxes(1, 2) for side in layer.keys_and_values(states[-1], *angles))
+        queries = layer.queries(states[-1], *angles)
+        pieces = [
+            attend_cached(queries[:, a:b], keys[:, :, :b], values[:, :, :b], mask)
+            for (a, b), mask in zip(spans, masks, strict=True)
+        ]
         states.append(constrain(layer.finish(states[-1], jnp.concatenate(pieces, axis=1)), *SEQUENCES))
     return states
 
@@ -270,8 +275,8 @@ def _block_mode(tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: R
     mask = jnp.concatenate([earlier, current], axis=2)
     angles, row_angles = secondary.rotary(positions), secondary.rotary(rows.positions)
     y = secondary.embed(_at(rows.tokens, rows.slots), SEQUENCES)
-    for layer, projection, source in zip(secondary.layers, tandem.projections, tandem.layer_map, strict=True):
-        theirs = layer.keys_and_values(projection(states[source]), *row_angles)
+    for layer, projection in zip(secondary.layers, tandem.projections, strict=True):
+        theirs = layer.keys_and_values(projection(states), *row_angles)
         own = layer.keys_and_values(y, *angles)
         keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(theirs, own, strict=True))
         y = _extend(layer, y, angles, (keys, values), mask)

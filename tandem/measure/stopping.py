@@ -29,6 +29,10 @@ from tandem.model.decoder import Decoder
 
 # Predicted acceptances to try for the router; the paper's is 0.8.
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+# Thresholds c·θ to try for survival beside the one that theory asks for, which trusts the predictions.
+THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2)
+# Limits to try, as far as `decode.gamma_max` goes.
+LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 
 
 @dataclass
@@ -122,7 +126,7 @@ def tune(
     """α by position, c and v(W) of a pair on this machine, and what they make of each stopping rule.
 
     `proposals` holds for each rule the best limit and threshold by predicted speedup, `proposals_flat` the same if
-    verification cost no more than a pass of width 1 (v = 1), as on an accelerator. `survival` is the threshold c·θ* at
+    verification cost no more than a pass of width 1 (v = 1), as on an accelerator. `survival` is the best threshold at
     the limit that is configured. Shorter limits are predicted from blocks of the longest.
     """
     gamma_max = decode.gamma_max
@@ -170,6 +174,15 @@ def tune(
         verify = 1.0 if flat else costs.verify_at(limit + 1)
         return theory.optimal_threshold(outcome, costs.draft_with_router, verify)[0]
 
+    def thresholds(stop: StopRule, flat: bool) -> Sequence[float]:
+        if stop is StopRule.survival:
+            return (*THRESHOLDS, optimal(gamma_max, flat))
+        return {StopRule.router: TAUS, StopRule.confidence: (decode.confidence,)}.get(stop, (0.0,))
+
+    def best_survival(flat: bool) -> float:
+        rows = [proposal(StopRule.survival, at, gamma_max, flat) for at in thresholds(StopRule.survival, flat)]
+        return max(rows, key=lambda row: row["speedup_predicted"])["threshold"]
+
     rules = [StopRule.fixed, StopRule.confidence]
     if pair.router is not None:
         rules += [StopRule.router, StopRule.survival]
@@ -177,12 +190,8 @@ def tune(
     for stop in rules:
         for flat, found in best.items():
             candidates = []
-            for limit in range(1, gamma_max + 1):
-                if stop is StopRule.survival:
-                    thresholds = [optimal(limit, flat)]
-                else:
-                    thresholds = {StopRule.router: TAUS, StopRule.confidence: (decode.confidence,)}.get(stop, (0.0,))
-                candidates += [proposal(stop, threshold, limit, flat) for threshold in thresholds]
+            for limit in {*(limit for limit in LIMITS if limit < gamma_max), gamma_max}:
+                candidates += [proposal(stop, threshold, limit, flat) for threshold in thresholds(stop, flat)]
             found.append(max(candidates, key=lambda row: row["speedup_predicted"]))
         done += 1
         progress(min(done, total), total)
@@ -193,8 +202,7 @@ def tune(
         "cost_ratio_with_router": costs.draft_with_router,
         "verify_cost": {str(width): value for width, value in costs.verify.items()},
         "primary_seconds": costs.alone,
-        "survival": optimal(gamma_max, False) if pair.router is not None else None,
-        "survival_flat": optimal(gamma_max, True) if pair.router is not None else None,
+        "survival": best_survival(False) if pair.router is not None else None,
         "proposals": best[False],
         "proposals_flat": best[True],
     }
@@ -213,21 +221,20 @@ def stopping_rows(
     should_stop: Callable[[], None] = lambda: None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Table `stopping` (paper, tables 4, 5 and 9) of one drafter: the fixed block lengths that `tuned` finds best, with
-    v as measured and with v = 1, and each of `stops` with at most `decode.gamma_max` drafts, on the same prompts.
+    """Table `stopping` (paper, tables 4, 5 and 9) of one drafter, on the same prompts: the fixed block lengths and each
+    of `stops` with the limits and thresholds that `tuned` finds best, with v as measured and with v = 1; the paper's
+    router at `tau`, and the oracle.
 
-    `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1.
+    `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1,
+    `over_fixed_decode` the same as measured.
     """
     law, limit = law_of(decode), decode.gamma_max
-    fixed = {proposals[0]["gamma"] for proposals in (tuned["proposals"], tuned["proposals_flat"])}
-    chosen = [(StopRule.fixed, gamma, 0.0) for gamma in sorted(fixed)]
-    thresholds = {
-        StopRule.router: (tau,),
-        StopRule.survival: dict.fromkeys((tuned["survival"], tuned["survival_flat"])),
-        StopRule.confidence: (decode.confidence,),
-        StopRule.oracle: (0.0,),
-    }
-    chosen += [(stop, limit, threshold) for stop in thresholds if stop in stops for threshold in thresholds[stop]]
+    wanted = {StopRule.fixed, *stops}
+    proposed = [row for key in ("proposals", "proposals_flat") for row in tuned[key] if row["stop"] in wanted]
+    chosen = [(StopRule(row["stop"]), row["gamma"], row["threshold"] or 0.0) for row in proposed]
+    chosen += [(stop, limit, at) for stop, at in ((StopRule.router, tau), (StopRule.oracle, 0.0)) if stop in stops]
+    order = list(StopRule)
+    chosen = sorted(dict.fromkeys(chosen), key=lambda rule: (order.index(rule[0]), *rule[1:]))
     methods: dict[str, Method] = {}
     widths = sorted({*BASELINE_WIDTHS, *(gamma + 1 for _, gamma, _ in chosen)})
     plain = {width: f"autoregressive, width {width}" for width in widths}
@@ -290,7 +297,9 @@ def stopping_rows(
                 **({"identical_to_primary": identical(outcome, exact)} if law.greedy else {}),
             }
         )
-    for key, ratio in (("speedup_predicted", "over_fixed"), ("speedup_predicted_flat", "over_fixed_flat")):
+    ratios = {"predicted": "over_fixed", "predicted_flat": "over_fixed_flat", "decode": "over_fixed_decode"}
+    for kind, ratio in ratios.items():
+        key = f"speedup_{kind}"
         best = max(row[key] for row in rows if row["stop"] == StopRule.fixed)
         for row in rows:
             row[ratio] = row[key] / best

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tandem.config import DecoderConfig
@@ -27,8 +28,10 @@ MOST_ROWS_WRITTEN_ONE_BY_ONE = 16
 SEQUENCES = ("batch", "whole", "whole")
 ROWS = ("rows", "whole", "whole")
 
-# The attributes of layers and decoders that are matrices of products; the embedding, a lookup, is none.
-MATRICES = ("query", "key", "value", "output", "gate", "up", "down", "unembedding")
+# The matrices of products, those with one input together, as attributes of layers and decoders; the embedding is none,
+# it is looked up. And the shortest contraction for which `pack_matrices` turns a matrix around.
+MATRICES = (("query", "key", "value"), ("output",), ("gate", "up"), ("down",), ("unembedding",))
+LEAST_TRANSPOSED = 512
 
 
 @jax.tree_util.register_dataclass
@@ -169,8 +172,12 @@ def dot(x: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool = False) -
     into float32 weights.
     """
     if transposed:  # not for training, so that no gradient needs care
-        product = partial(jnp.einsum, "...d,fd->...f", preferred_element_type=at_least_float32(dtype))
-        return product(x.astype(dtype), kernel.astype(dtype))
+        # The matrix comes first, and the barrier keeps the compiler from swapping them: a CPU reads the first one as it
+        # lies and packs the second anew in every pass.
+        rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+        product = partial(jax.lax.dot_general, preferred_element_type=at_least_float32(dtype))
+        columns = product(kernel.astype(dtype), rows, dimension_numbers=(((1,), (1,)), ((), ())))
+        return jax.lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], -1)
     return _dot(dtype, x, kernel)  # type: ignore[return-value]
 
 
@@ -212,20 +219,44 @@ def untie(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Deco
     return nnx.split(decoder)
 
 
-def transpose_matrices(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Decoder], Any]:
-    """The same decoder with its matrices of products held as [F, D].
+def pack_matrices(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Decoder], Any]:
+    """The same decoder, untied, with its float32 matrices as a CPU reads them fastest in products of few positions; on
+    another backend, on several devices and in bfloat16 they stay.
 
-    For passes of width 1 on a CPU: a product of one position reads such a matrix row by row, at the bandwidth of the
-    memory. Wider passes are slower with it.
+    Matrices with one input become one: XLA spreads a product over threads only if it is large. Those with
+    `LEAST_TRANSPOSED` rows D or more are held as [F, D] and read along the contraction; shorter ones are slower so.
     """
     model, weights = untie(model, weights)
     decoder = nnx.merge(model, weights, copy=True)
-    for module in (*decoder.layers, decoder):
-        module.transposed = True
-        for name in MATRICES:
-            if hasattr(module, name):
-                setattr(module, name, nnx.Param(jnp.asarray(getattr(module, name)[...].T)))
+    # Divided over a mesh, parameters keep the names that its rules know.
+    helps = jax.default_backend() == "cpu" and decoder.dtype == jnp.float32 and not on_mesh()
+    for module in (*decoder.layers, decoder) if helps else ():
+        for names in MATRICES:
+            matrices = [getattr(module, name) for name in names if hasattr(module, name)]
+            if not matrices or matrices[0].has_metadata("ends"):
+                continue  # packed before
+            for name in names:
+                delattr(module, name)
+            setattr(module, "_".join(names), _packed([matrix[...] for matrix in matrices]))
     return nnx.split(decoder)
+
+
+def _packed(matrices: Sequence[jax.Array]) -> nnx.Param:
+    together = jnp.concatenate(matrices, axis=1)
+    transposed = together.shape[0] >= LEAST_TRANSPOSED
+    ends = tuple(np.cumsum([matrix.shape[1] for matrix in matrices])[:-1].tolist())
+    return nnx.Param(jnp.asarray(together.T) if transposed else together, transposed=transposed, ends=ends)
+
+
+def products(module: DecoderLayer | Decoder, x: jax.Array, *names: str) -> list[jax.Array]:
+    """`x` […, D] times some of the matrices of a module that have one input: […, F] each, as `dot` gives them."""
+    together = next(group for group in MATRICES if names[0] in group)
+    packed = getattr(module, "_".join(together), None)
+    if packed is None:
+        return [dot(x, getattr(module, name)[...], module.dtype) for name in names]
+    product = dot(x, packed[...], module.dtype, packed.get_metadata("transposed", False))
+    parts = jnp.split(product, packed.get_metadata("ends", ()), axis=-1)
+    return [parts[together.index(name)] for name in names]
 
 
 class RMSNorm(nnx.Module):
@@ -256,7 +287,7 @@ class DecoderLayer(nnx.Module):
         width, head_dim = config.d_model, config.head_dim
         # Residual branches start small, so that the stream's variance does not grow with depth.
         branch = (2 * config.num_layers) ** -0.5
-        self.head_dim, self.dtype, self.transposed = head_dim, dtype, False
+        self.head_dim, self.dtype = head_dim, dtype
         self.attention_norm = RMSNorm(width, config.norm_eps)
         self.query = _matrix(rngs, width, config.num_heads * head_dim)
         self.key = _matrix(rngs, width, config.num_kv_heads * head_dim)
@@ -270,23 +301,18 @@ class DecoderLayer(nnx.Module):
     def keys_and_values(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Rotated keys and plain values [B, T, K, E] of the layer inputs `x` [B, T, D], after the pre-attention
         norm."""
-        normed = self.attention_norm(x)
-        keys = rotate(self._heads(self._dot(normed, self.key)), cos, sin)
-        return keys, self._heads(self._dot(normed, self.value))
+        keys, values = map(self._heads, products(self, self.attention_norm(x), "key", "value"))
+        return rotate(keys, cos, sin), values
 
     def queries(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """Rotated queries [B, T, H, E] of the layer inputs `x` [B, T, D]."""
-        return rotate(self._heads(self._dot(self.attention_norm(x), self.query)), cos, sin)
+        return rotate(self._heads(products(self, self.attention_norm(x), "query")[0]), cos, sin)
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The layer's output [B, T, D] from its input and the attention's result [B, T, H * E]."""
-        x = x + self._dot(attended, self.output)
-        normed = self.mlp_norm(x)
-        gated = jax.nn.silu(self._dot(normed, self.gate)) * self._dot(normed, self.up)
-        return x + self._dot(gated, self.down)
-
-    def _dot(self, x: jax.Array, kernel: nnx.Param) -> jax.Array:
-        return dot(x, kernel[...], self.dtype, self.transposed)
+        x = x + products(self, attended, "output")[0]
+        gate, up = products(self, self.mlp_norm(x), "gate", "up")
+        return x + products(self, jax.nn.silu(gate) * up, "down")[0]
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
@@ -299,7 +325,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.config, self.dtype, self.transposed = config, jnp.dtype(dtype), False
+        self.config, self.dtype = config, jnp.dtype(dtype)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.d_model)) * 0.02)
         self.layers = nnx.List([DecoderLayer(config, dtype=self.dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -319,8 +345,10 @@ class Decoder(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
-        kernel = self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
-        return dot(self.norm(x), kernel, self.dtype, self.transposed)
+        x = self.norm(x)
+        if self.config.tie_embeddings:
+            return dot(x, self.embedding[...].T, self.dtype)
+        return products(self, x, "unembedding")[0]
 
     def states(self, tokens: jax.Array, depth: int, *, remat: bool = False) -> list[jax.Array]:
         """The residual stream [B, T, D] after 0, 1, … `depth` layers: x^(0) … x^(depth) in the paper's notation."""

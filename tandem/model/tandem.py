@@ -31,24 +31,42 @@ from tandem.parallel.sharding import constrain
 
 
 class Projection(nnx.Module):
-    """FF_Tandem^(j): the primary's normalised state [B, T, D_L] → a stand-in for the secondary's layer input [B, T,
-    D_S].
+    """FF_Tandem^(j): the primary's normalised states [B, T, D_L] after the layers `sources`, side by side → a stand-in
+    for the secondary's layer input [B, T, D_S]. The paper has one source.
 
-    The state is divided by its root mean square first: residual streams grow with depth, and a linear map of them as
-    they are would start at another magnitude in each layer.
+    A state is divided by its root mean square first: residual streams grow with depth, and a linear map of them as they
+    are would start at another magnitude in each layer.
     """
 
-    def __init__(self, primary_width: int, secondary_width: int, eps: float, *, dtype: Any, rngs: nnx.Rngs):
-        draw = jax.random.normal(rngs.params(), (primary_width, secondary_width))
-        self.kernel = nnx.Param(draw * primary_width**-0.5)
-        self.eps, self.dtype = eps, dtype
+    def __init__(
+        self,
+        sources: Sequence[int],
+        primary_width: int,
+        secondary_width: int,
+        eps: float,
+        *,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        width = len(sources) * primary_width
+        draw = jax.random.normal(rngs.params(), (width, secondary_width))
+        self.kernel = nnx.Param(draw * width**-0.5)
+        self.sources, self.eps, self.dtype = tuple(sources), eps, dtype
 
-    def __call__(self, state: jax.Array) -> jax.Array:
-        return dot(normalise(state, self.eps), self.kernel[...], self.dtype)
+    def __call__(self, primary_states: Sequence[jax.Array]) -> jax.Array:
+        return dot(self.read(primary_states), self.kernel[...], self.dtype)
+
+    def read(self, primary_states: Sequence[jax.Array]) -> jax.Array:
+        """What is mapped, [B, T, sources · D_L], of the primary's states after 0, 1, … layers."""
+        return jnp.concatenate([normalise(primary_states[source], self.eps) for source in self.sources], axis=-1)
 
 
 class Tandem(nnx.Module):
-    """The secondary decoder with its projections; the primary stays outside and is given as states."""
+    """The secondary decoder with its projections; the primary stays outside and is given as states.
+
+    With L_S secondary layers, layer j + 1 reads the primary after the layers `layer_map`[j], [j + L_S], [j + 2 L_S] …;
+    0 is the primary's embedding.
+    """
 
     def __init__(
         self,
@@ -62,7 +80,10 @@ class Tandem(nnx.Module):
         self.layer_map = tuple(layer_map)
         self.secondary = Decoder(secondary, dtype=dtype, rngs=rngs)
         widths, dtype = (primary.d_model, secondary.d_model), self.secondary.dtype
-        self.projections = nnx.List([Projection(*widths, primary.norm_eps, dtype=dtype, rngs=rngs) for _ in layer_map])
+        sources = [self.layer_map[layer :: secondary.num_layers] for layer in range(secondary.num_layers)]
+        self.projections = nnx.List(
+            [Projection(own, *widths, primary.norm_eps, dtype=dtype, rngs=rngs) for own in sources]
+        )
 
     @property
     def depth(self) -> int:
@@ -89,9 +110,8 @@ class Tandem(nnx.Module):
             return layer.finish(y, attend(layer.queries(y, cos, sin), sources))
 
         y = self.secondary.embed(tokens, SEQUENCES)
-        layers = zip(self.secondary.layers, self.projections, self.layer_map, strict=True)
-        for layer, projection, source_layer in layers:
-            projected = constrain(projection(primary_states[source_layer]), *SEQUENCES)
+        for layer, projection in zip(self.secondary.layers, self.projections, strict=True):
+            projected = constrain(projection(primary_states), *SEQUENCES)
             y = constrain((nnx.remat(run) if remat else run)(layer, y, projected), *SEQUENCES)
         return self.secondary.logits(y)
 
@@ -103,9 +123,8 @@ class Tandem(nnx.Module):
         """
         positions = starts[:, None] + jnp.arange(primary_states[0].shape[1])
         cos, sin = self.secondary.rotary(positions)
-        layers = zip(self.secondary.layers, self.projections, self.layer_map, strict=True)
-        for index, (layer, projection, source_layer) in enumerate(layers):
-            projected = projection(primary_states[source_layer])
+        for index, (layer, projection) in enumerate(zip(self.secondary.layers, self.projections, strict=True)):
+            projected = projection(primary_states)
             cache = cache.extended(index, *layer.keys_and_values(projected, cos, sin), starts)
         return cache
 

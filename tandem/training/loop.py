@@ -56,8 +56,16 @@ def make_update(
         else:
             parts = constrain(tokens.reshape(config.accumulate, -1, tokens.shape[-1]), "whole", "batch", "whole")
             keys = jax.random.split(key, config.accumulate)
-            stacked = jax.lax.map(lambda part: gradients(trained, fixed, *part), (parts, keys))
-            (_, metrics), grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), stacked)
+
+            # One sum is held, not the gradients of all parts.
+            def add(total: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+                (_, metrics), grads = gradients(trained, fixed, *part)
+                return jax.tree.map(jnp.add, total, (metrics, grads)), None
+
+            (_, metrics), grads = jax.eval_shape(lambda: gradients(trained, fixed, parts[0], keys[0]))
+            none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (metrics, grads))
+            total, _ = jax.lax.scan(add, none, (parts, keys))
+            metrics, grads = jax.tree.map(lambda leaf: leaf / config.accumulate, total)
         updates, state = optimizer.update(grads, state, trained)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         if wishes is not None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tandem.config import PrimaryMode
+from tandem.config import Divergence, PrimaryMode
 from tandem.model.decoder import Decoder
 from tandem.model.eagle import Eagle
 from tandem.model.kv import KVHead
@@ -48,14 +48,35 @@ def distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: floa
     return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
 
 
+def total_variation(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+    """½ Σ |teacher − student| per token [B, T]: the chance that a draft of the student's is rejected (arXiv 2211.17192,
+    section 3.2). The teacher is a constant."""
+    teacher = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits))
+    return 0.5 * jnp.sum(jnp.abs(teacher - jax.nn.softmax(logits)), axis=-1)
+
+
 def _mixed_loss(
-    logits: jax.Array, targets: jax.Array, teacher_logits: jax.Array | None, distil_weight: float, temperature: float
+    logits: jax.Array,
+    targets: jax.Array,
+    teacher_logits: jax.Array | None,
+    distil_weight: float,
+    temperature: float,
+    divergence: Divergence,
+    weights: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(1 - λ) · cross entropy + λ · distillation, means over tokens (paper section 4: λ = 0.5 in stage 2)."""
-    text = jnp.mean(cross_entropy(logits, targets))
+    """(1 - λ) · cross entropy + λ · distillation, means over tokens (paper section 4: λ = 0.5 in stage 2), a token
+    counting as much as `weights` [B or 1, T] says. `temperature` is that of KL."""
+
+    def mean(losses: jax.Array) -> jax.Array:
+        return jnp.mean(losses) if weights is None else jnp.mean(losses * weights) / jnp.mean(weights)
+
+    text = mean(cross_entropy(logits, targets))
     if teacher_logits is None:
         return text, {"cross_entropy": text}
-    teacher = jnp.mean(distillation(logits, teacher_logits, temperature))
+    if divergence is Divergence.tv:
+        teacher = mean(total_variation(logits, teacher_logits))
+    else:
+        teacher = mean(distillation(logits, teacher_logits, temperature))
     return (1 - distil_weight) * text + distil_weight * teacher, {"cross_entropy": text, "distillation": teacher}
 
 
@@ -65,6 +86,7 @@ def decoder_loss(
     *,
     distil_weight: float = 0.0,
     temperature: float = 1.0,
+    divergence: Divergence = Divergence.kl,
     remat: bool = False,
 ) -> LossFunction:
     """The loss of a decoder on its own; with `teacher` (its weights are `fixed`) that of Gecko-Distil."""
@@ -74,7 +96,7 @@ def decoder_loss(
         decoder = nnx.merge(model, trained)
         logits = decoder.logits(decoder.states(inputs, decoder.config.num_layers, remat=remat)[-1])
         teacher_logits = None if teacher is None else nnx.merge(teacher, fixed)(inputs)
-        return _mixed_loss(logits, targets, teacher_logits, distil_weight, temperature)
+        return _mixed_loss(logits, targets, teacher_logits, distil_weight, temperature, divergence)
 
     return loss
 
@@ -87,9 +109,12 @@ def tandem_loss(
     gammas: Sequence[int] = (2,),
     distil_weight: float | None = None,
     temperature: float = 1.0,
+    divergence: Divergence = Divergence.kl,
+    position_decay: float = 1.0,
     remat: bool = False,
 ) -> LossFunction:
-    """The loss of a tandem in block mode; `distil_weight` None is stage 1, a number is λ of stage 2.
+    """The loss of a tandem in block mode; `distil_weight` None is stage 1, a number is λ of stage 2. The k-th position
+    of a block, from 0, counts `position_decay`^k.
 
     Frozen: `trained` is the tandem's weights and `fixed` the primary's. Joint: `trained` is {"tandem", "primary"}.
     With several `gammas` each sequence draws one: block numbers are data, so all share one compiled program.
@@ -110,7 +135,10 @@ def tandem_loss(
         gamma = jax.random.choice(key, lengths, (inputs.shape[0], 1))
         logits = tandem(inputs, states, block_numbers(inputs.shape[1], gamma), remat=remat)
         teacher_logits = None if distil_weight is None else primary_logits
-        total, parts = _mixed_loss(logits, targets, teacher_logits, distil_weight or 0.0, temperature)
+        place = jnp.arange(inputs.shape[1]) % gamma
+        weights = None if position_decay == 1 else position_decay ** place.astype(jnp.float32)
+        weight = distil_weight or 0.0
+        total, parts = _mixed_loss(logits, targets, teacher_logits, weight, temperature, divergence, weights)
         if mode is PrimaryMode.joint_both:
             assert primary_logits is not None
             parts["primary_cross_entropy"] = jnp.mean(cross_entropy(primary_logits, targets))
@@ -126,6 +154,7 @@ def head_loss(
     *,
     distil_weight: float | None = None,
     temperature: float = 1.0,
+    divergence: Divergence = Divergence.kl,
     remat: bool = False,
 ) -> LossFunction:
     """The loss of a head on the frozen primary (`fixed`), whose vocabulary it shares: the mean over its drafts,
@@ -143,7 +172,8 @@ def head_loss(
 
         def one(x: jax.Array, k: int) -> tuple[jax.Array, dict[str, jax.Array]]:
             teacher = None if teacher_logits is None else teacher_logits[:, k + 1 :]
-            return _mixed_loss(decoder.logits(x), targets[:, k + 1 :], teacher, distil_weight or 0.0, temperature)
+            weight = distil_weight or 0.0
+            return _mixed_loss(decoder.logits(x), targets[:, k + 1 :], teacher, weight, temperature, divergence)
 
         one = jax.checkpoint(one, static_argnums=1) if remat else one
         drafts = [one(x, k) for k, x in enumerate(head.unroll(decoder, inputs, states))]

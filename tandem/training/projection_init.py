@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tandem.model.decoder import Decoder, normalise
+from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem
 from tandem.parallel.sharding import fetch, put
 
@@ -23,21 +23,19 @@ def least_squares(
     batches: Iterable[np.ndarray],
     ridge: float = 1e-4,
 ) -> Any:
-    """The tandem's weights with each projection P_j the minimiser of ‖x P - y‖² + ridge · trace(xᵀx)/D_L · ‖P‖² over
+    """The tandem's weights with each projection P_j the minimiser of ‖x P - y‖² + ridge · trace(xᵀx)/D · ‖P‖² over
     `batches`.
 
-    x [n, D_L] are the primary's normalised states after ℓ(j) layers, y [n, D_S] the inputs of the secondary's layer j
-    + 1 when it reads the same tokens [B, T] on its own. The sums are accumulated in float32 and solved in float64.
+    x [n, D] is what the projection reads of the primary, y [n, D_S] the inputs of the secondary's layer j + 1 when it
+    reads the same tokens [B, T] on its own. The sums are accumulated in float32 and solved in float64.
     """
-    layer_map = nnx.merge(model, weights).layer_map
 
     @jax.jit
     def moments(weights: Any, primary_weights: Any, tokens: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
         tandem, decoder = nnx.merge(model, weights), nnx.merge(primary, primary_weights)
         states = decoder.states(tokens, tandem.depth)
         inputs = tandem.secondary.states(tokens, tandem.secondary.config.num_layers - 1)
-        pairs = [(normalise(states[layer], projection.eps), y)
-                 for layer, projection, y in zip(layer_map, tandem.projections, inputs, strict=True)]  # fmt: skip
+        pairs = [(projection.read(states), y) for projection, y in zip(tandem.projections, inputs, strict=True)]
         return [(jnp.einsum("btd,bte->de", x, x), jnp.einsum("btd,bte->de", x, y)) for x, y in pairs]
 
     sums: list[tuple[np.ndarray, np.ndarray]] | None = None

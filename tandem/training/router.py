@@ -20,11 +20,13 @@ import optax
 from flax import nnx
 
 from tandem.decoding.law import Law
+from tandem.decoding.stopping import MEMORY, UNKNOWN
 from tandem.decoding.stopping.router import NEXT, THIS, Features, RouterWeights, features, log_odds, new_router
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem, block_numbers
 from tandem.parallel.sharding import fetch, put
+from tandem.training.objective import Head
 
 ROUNDS, STEPS_A_ROUND, BATCH = 16, 50, 1024
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.1
@@ -49,7 +51,7 @@ class Traces:
 def collect(
     primary: nnx.GraphDef[Decoder],
     primary_weights: Any,
-    model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem],
+    model: nnx.GraphDef[Any],
     weights: Any,
     texts: np.ndarray,
     skip: int,
@@ -58,7 +60,11 @@ def collect(
     progress: Callable[[int, int], None] = lambda done, total: None,
     batch_size: int = 8,
 ) -> Traces:
-    """Traces of `texts` [N, L], which from token `skip` on are the primary's under `law`; blocks of `gamma` drafts."""
+    """Traces of `texts` [N, L], which from token `skip` on are the primary's under `law`; blocks of `gamma` drafts, a
+    head's of no more than it is trained for."""
+    reader = nnx.merge(model, weights)
+    if isinstance(reader, Head):
+        gamma = min(gamma, reader.config.depth)
     read = jax.jit(partial(_read, primary, model, skip, gamma, law))
     parts = []
     for start in range(0, len(texts), batch_size):
@@ -73,7 +79,7 @@ def collect(
 
 def _read(
     primary: nnx.GraphDef[Decoder],
-    model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem],
+    model: nnx.GraphDef[Any],
     skip: int,
     gamma: int,
     law: Law,
@@ -87,8 +93,13 @@ def _read(
     place = jnp.arange(tokens.shape[1]) % gamma
     if isinstance(reader, Tandem):
         logits = reader(tokens, states, block_numbers(tokens.shape[1], gamma)[None])
-    else:
+    elif isinstance(reader, Decoder):
         logits = reader(tokens)
+    else:
+        output = jnp.zeros_like(states[-1])
+        for k, drafts in enumerate(reader.unroll(decoder, tokens, states)[:gamma]):
+            output = jnp.where((place == k)[:, None], jnp.pad(drafts, ((0, 0), (k + 1, 0), (0, 0))), output)
+        logits = decoder.logits(output)
     # The first token that is the primary's own is predicted at skip - 1.
     own = slice(skip - 1, None)
     q, p, following, place = logits[:, own], decoder.logits(states[-1])[:, own], texts[:, 1:][:, own], place[own]
@@ -106,12 +117,22 @@ def _read(
     has_next = (place < gamma - 1) & (jnp.arange(len(place)) < len(place) - 1)
     one = jnp.ones_like(kept)
     return Traces(
-        features(q),
+        features(q, _recent(kept, place)),
         jnp.stack([common(Law(1.0)), accepted, after], axis=-1),
         jnp.stack([one, one, kept * has_next], axis=-1),
         kept,
         jnp.broadcast_to(place, kept.shape),
     )
+
+
+def _recent(kept: jax.Array, place: jax.Array) -> jax.Array:
+    """The share of recent acceptances [B, T] as it was at the beginning of each position's block."""
+
+    def step(recent: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return MEMORY * recent + (1 - MEMORY) * kept, recent
+
+    before = jax.lax.scan(step, jnp.full_like(kept[:, 0], UNKNOWN), kept.T)[1].T
+    return before[:, jnp.maximum(jnp.arange(len(place)) - place, 0)]
 
 
 def fit(
@@ -147,7 +168,7 @@ def fit(
         return jax.lax.scan(step, (trained, state), jax.random.split(key, STEPS_A_ROUND))[0]
 
     loss = jax.jit(_loss)
-    trained: Trained = {name: getattr(router, name) for name in ("hidden", "hidden_bias", "out", "out_bias")}
+    trained: Trained = {name: getattr(router, name) for name in ("hidden", "hidden_bias", "out", "out_bias", "history")}
     state, best = optimizer.init(trained), (np.inf, trained)
     for index in range(ROUNDS):
         trained, state = work(trained, state, jax.random.fold_in(jax.random.key(seed), index), router, flat)

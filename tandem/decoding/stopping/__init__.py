@@ -21,6 +21,18 @@ class Draft(NamedTuple):
     position: jax.Array  # [B] its position in the text
     token: jax.Array  # [B]
     logits: jax.Array  # [B, V] the drafter's, before temperature and cuts
+    recent: jax.Array  # [B] the share of the drafts before this block that were accepted, the latest counting most
+
+
+# What the share of recent acceptances starts from, and how much of it a further outcome leaves.
+UNKNOWN, MEMORY = 0.5, 0.9
+
+
+def remember(recent: jax.Array, drafted: jax.Array, accepted: jax.Array) -> jax.Array:
+    """The share of recent acceptances [B] after a block of `drafted` drafts [B]: `accepted` of them were right, and the
+    next, if there was one, wrong. What was drafted after that one says nothing."""
+    recent = 1 - (1 - recent) * jnp.asarray(MEMORY, recent.dtype) ** accepted
+    return jnp.where(accepted < drafted, MEMORY * recent, recent)
 
 
 class StoppingRule(Protocol):

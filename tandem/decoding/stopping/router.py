@@ -1,7 +1,8 @@
 """The paper's router, and a rule that weighs what it predicts against what a draft costs.
 
 Both read one two-layer MLP over the law of the draft just made: its entropy, the probabilities of its most probable
-tokens, and the drafter's own embeddings of those tokens (paper section 3, adaptive block length).
+tokens, and the drafter's own embeddings of those tokens (paper section 3, adaptive block length). The second rule also
+reads how many drafts of this response were accepted of late, which the paper's does not.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from tandem.decoding.stopping import Draft
+from tandem.decoding.stopping import UNKNOWN, Draft
 from tandem.model.decoder import normalise
 
-TOP = 4  # tokens of the law that the router sees; the paper does not say how many
+# Tokens of the law that the router sees. The paper does not say how many; each further one costs time in every draft.
+TOP = 1
 HIDDEN = 64
+GROUP = 64  # words that are looked at together in the search for the most probable
 # What the MLP predicts, each as log-odds: 1 − TV at temperature 1, the paper's target; the acceptance of this draft
 # under the law that is decoded with; and, if this draft is accepted, the acceptance of the next one.
 PAPER, THIS, NEXT = range(3)
@@ -31,6 +34,7 @@ class RouterWeights:
     hidden_bias: jax.Array  # [H]
     out: jax.Array  # [H, 3]
     out_bias: jax.Array  # [3]
+    history: jax.Array  # [3, 2] of r, r² and r · the highest probability, to `THIS` and `NEXT`; r is `recent`, centred
     temperature: jax.Array  # [3] that the log-odds are divided by, from calibration
     threshold: jax.Array  # [] of the rule: τ, or c·θ*
 
@@ -38,22 +42,47 @@ class RouterWeights:
 @jax.tree_util.register_dataclass
 @dataclass
 class Features:
-    """What the MLP reads of a law; the embeddings are looked up when it does."""
+    """What a router reads; the embeddings are looked up when it does."""
 
     entropy: jax.Array  # [...] over its greatest possible value
     probabilities: jax.Array  # [..., TOP]
     tokens: jax.Array  # [..., TOP]
+    recent: jax.Array  # [...] share of accepted drafts before the block, the latest counting most
 
 
-def features(logits: jax.Array) -> Features:
-    """The features of the laws of `logits` [..., V] at temperature 1, whatever the law that is drawn from."""
+def features(logits: jax.Array, recent: jax.Array) -> Features:
+    """The features of the laws of `logits` [..., V] at temperature 1, whatever the law that is drawn from, after the
+    share `recent` [...] of accepted drafts."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    logs = jax.nn.log_softmax(logits, axis=-1)
     top = min(TOP, logits.shape[-1])
-    highest, tokens = jax.lax.top_k(logs, top)
-    entropy = -jnp.sum(jnp.exp(logs) * logs, axis=-1) / jnp.log(logits.shape[-1])
-    missing = [(0, 0)] * (logs.ndim - 1) + [(0, TOP - top)]
-    return Features(entropy, jnp.pad(jnp.exp(highest), missing), jnp.pad(tokens, missing))
+    found, tokens = greatest(logits, top)
+    # What follows is written as a CPU runs it fastest: with a maximum of its own, not `found[..., :1]`, and with a
+    # product where a sum of products would run number by number.
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    odds = jnp.exp(logits - highest)
+    total = jnp.sum(odds, axis=-1, keepdims=True)
+    mean = jnp.einsum("...v,...v->...", odds, logits - highest) / total[..., 0]
+    entropy = (jnp.log(total[..., 0]) - mean) / jnp.log(logits.shape[-1])
+    probabilities = jnp.exp(found - highest) / total
+    missing = [(0, 0)] * (logits.ndim - 1) + [(0, TOP - top)]
+    return Features(entropy, jnp.pad(probabilities, missing), jnp.pad(tokens, missing), recent)
+
+
+def greatest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` greatest of `values` [..., V] in falling order, and their places.
+
+    They stand in those groups whose greatest values are greatest, so that only these are sorted.
+    """
+    size = values.shape[-1]
+    groups = -(-size // GROUP)
+    if groups <= count:
+        return jax.lax.top_k(values, count)
+    missing = [(0, 0)] * (values.ndim - 1) + [(0, groups * GROUP - size)]
+    grouped = jnp.pad(values, missing, constant_values=-jnp.inf).reshape(*values.shape[:-1], groups, GROUP)
+    chosen = jax.lax.top_k(jnp.max(grouped, axis=-1), count)[1]
+    candidates = jnp.take_along_axis(grouped, chosen[..., None], axis=-2)
+    found, at = jax.lax.top_k(candidates.reshape(*values.shape[:-1], -1), count)
+    return found, jnp.take_along_axis(chosen, at // GROUP, axis=-1) * GROUP + at % GROUP
 
 
 def log_odds(weights: RouterWeights, seen: Features) -> jax.Array:
@@ -63,7 +92,10 @@ def log_odds(weights: RouterWeights, seen: Features) -> jax.Array:
     flat = embedded.reshape(*seen.entropy.shape, -1)
     given = jnp.concatenate([seen.entropy[..., None], seen.probabilities, flat], axis=-1).astype(weights.hidden.dtype)
     hidden = jax.nn.relu(given @ weights.hidden + weights.hidden_bias)
-    return (hidden @ weights.out + weights.out_bias) / weights.temperature
+    recent = 4 * (seen.recent - UNKNOWN)
+    history = jnp.stack([recent, recent**2, recent * seen.probabilities[..., 0]], axis=-1) @ weights.history
+    added = jnp.pad(history, [(0, 0)] * recent.ndim + [(THIS, 0)])
+    return (hidden @ weights.out + weights.out_bias + added) / weights.temperature
 
 
 def new_router(key: jax.Array, embedding: jax.Array, threshold: float = 0.0) -> RouterWeights:
@@ -77,6 +109,7 @@ def new_router(key: jax.Array, embedding: jax.Array, threshold: float = 0.0) -> 
         hidden_bias=jnp.zeros(HIDDEN, dtype),
         out=jax.random.normal(second, (HIDDEN, 3), dtype) * HIDDEN**-0.5,
         out_bias=jnp.zeros(3, dtype),
+        history=jnp.zeros((3, 2), dtype),
         temperature=jnp.ones(3, dtype),
         threshold=jnp.asarray(threshold, dtype),
     )
@@ -90,7 +123,8 @@ class Router:
         return None
 
     def go_on(self, weights: RouterWeights, state: None, draft: Draft) -> tuple[jax.Array, None]:
-        return jax.nn.sigmoid(log_odds(weights, features(draft.logits))[:, PAPER]) >= weights.threshold, None
+        accepted = jax.nn.sigmoid(log_odds(weights, features(draft.logits, draft.recent)))
+        return accepted[:, PAPER] >= weights.threshold, None
 
 
 @dataclass(frozen=True)
@@ -106,6 +140,6 @@ class Survival:
         return jnp.ones(batch, weights.out.dtype)
 
     def go_on(self, weights: RouterWeights, state: jax.Array, draft: Draft) -> tuple[jax.Array, jax.Array]:
-        accepted = jax.nn.sigmoid(log_odds(weights, features(draft.logits)))
+        accepted = jax.nn.sigmoid(log_odds(weights, features(draft.logits, draft.recent)))
         state = state * accepted[:, THIS]
         return state * accepted[:, NEXT] > weights.threshold, state

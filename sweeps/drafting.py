@@ -1,0 +1,126 @@
+"""Tables of what is drafted and when drafting stops: acceptance by position, prompts by category, stopping rules and
+their routers (paper, table 9)."""
+
+from __future__ import annotations
+
+from sweeps import paper
+from sweeps.tables import (
+    GAMMA,
+    MAX_POSITIONS,
+    NAME,
+    Column,
+    Results,
+    Row,
+    Table,
+    decimals,
+    integer,
+    marked,
+    percent,
+    printable,
+    ratio,
+    rows_of,
+    whole_percent,
+)
+
+# The row of ours that the paper's adaptive block length belongs under.
+_PAPERS_RULE = ("tandem_distil", "router")
+
+
+def drafting_tables(results: Results) -> list[Table]:
+    """Those that the results have rows for."""
+    made = (_acceptance(results), _by_category(results), _stopping(results), _router(results))
+    return [table for table in made if table is not None]
+
+
+def _acceptance(results: Results) -> Table | None:
+    rows, longest = [], 0
+    for r in rows_of(results, "speed"):
+        if isinstance(shares := r.get("acceptance_by_position"), list) and shares:
+            longest = max(longest, len(shares))
+            by_position = {f"position_{place}": share for place, share in enumerate(shares, 1)}
+            rows.append({"name": r.get("name"), "gamma": r.get("gamma"), **by_position})
+    shown = list(range(1, longest + 1))
+    notes = ["Share of the drafts at a position that are accepted, of those whose predecessors in the block all were."]
+    if longest > MAX_POSITIONS:
+        shown = [*shown[: MAX_POSITIONS - 1], longest]
+        notes.append(f"Positions {MAX_POSITIONS} to {longest - 1} are left out here.")
+    columns = [NAME, GAMMA, *(Column(f"position_{place}", str(place), percent) for place in shown)]
+    title = "Accepted drafts by position in the block, % (not in the paper)"
+    return Table("acceptance_by_position", title, columns, rows, notes) if rows else None
+
+
+def _by_category(results: Results) -> Table | None:
+    columns = [
+        Column("category", "", printable, numeric=False, always=True),
+        Column("name", "drafter", printable, numeric=False),
+        Column("prompts", "prompts", integer),
+        Column("tokens_per_primary_run", "tokens per\nprimary\nrun", decimals(2)),
+        Column("speedup_decode", "speedup\ndecode", ratio),
+        Column("repetition_rate", "repeated\n4-grams %", percent),
+    ]
+    rows = rows_of(results, "speed_by_category")
+    notes = ["Total tokens over total time within a category, never a mean of ratios. Looping text flatters a drafter."]
+    return Table("speed_by_category", "SPEED by category of prompts", columns, rows, notes) if rows else None
+
+
+def _stopping(results: Results) -> Table | None:
+    columns = [
+        NAME,
+        Column("stop", "rule", printable, numeric=False),
+        Column("gamma", "γ or\nγ_max", integer),
+        Column("threshold", "thres-\nhold", decimals(3)),
+        Column("tokens_per_primary_run", "tokens/\nprimary\nrun", decimals(2)),
+        Column("drafts_per_primary_run", "drafts/\nprimary\nrun", decimals(2)),
+        Column("cost_ratio", "draft\ncost", decimals(3)),
+        Column("speedup_decode", "speedup\ndecode", ratio),
+        Column("over_fixed_decode", "over\nfixed", ratio),
+        Column("over_fixed", "predict.\nover\nfixed", ratio),
+        Column("over_fixed_flat", "the same\nat v = 1", ratio),
+        Column("identical_to_primary", "ident.\n%", whole_percent),
+    ]
+    rows = rows_of(results, "stopping")
+    if not rows:
+        return None
+    shown: list[Row] = []
+    for row in rows:
+        shown.append(row)
+        if (row.get("name"), row.get("stop")) == _PAPERS_RULE and not any(r.get("paper") for r in shown):
+            shown += [_papers(theirs) for theirs in paper.TABLES[9].rows]
+    notes = [
+        "Over fixed: over the best fixed block length in the row's column; predicted from the runs and their costs, "
+        "where v = 1 means that verifying a block costs what one token costs.",
+        "The oracle knows what will be accepted: no rule can do better after a draft.",
+    ]
+    if any(r.get("paper") for r in shown):
+        notes.append(f"{paper.CAVEAT}.")
+    return Table("stopping", "When to stop drafting (paper table 9)", columns, shown, notes)
+
+
+def _papers(row: Row) -> Row:
+    given = {"stop": "router", "gamma": row["gamma_max"], "over_fixed_decode": row["over_fixed_block"]}
+    return marked({**row, **given, "label": row["dataset"]})
+
+
+def _router(results: Results) -> Table | None:
+    columns = [
+        NAME,
+        Column("predicts", "predicts", printable, numeric=False),
+        Column("positions", "positions", integer),
+        Column("mean", "mean", decimals(3)),
+        Column("calibration_error", "calibration\nerror", decimals(3)),
+        Column("calibration_error_uncalibrated", "before\nscaling", decimals(3)),
+        Column("auc", "area under\nthe curve", decimals(3)),
+        Column("temperature", "temperature", decimals(2)),
+    ]
+    rows = [{**r, "predicts": _HEADS.get(str(r.get("head")), r.get("head"))} for r in rows_of(results, "router")]
+    notes = ["On texts of the primary's own that the router was neither trained nor calibrated on."]
+    return Table("router", "What the router knows", columns, rows, notes) if rows else None
+
+
+_HEADS = {
+    "paper": "1 − TV",
+    "paper_against_acceptance": "1 − TV as acceptance",
+    "this": "this draft accepted",
+    "next": "the next, if this is",
+    "survival": "all of a block so far",
+}
