@@ -5,7 +5,8 @@
 A step of the laptop-sized tandem's stage 2 with a frozen bison, random weights, `ROWS` sequences of `LENGTH` tokens for
 each device: with data parallelism (copies of the weights) and fully sharded (weights and optimizer's state divided).
 The devices share the processor's cores, so n devices have n times the work of one and no more to do it with: without
-any cost a step takes n times as long, and `efficiency` is what is left of that, n · t(1) / t(n). It says what dividing
+any cost a step takes n times as long, and `efficiency` is what is left of that, n · t(1) / t(n). The same of the time
+that all cores together spend stands beside it, which other work on the machine disturbs less. Both say what dividing
 and exchanging cost, and nothing about the links of a TPU. Measure on a machine that does nothing else.
 """
 
@@ -35,8 +36,9 @@ ROWS, LENGTH, STEPS = 2, 128, 7
 DEVICES = (1, 2, 4, 8)
 
 
-def seconds(axis: str, count: int) -> float:
-    """Median time of a step on `count` devices along one axis of the mesh, compilation and first step left out."""
+def seconds(axis: str, count: int) -> tuple[float, float]:
+    """Median time of a step on `count` devices along one axis of the mesh, and median time of all cores; compilation
+    and first step left out."""
     experiment = compose([])
     sizes = [experiment.scale.models[name] for name in (experiment.model.primary, experiment.model.secondary)]
     layer_map = resolve_layer_map(experiment.model, experiment.scale)
@@ -51,24 +53,33 @@ def seconds(axis: str, count: int) -> float:
         state = place(optimizer.init(trained))
         taken = []
         for step in range(STEPS):
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
             trained, state, _ = jax.block_until_ready(update(trained, state, fixed, given, jnp.int32(step)))
-            taken.append(time.perf_counter() - began)
-    return median(taken[1:])
+            taken.append((time.perf_counter() - began, time.process_time() - spent))
+    wall, cores = zip(*taken[1:], strict=True)
+    return median(wall), median(cores)
 
 
 def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     print(f"{os.cpu_count()} cores; {ROWS} sequences of {LENGTH} tokens a device; median of {STEPS - 1} steps\n")
-    print("| devices | mesh | ms a step | tokens/s | efficiency |\n|---|---|---|---|---|")
+    titles = ("devices", "mesh", "ms a step", "ms of all cores", "tokens/s", "efficiency", "efficiency of all cores")
+    print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|", flush=True)
     alone = seconds("data", 1)
     for axis in ("data", "fsdp"):
         for count in DEVICES if axis == "data" else DEVICES[1:]:
-            taken = alone if count == 1 else seconds(axis, count)
-            rate = count * ROWS * LENGTH / taken
+            wall, cores = alone if count == 1 else seconds(axis, count)
             mesh = "–" if count == 1 else f"{axis}={count}"
-            print(f"| {count} | {mesh} | {1000 * taken:.0f} | {rate:,.0f} | {count * alone / taken:.2f} |", flush=True)
+            cells = [
+                str(count),
+                mesh,
+                f"{1000 * wall:.0f}",
+                f"{1000 * cores:.0f}",
+                f"{count * ROWS * LENGTH / wall:,.0f}",
+            ]
+            cells += [f"{count * alone[0] / wall:.2f}", f"{count * alone[1] / cores:.2f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Several devices: the same results on 1, 2, 4 and 8, checkpoints that pass between meshes, one line without them.
 
 Devices add partial sums up in another order, so numbers agree within rounding and not to the bit. The tolerance: losses
-and measures 1e-6 of their value, weights after six steps 1e-5, responses the same.
+and measures 2e-6 of their value, weights after six steps 1e-5, responses the same.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_training_is_the_same_on_every_mesh(found, mesh):
     assert alone["divided"] == 0
     assert here["divided"] > len(here["weights"]) / 2
     assert alone["losses"][-1] != alone["losses"][0]
-    np.testing.assert_allclose(here["losses"], alone["losses"], rtol=1e-6)
+    np.testing.assert_allclose(here["losses"], alone["losses"], rtol=2e-6)
     for mine, theirs in zip(here["weights"], alone["weights"], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
@@ -48,7 +48,7 @@ def test_training_is_the_same_on_every_mesh(found, mesh):
 def test_measuring_and_decoding_are_the_same_on_every_mesh(found, mesh):
     alone, here = found["1x1x1"], found[mesh]
     for name, value in alone["agreement"].items():
-        assert here["agreement"][name] == pytest.approx(value, rel=1e-6), name
+        assert here["agreement"][name] == pytest.approx(value, rel=2e-6), name
     for name in ("greedy", "blocks", "drawn"):
         assert here[name] == alone[name], name
     assert len({tuple(row) for row in alone["drawn"]}) > 1

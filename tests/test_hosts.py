@@ -45,7 +45,11 @@ def start(command: Sequence[str], count: int = 2, coordinator: str | None = None
 
 def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """Exit code, standard output and standard error of each."""
-    said = [process.communicate(timeout=300) for process in processes]
+    try:
+        said = [process.communicate(timeout=800) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # and with it what it watches over; nothing if it has ended
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 

@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
     (r"projections\.\d+\.kernel", ("embed", "whole")),
     (r"fusion|token", ("embed", "whole")),  # EAGLE and the query-only drafter: into the head's width
     (r"output", ("whole", "embed")),  # and out of it
-    (r"(hidden|out)(_bias)?|temperature|threshold", None),  # routers
+    (r"(hidden|out)(_bias)?|history|temperature|threshold", None),  # routers
     (r"ns_coeffs", None),  # Muon's constants
 )
 # What may stand before: the model in a pair, the place in an optimizer's state; but no layer.
