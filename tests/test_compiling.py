@@ -32,7 +32,7 @@ all_pairs = pytest.mark.skipif(
     not os.environ.get("TANDEM_COMPILE_ALL"), reason="minutes for each pair: TANDEM_COMPILE_ALL=1 compiles all"
 )
 
-# All pairs and platforms that docs/RESULTS.md has a table of, with what the pair needs to fit; the first are quick.
+# Pairs and platforms: those that compile quickly, and those that take minutes.
 SMALL = [("tiny", "tandem_bison_gecko", platform) for platform in ("v5e_1", "v5e_4", "v5e_8")]
 LARGE = [
     ("tiny", "tandem_otter_gecko", "v5e_1"),
@@ -114,7 +114,7 @@ def test_small_pairs_compile_and_fit(tmp_path, scale, model, platform):
 @all_pairs
 @pytest.mark.slow
 @pytest.mark.parametrize(("scale", "model", "platform"), LARGE)
-def test_every_pair_of_the_documentation_compiles_and_fits(tmp_path, scale, model, platform):
+def test_large_pairs_compile_and_fit(tmp_path, scale, model, platform):
     run(tmp_path, f"scale={scale}", f"model={model}", f"platform={platform}")
     check(results(tmp_path), platform, gamma=3)
 
