@@ -446,7 +446,7 @@ def test_nothing_outlives_a_killed_parent(at):
     process.communicate()
     # Ray takes a second or two to notice, and longer on a machine with more to do than cores.
     wait_for(lambda: not workers(at), 60)
-    wait_for(lambda: not rays(at), 60)
+    wait_for(lambda: not rays(at), 120)
 
 
 # --- a cluster of two slices ---
