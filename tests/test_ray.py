@@ -25,6 +25,7 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from safetensors.numpy import load_file
 
 from hydra_plugins.tandem_ray.launcher import RayLauncherConf
 from launch.compose import CONF
@@ -443,8 +444,9 @@ def test_nothing_outlives_a_killed_parent(at):
     wait_for(lambda: trained(at) > 2)
     process.kill()
     process.communicate()
-    wait_for(lambda: not workers(at), 20)
-    wait_for(lambda: not rays(at), 20)
+    # Ray takes a second or two to notice, and longer on a machine with more to do than cores.
+    wait_for(lambda: not workers(at), 60)
+    wait_for(lambda: not rays(at), 120)
 
 
 # --- a cluster of two slices ---
@@ -554,7 +556,7 @@ def test_a_killed_driver_leaves_nothing_in_the_cluster_and_the_sweep_goes_on(at)
         wait_for(lambda: trained(at) > 2)
         process.kill()
         process.communicate()
-        wait_for(lambda: not workers(at), 20)
+        wait_for(lambda: not workers(at), 60)
         wait_for(lambda: made("held") == ["0", "0"], 20)
         through = f"hydra.launcher.address={made.client_address}"
         again = call(at, *(through if "address=" in word else word for word in words))
@@ -591,8 +593,10 @@ def test_real_points_come_out_the_same_though_a_job_was_killed(tmp_path):
     assert process.returncode == 0, said
     assert "preempted (-9), trying again" in said
 
-    def made(folder: Path) -> dict[str, bytes]:
-        return {path.parent.name: path.read_bytes() for path in folder.glob("runs/store/*/weights.safetensors")}
+    def made(folder: Path) -> dict[str, dict[str, bytes]]:
+        # Array by array: the order of the file's header is not always the same.
+        files = folder.glob("runs/store/*/weights.safetensors")
+        return {path.parent.name: {k: v.tobytes() for k, v in load_file(path).items()} for path in files}
 
     assert made(here) == made(tmp_path / "undisturbed")
     assert len(made(here)) == 5
