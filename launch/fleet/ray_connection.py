@@ -36,8 +36,10 @@ def connect(address: str | None, namespace: str) -> ModuleType:
 
     Raises `EnvironmentFailure` if the package is missing, nothing answers there, or it is another Ray or Python.
     """
-    # Both are read when the package is imported.
+    # All of these are read when the package is imported.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Under `uv run` Ray would send the working directory, with its runs, to every node and start each process by uv.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     if address is None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
         if "ray" not in sys.modules:
