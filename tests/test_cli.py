@@ -174,6 +174,7 @@ def test_a_run_and_the_same_again(tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(["store", directory.name])
 
 
+@pytest.mark.slow
 def test_changing_gamma_trains_nothing(tmp_path):
     fake(tmp_path, "train.steps=3", "gamma=5")
     done = fake(tmp_path, "train.steps=3", "gamma=7")
@@ -181,6 +182,7 @@ def test_changing_gamma_trains_nothing(tmp_path):
     assert events == [("run", "train"), ("run", "report"), ("found", "train"), ("run", "report")], done.stderr
 
 
+@pytest.mark.slow
 def test_a_name_belongs_to_one_configuration(tmp_path):
     assert fake(tmp_path, "name=mine", "train.steps=2").returncode == 0
     assert fake(tmp_path, "name=mine", "train.steps=2").returncode == 0
@@ -218,6 +220,7 @@ def test_second_signal_ends_at_once(tmp_path):
     assert process.wait(timeout=5) == 130
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on(tmp_path):
     process = start(tmp_path, "name=mine", "train.steps=40")
     metrics = tmp_path / "runs" / "mine" / "metrics.jsonl"

@@ -41,6 +41,7 @@ def test_presets_go_together(model, scale):
     assert experiment.train.steps == experiment.scale.further.steps
 
 
+@pytest.mark.slow
 def test_files_of_conf_open_with_a_command_that_works():
     for path in CONF.rglob("*.yaml"):
         text = path.read_text(encoding="utf-8")

@@ -68,6 +68,7 @@ def test_speculative_output_is_the_primarys_at_the_same_width(kind, gamma, dtype
     assert np.all(produced < NEW + gamma + 1)
 
 
+@pytest.mark.slow
 def test_a_packed_primary_verifies_as_it_decodes_and_multiplies_once_with_each_matrix():
     graph, weights = pack_matrices(*decoder(replace(PRIMARY, d_ff=520), 0))
     drafter, drafter_weights = drafter_of("independent")
@@ -79,6 +80,7 @@ def test_a_packed_primary_verifies_as_it_decodes_and_multiplies_once_with_each_m
     assert len(re.findall(r" dot\(", text)) == (4 + 2) * PRIMARY.num_layers + 1
 
 
+@pytest.mark.slow
 def test_autoregressive_decoding_is_the_argmax_of_the_whole_sequence(primary):
     graph, weights = primary
     output, state = run(Engine(graph), weights)
@@ -108,6 +110,7 @@ def test_acceptance_falls_with_a_drafter_that_guesses(primary):
     assert np.asarray(state.accepted_lengths)[:, 0].sum() > 0.5 * np.asarray(state.primary_runs).sum()
 
 
+@pytest.mark.slow
 def test_standalone_with_an_endless_block_is_the_secondary_on_its_own_states(primary):
     """γ → ∞: after the prompt, the secondary reads the projected prompt and its own states, never the primary again."""
     graph, weights = primary
@@ -152,6 +155,7 @@ def test_no_block_is_the_primary(primary):
     np.testing.assert_array_equal(output, reference)
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_advance_as_if_alone(primary):
     graph, weights = primary
     drafter, drafter_weights = drafter_of("tandem")

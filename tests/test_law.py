@@ -29,6 +29,9 @@ from tandem.decoding.engine import Engine, fan_out
 from tandem.decoding.law import Law
 from tandem.decoding.stopping import Confidence
 
+# Each case compiles programs of its own.
+pytestmark = pytest.mark.slow
+
 PROMPT = [0, 2, 1]
 
 

@@ -201,6 +201,7 @@ def test_categories_divide_the_prompts(tables):
     assert all(row["tokens_per_primary_run"] == NEW / 3 for row in rows if row["name"] == "itself")
 
 
+@pytest.mark.slow
 def test_sampling_several_responses_of_prompts_of_any_length(bison, bison_gecko):
     decode = DecodeConfig(max_new_tokens=6, temperature=1.0, num_samples=3, verification=Verification.block)
     drafters = {"tandem": (TandemDrafter(bison_gecko[0]), bison_gecko[1])}
@@ -280,6 +281,7 @@ def test_a_block_length_of_zero_is_autoregressive_decoding(bison, bison_gecko):
     assert "acceptance_rate" not in row
 
 
+@pytest.mark.slow
 def test_models_on_their_own_are_held_against_the_primarys_response(bison, gecko, bison_gecko):
     tandems, decoders = {"tandem": (TandemDrafter(bison_gecko[0]), bison_gecko[1])}, {"bison": bison, "gecko": gecko}
     table = standalone_rows(*bison, tandems, decoders, 3, PROMPTS[:2], 8, 1)

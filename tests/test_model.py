@@ -81,6 +81,7 @@ def test_decoder_is_causal(pair):
     assert np.all(np.any(np.abs(before[:, 7:] - after[:, 7:]) > 1e-4, axis=-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [[12], [1] * 12, [5, 3, 4]])
 def test_cached_passes_give_the_logits_of_the_whole_sequence(pair, widths):
     primary, _, tokens = pair
@@ -94,6 +95,7 @@ def test_cached_passes_give_the_logits_of_the_whole_sequence(pair, widths):
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), primary(tokens), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_extend_at_their_own_positions_and_do_not_read_stale_entries(pair):
     primary, _, tokens = pair
     cache = primary.empty_cache(2, LENGTH)

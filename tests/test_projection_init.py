@@ -67,6 +67,7 @@ def test_least_squares_is_the_ridge_solution_whatever_the_order_of_batches(prima
         assert name.startswith("projections.") or np.array_equal(solved[name], leaf)
 
 
+@pytest.mark.slow
 def test_least_squares_brings_the_tandem_to_its_secondary_as_far_as_states_are_linear_maps(primary, pair):
     """Without residual branches an exact map exists: each state is a function of its token, and 48 dimensions hold 37.
 

@@ -149,6 +149,7 @@ def training(at: Path) -> bool:
 # --- what a sweep does ---
 
 
+@pytest.mark.slow
 def test_shared_steps_run_once_and_first_and_again_nothing_runs(at):
     words = ("gamma=2,3", "tau=0.7,0.8", "train.steps=3", *LOCAL)
     done = call(at, *words)

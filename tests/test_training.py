@@ -342,6 +342,7 @@ def test_muon_orthogonalises_the_layers_matrices_and_leaves_the_rest_to_adam(pai
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "done"), [(Optimizer.adamw, 1), (Optimizer.muon, 4)])
 def test_interrupted_training_resumes_to_the_same_bits(small_loss, tmp_path, optimizer, done):
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
