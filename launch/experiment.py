@@ -141,7 +141,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="speed",
                 name="speed",
-                version=3,
+                version=4,
                 config={
                     "gamma": gamma,
                     **({} if fixed else stopping.rule_meaning(experiment)),
@@ -171,7 +171,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="standalone",
                 name="standalone",
-                version=2,
+                version=3,
                 config={"gamma": evaluation.standalone_gamma, "models": alone, **decoding},
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in alone}},
                 run=steps.standalone(evaluation, decode, dtype, alone, experiment.seed),

@@ -176,7 +176,7 @@ def tables(bison, gecko, bison_gecko):
     tables = speed_tables(
         *bison, drafters, 3, PROMPTS, decode, 1, lambda done, total: progress.append((done, total)), categories="abab"
     )
-    assert progress == [(done, 6) for done in range(1, 7)]
+    assert progress == [(done, 4) for done in range(1, 5)], "methods take turns at each prompt"
     return tables
 
 

@@ -112,52 +112,68 @@ def run_prompts(
 
     A batch's time is shared out evenly among its prompts.
     """
-    engine = method.engine
-    responses = np.zeros((len(prompts), num_samples, max_new_tokens), np.int32)
-    blocks = np.zeros((engine.gamma + 1, engine.gamma + 1), np.int64)
-    seconds, runs = np.zeros((1, len(prompts), 2)), np.zeros(len(prompts), np.int64)
+    outcome = _nothing_yet(method, len(prompts), max_new_tokens, num_samples)
     for group in _batches(prompts, batch_size):
-        given = np.zeros((len(group), bucket(max(len(prompts[index]) for index in group))), np.int32)
-        ends = np.asarray([len(prompts[index]) for index in group], np.int32)
+        _run_batch(method, prompts, group, outcome, num_samples, seed)
+    return outcome
+
+
+def _nothing_yet(method: Method, prompts: int, max_new_tokens: int, num_samples: int) -> Outcome:
+    width = method.engine.gamma + 1
+    return Outcome(
+        responses=np.zeros((prompts * num_samples, max_new_tokens), np.int32),
+        blocks=np.zeros((width, width), np.int64),
+        seconds=np.zeros((1, prompts, 2)),
+        runs=np.zeros(prompts, np.int64),
+    )
+
+
+def _run_batch(
+    method: Method, prompts: Sequence[np.ndarray], group: Sequence[int], outcome: Outcome, num_samples: int, seed: int
+) -> None:
+    """Decode the `prompts` with the numbers `group` together, and enter what comes out into `outcome`."""
+    engine, max_new_tokens = method.engine, outcome.responses.shape[1]
+    responses = outcome.responses.reshape(len(prompts), num_samples, max_new_tokens)
+    given = np.zeros((len(group), bucket(max(len(prompts[index]) for index in group))), np.int32)
+    ends = np.asarray([len(prompts[index]) for index in group], np.int32)
+    for row, index in enumerate(group):
+        given[row, : ends[row]] = prompts[index]
+    limits = put(np.repeat(ends - 1 + max_new_tokens, num_samples), "rows")
+    keys = None
+    if not engine.law.greedy:
+        own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
+        keys = put(jnp.concatenate([jax.random.split(key, num_samples) for key in own]), "rows")
+    rule_weights = method.rule_weights
+    if method.reference is not None:
+        known = np.zeros((len(group), num_samples, given.shape[1] + max_new_tokens + engine.width), np.int32)
         for row, index in enumerate(group):
-            given[row, : ends[row]] = prompts[index]
-        limits = put(np.repeat(ends - 1 + max_new_tokens, num_samples), "rows")
-        keys = None
-        if not engine.law.greedy:
-            own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
-            keys = put(jnp.concatenate([jax.random.split(key, num_samples) for key in own]), "rows")
-        rule_weights = method.rule_weights
-        if method.reference is not None:
-            known = np.zeros((len(group), num_samples, given.shape[1] + max_new_tokens + engine.width), np.int32)
-            for row, index in enumerate(group):
-                reply = slice(ends[row], ends[row] + max_new_tokens)
-                known[row, :, reply] = method.reference.reshape(len(prompts), num_samples, -1)[index]
-            rule_weights = put(known.reshape(len(group) * num_samples, -1), "rows")
-        begin = time.perf_counter()
-        state = engine.prefill(
-            method.weights,
-            method.drafter_weights,
-            put(given, "rows"),
-            put(ends, "rows"),
-            keys if num_samples == 1 else None,
-            max_new_tokens=max_new_tokens,
-        )
-        if num_samples > 1:
-            state = _fan_out(num_samples)(state, keys)
-        jax.block_until_ready(state)
-        middle = time.perf_counter()
-        state = engine.decode(method.weights, method.drafter_weights, state, limits, rule_weights)
-        jax.block_until_ready(state)
-        # What is chosen by time is chosen alike on all hosts.
-        spent = [middle - begin, time.perf_counter() - middle]
-        took = np.asarray(hosts().agree(lambda spent=spent: spent)) / len(group)
-        tokens = fetch(state.tokens).reshape(len(group), num_samples, -1)
-        primary_runs = fetch(state.primary_runs).reshape(len(group), num_samples)
-        for row, index in enumerate(group):
-            responses[index] = tokens[row, :, ends[row] : ends[row] + max_new_tokens]
-            runs[index], seconds[0, index] = primary_runs[row].sum(), took
-        blocks += fetch(state.blocks).sum(axis=0)
-    return Outcome(responses.reshape(-1, max_new_tokens), blocks, seconds, runs)
+            reply = slice(ends[row], ends[row] + max_new_tokens)
+            known[row, :, reply] = method.reference.reshape(len(prompts), num_samples, -1)[index]
+        rule_weights = put(known.reshape(len(group) * num_samples, -1), "rows")
+    begin = time.perf_counter()
+    state = engine.prefill(
+        method.weights,
+        method.drafter_weights,
+        put(given, "rows"),
+        put(ends, "rows"),
+        keys if num_samples == 1 else None,
+        max_new_tokens=max_new_tokens,
+    )
+    if num_samples > 1:
+        state = _fan_out(num_samples)(state, keys)
+    jax.block_until_ready(state)
+    middle = time.perf_counter()
+    state = engine.decode(method.weights, method.drafter_weights, state, limits, rule_weights)
+    jax.block_until_ready(state)
+    # What is chosen by time is chosen alike on all hosts.
+    spent = [middle - begin, time.perf_counter() - middle]
+    took = np.asarray(hosts().agree(lambda spent=spent: spent)) / len(group)
+    tokens = fetch(state.tokens).reshape(len(group), num_samples, -1)
+    primary_runs = fetch(state.primary_runs).reshape(len(group), num_samples)
+    for row, index in enumerate(group):
+        responses[index] = tokens[row, :, ends[row] : ends[row] + max_new_tokens]
+        outcome.runs[index], outcome.seconds[0, index] = primary_runs[row].sum(), took
+    outcome.blocks += fetch(state.blocks).sum(axis=0)
 
 
 def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
@@ -183,27 +199,31 @@ def compare(
     batch_size: int = 1,
     seed: int = 0,
 ) -> dict[str, Outcome]:
-    """Every method on every prompt, `repeats` times in turn after a warm-up with every shape of batch.
+    """Every method on every prompt, `repeats` times after a warm-up with every shape of batch.
 
-    `should_stop` is called between methods and may raise.
+    Methods take turns at each batch, so that a machine that grows slower or faster does so for all of them.
+    `should_stop` is called between batches and may raise.
     """
-    shapes = {(len(group), bucket(len(prompts[group[0]]))): group for group in _batches(prompts, batch_size)}
+    groups = _batches(prompts, batch_size)
+    shapes = {(len(group), bucket(len(prompts[group[0]]))): group for group in groups}
     for method in methods.values():
+        unused = _nothing_yet(method, len(prompts), max_new_tokens, num_samples)
         for group in [*shapes.values()] * (3 if len(shapes) == 1 else 1):
-            chosen = method
-            if method.reference is not None:
-                known = method.reference.reshape(len(prompts), num_samples, -1)[group]
-                chosen = replace(method, reference=known.reshape(-1, max_new_tokens))
-            run_prompts(chosen, [prompts[index] for index in group], max_new_tokens, num_samples, batch_size)
+            _run_batch(method, prompts, group, unused, num_samples, seed)
     outcomes: dict[str, Outcome] = {}
     for repeat in range(repeats):
-        for index, (name, method) in enumerate(methods.items()):
+        made = {
+            name: _nothing_yet(method, len(prompts), max_new_tokens, num_samples) for name, method in methods.items()
+        }
+        for done, group in enumerate(groups):
             should_stop()
-            outcome = run_prompts(method, prompts, max_new_tokens, num_samples, batch_size, seed)
+            for name, method in methods.items():
+                _run_batch(method, prompts, group, made[name], num_samples, seed)
+            progress(repeat * len(groups) + done + 1, repeats * len(groups))
+        for name, outcome in made.items():
             if name in outcomes:
                 outcome.seconds = np.concatenate([outcomes[name].seconds, outcome.seconds])
-            outcomes[name] = outcome
-            progress(repeat * len(methods) + index + 1, repeats * len(methods))
+        outcomes = made
     return outcomes
 
 
@@ -245,7 +265,9 @@ def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats:
         def body(_: int, state: DecodingState) -> DecodingState:
             block = engine.draft_block(weights, state, jnp.ones(1, bool), rule_weights)
             read = jnp.zeros((1, engine.width), jnp.int32)
-            state.drafter = drafter.learn(weights, block.drafter, read, primary_states, state.position)
+            # States that each block seems to change: what is learnt from them would be computed once for all blocks.
+            states, _ = jax.lax.optimization_barrier((primary_states, block.tokens))
+            state.drafter = drafter.learn(weights, block.drafter, read, states, state.position)
             # Each block must depend on the one before, or the compiler may run one for all.
             state.tokens = state.tokens.at[:, 0].set(block.tokens[:, -1])
             return state
