@@ -18,6 +18,7 @@ from tandem.errors import EnvironmentFailure
 STEP = "global_step"
 # Seconds. W&B's default of 15 s loses a killed run's last 15 s, and all of a run killed before that.
 _FLUSH_INTERVAL = 1.0
+_ANSWER_TIMEOUT = 10.0
 _ONLINE_TIMEOUT = 20.0
 _UPLOAD_TIMEOUT = 120.0
 
@@ -122,10 +123,29 @@ def start(
 
 
 def _log_in(wandb: Any, settings: Any) -> None:
-    """Checks the credentials with the server before anything is started; never asks on the terminal."""
-    wandb.setup(settings)
-    if not wandb.login(prompt=False, verify=True):
+    """Checks server and credentials before anything is started; never asks on the terminal."""
+    import requests
+
+    url = wandb.setup(settings).settings.base_url
+    if not wandb.login(prompt=False, verify=False):
         raise _failure(TrackingMode.online, "no API key found in WANDB_API_KEY or .netrc")
+    # W&B's service process tries an unreachable server again and again, and our own exit would wait for it.
+    try:
+        requests.get(url, timeout=_ANSWER_TIMEOUT, stream=True).close()
+    except requests.RequestException as error:
+        raise _failure(TrackingMode.online, f"no answer from {url}: {_cause(error)}") from error
+    wandb.login(prompt=False, verify=True)
+
+
+def _cause(error: Exception) -> str:
+    """The innermost reason of an exception of `requests`, which wraps them several deep."""
+    reason: Any = error
+    while isinstance(reason, BaseException):
+        inner = getattr(reason, "reason", None) or next((a for a in reason.args if isinstance(a, BaseException)), None)
+        if inner is None:
+            break
+        reason = inner
+    return str(reason).rpartition(": ")[2]
 
 
 def _failure(mode: TrackingMode, reason: str) -> EnvironmentFailure:

@@ -183,9 +183,10 @@ except EnvironmentFailure as error:
     [
         ({"WANDB_API_KEY": ""}, "no API key"),
         ({"WANDB_API_KEY": "too-short"}, "40+ characters"),
-        ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "no answer from http://127.0.0.1:9: "),
+        ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://no-such-host.invalid"}, "no-such-host.invalid"),
     ],
-    ids=["no key", "bad key", "no network"],
+    ids=["no key", "bad key", "no network", "no name"],
 )
 def test_online_without_key_or_network_is_one_clear_message(tmp_path, environment, variables, said):
     done = run_python(REFUSED, tmp_path / "run", environment | variables | {"WANDB_MODE": "offline"})
