@@ -42,7 +42,7 @@ measuring how fast and how alike models predict it; it is of no other use.
 
 
 def ship(run: Path) -> list[Path]:
-    """Copy the stand-ins that a run has pretrained itself, and its tokenizer, to `tandem/pretrained/<scale>/`; the files
+    """Copy the stand-ins that a run has pretrained, and its tokenizer, to `tandem/pretrained/<scale>/`; the files
     written. `train=pretrain` makes all of them, another run those that are configured otherwise than the shipped."""
     from tandem.model import checkpoint
 
