@@ -360,7 +360,8 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
     """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
     train, models, pair = experiment.train, experiment.scale.models, experiment.model
     primary = models[pair.primary]
-    head = head_config(kind, primary, models[pair.secondary], experiment.drafter.depth)
+    reads = len(resolve_layer_map(pair, experiment.scale))
+    head = head_config(kind, primary, models[pair.secondary], reads, experiment.drafter.depth)
     count = head_parameters(head, primary)
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size

@@ -239,9 +239,9 @@ def with_layers(primary: int, secondary: int) -> Experiment:
         (1, 3, [1, 1, 1]),
     ],
 )
-def test_default_layer_map_is_evenly_spaced(primary, secondary, expected):
+def test_default_layer_map_is_evenly_spaced_with_the_embedding_beside_each(primary, secondary, expected):
     experiment = with_layers(primary, secondary)
-    assert resolve_layer_map(experiment.model, experiment.scale) == expected
+    assert resolve_layer_map(experiment.model, experiment.scale) == [*expected, *[0] * secondary]
 
 
 def test_default_layer_map_is_always_valid():

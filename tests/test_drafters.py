@@ -37,6 +37,7 @@ from tandem.model.heads import HEADS, HeadConfig, cache_layers, feature_layers, 
 from tandem.training.loop import train
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
 from tandem.training.router import collect
+from tandem.validate import resolve_layer_map
 
 # Small models, but many programs to compile.
 pytestmark = pytest.mark.slow
@@ -349,19 +350,19 @@ def test_heads_spend_what_the_tandem_spends(scale):
     experiment = compose([f"scale={scale}"])
     models, pair = experiment.scale.models, experiment.model
     primary, secondary = models[pair.primary], models[pair.secondary]
-    tandem_weights = checkpoint_sizes(primary, secondary)
+    layer_map = resolve_layer_map(pair, experiment.scale)
+    tandem_weights = checkpoint_sizes(primary, secondary, layer_map)
     for kind in HEADS:
-        config = head_config(kind, primary, secondary, 5)
+        config = head_config(kind, primary, secondary, len(layer_map), 5)
         module = nnx.eval_shape(lambda config=config: checkpoint.HEADS[config.kind](config, primary, rngs=nnx.Rngs(0)))
         count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
         assert count == head_parameters(config, primary)
         assert abs(count - tandem_weights) <= 0.1 * tandem_weights, (kind, count, tandem_weights)
 
 
-def checkpoint_sizes(primary, secondary) -> int:
+def checkpoint_sizes(primary, secondary, layer_map) -> int:
     from tandem.model.tandem import Tandem
 
-    layer_map = [1] * secondary.num_layers
     module = nnx.eval_shape(lambda: Tandem(primary, secondary, layer_map, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
 

@@ -33,7 +33,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "decoder": lambda: Decoder(PRIMARY, rngs=nnx.Rngs(0)),
     "tandem": lambda: Tandem(PRIMARY, SECONDARY, [1, 3], rngs=nnx.Rngs(0)),
     **{
-        str(kind): lambda kind=kind: HEADS[kind](head_config(kind, PRIMARY, SECONDARY, 3), PRIMARY, rngs=nnx.Rngs(0))
+        str(kind): lambda kind=kind: HEADS[kind](head_config(kind, PRIMARY, SECONDARY, 2, 3), PRIMARY, rngs=nnx.Rngs(0))
         for kind in HEADS
     },
 }

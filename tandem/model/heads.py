@@ -27,14 +27,16 @@ class HeadConfig:
     num_layers: int = 1
 
 
-def tandem_parameters(primary: DecoderConfig, secondary: DecoderConfig) -> int:
-    """Trained weights of a tandem: the secondary with its embedding, and a projection for each of its layers."""
-    return parameter_count(secondary) + secondary.num_layers * primary.d_model * secondary.d_model
+def tandem_parameters(primary: DecoderConfig, secondary: DecoderConfig, reads: int) -> int:
+    """Trained weights of a tandem: the secondary with its embedding, and projections of `reads` states of the primary,
+    all its layers together."""
+    return parameter_count(secondary) + reads * primary.d_model * secondary.d_model
 
 
-def head_config(kind: Drafter, primary: DecoderConfig, secondary: DecoderConfig, depth: int) -> HeadConfig:
-    """The head of `kind` with as many trained weights as the tandem of this pair; the MLP takes up the rounding."""
-    budget, width = tandem_parameters(primary, secondary), primary.d_model
+def head_config(kind: Drafter, primary: DecoderConfig, secondary: DecoderConfig, reads: int, depth: int) -> HeadConfig:
+    """The head of `kind` with as many trained weights as the tandem of this pair whose layer map has `reads` entries;
+    the MLP takes up the rounding."""
+    budget, width = tandem_parameters(primary, secondary, reads), primary.d_model
     if kind is Drafter.medusa:
         return HeadConfig(kind, depth, max(1, round(budget / (2 * depth * width))))
     if kind is Drafter.eagle:
