@@ -79,7 +79,7 @@ def pretrain(config: DecoderConfig, optimizer: OptimizerConfig, seed: int) -> Ca
         from tandem.training.objective import decoder_loss
 
         graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
-        loss = decoder_loss(graph, remat=optimizer.remat)
+        loss = decoder_loss(graph, remat=optimizer.remat, scan_layers=optimizer.scan_layers)
         weights = _train(context, loss, weights, None, optimizer, seed)
         checkpoint.save_decoder(context.out / WEIGHTS, config, weights)
 
@@ -119,6 +119,7 @@ def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Ca
             temperature=train.temperature,
             divergence=train.divergence,
             remat=train.remat,
+            scan_layers=train.scan_layers,
         )
         weights = _train(context, loss, weights, teacher_weights, train, _stage_seed(seed, stage))
         config = DecoderConfig(**checkpoint.metadata(context.inputs["base"] / WEIGHTS)["decoder"])
@@ -163,6 +164,7 @@ def tandem(
             divergence=train.divergence,
             position_decay=train.position_decay,
             remat=train.remat,
+            scan_layers=train.scan_layers,
         )
         trained = {"tandem": weights, "primary": primary_weights} if joint else weights
         fixed = None if joint else primary_weights
@@ -200,6 +202,7 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: i
             temperature=train.temperature,
             divergence=train.divergence,
             remat=train.remat,
+            scan_layers=train.scan_layers,
         )
         # All of it starts from scratch, as FF_Tandem does, and has its rate.
         optimizer = replace(train, learning_rate=train.learning_rate * train.projection_rate)

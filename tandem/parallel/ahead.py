@@ -233,7 +233,7 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
     if train.recipe is Recipe.pretrain:
         optimizer = experiment.scale.pretrain[pair.primary]
         graph, trained = _decoder(models[pair.primary], "float32")
-        fixed, loss = None, decoder_loss(graph, remat=optimizer.remat)
+        fixed, loss = None, decoder_loss(graph, remat=optimizer.remat, scan_layers=optimizer.scan_layers)
     else:
         primary, fixed = _decoder(models[pair.primary], "float32" if joint else products_dtype(train.primary_dtype))
         graph, trained = _tandem(experiment, "float32")
@@ -244,7 +244,10 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
             gammas=train.gamma,
             distil_weight=train.distil_weight if train.recipe is Recipe.distil else None,
             temperature=train.temperature,
+            divergence=train.divergence,
+            position_decay=train.position_decay,
             remat=train.remat,
+            scan_layers=train.scan_layers,
         )
         if joint:
             trained, fixed = {"tandem": trained, "primary": fixed}, None
