@@ -31,6 +31,7 @@ from tandem.config import (
     parameter_count,
 )
 from tandem.data.corpus import corpus_identity
+from tandem.data.tokenizer import Tokenizer
 from tandem.errors import EnvironmentFailure
 from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.validate import resolve_layer_map
@@ -52,6 +53,7 @@ class Model:
 
 def build(experiment: Experiment) -> list[Step]:
     """The steps whose results the experiment asks for; all others hang on them."""
+    check_prompts(experiment)
     models = build_models(experiment)
     measures = build_measures(experiment, models)
     return [*(model.step for model in models.values()), *measures]
@@ -211,9 +213,7 @@ def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict
 def _corpus(experiment: Experiment) -> Step:
     data, scale = experiment.data, experiment.scale
     vocab_size = scale.models[experiment.model.primary].vocab_size
-    tokenizer = PRETRAINED / scale.name / steps.TOKENIZER if _ships(experiment) else None
-    if tokenizer is not None and not tokenizer.exists():
-        tokenizer = None
+    tokenizer = shipped_tokenizer(experiment)
     return Step(
         kind="corpus",
         name="corpus",
@@ -229,6 +229,24 @@ def _corpus(experiment: Experiment) -> Step:
         size=f"{data.corpus.value}, {'shipped' if tokenizer else 'own'} tokenizer of {vocab_size}",
         estimate_s=5,
     )
+
+
+def shipped_tokenizer(experiment: Experiment) -> Path | None:
+    """The file of the tokenizer that the package ships; None where one is trained on the corpus."""
+    path = PRETRAINED / experiment.scale.name / steps.TOKENIZER
+    return path if _ships(experiment) and path.exists() else None
+
+
+def check_prompts(experiment: Experiment) -> None:
+    """Raises ConfigurationError where a prompt is too long for the cache. With a tokenizer that is yet to be trained
+    that shows only in the step that reads the prompts."""
+    path = shipped_tokenizer(experiment)
+    if path is None:
+        return
+    tokenizer = Tokenizer.from_file(path)
+    if experiment.prompt is not None:
+        steps.check_fits(len(tokenizer.encode_prompt(experiment.prompt)), experiment.decode, "prompt")
+    steps.encode_prompts(steps.prompt_files(experiment), tokenizer, experiment.eval.prompts, experiment.decode)
 
 
 def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter
-from launch.experiment import build_models, chosen_drafters, resolve_dtype
+from launch.experiment import build_models, check_prompts, chosen_drafters, resolve_dtype
 from launch.graph import describe, execute
 from launch.steps import TOKENIZER, check_fits
 from launch.stopping import rule_for, rule_steps
@@ -38,6 +38,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     Models that are not trained yet are trained first. `gamma=0` decodes without a drafter.
     """
     assert experiment.prompt is not None  # validated
+    check_prompts(experiment)
     models = build_models(experiment)
     names = chosen_drafters(experiment, models) if experiment.gamma else {}
     name = next(reversed(names), None)

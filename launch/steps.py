@@ -248,36 +248,45 @@ def agreement(
     """
 
     def run(context: Context) -> None:
-        from tandem.measure.agreement import means, means_by_position, measure
+        from tandem.measure.agreement import Reading, means, means_by_position, measure
         from tandem.model import checkpoint
 
         tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout").array
         windows = heldout_windows(tokens, evaluation.sequences, seq_len)
         bison = checkpoint.load_decoder(context.inputs[reference] / WEIGHTS)
+        # Each row's name, the number of the primary that it is compared with, and the model.
+        primaries, compared = [bison], list[tuple[str, int, Reading]]()
+        for name, kind in models.items():
+            folder, own = context.inputs[name], 0
+            if kind == "decoder":
+                compared.append((name, own, Reading(*checkpoint.load_decoder(folder / WEIGHTS))))
+                continue
+            if (folder / PRIMARY).exists():
+                own = len(primaries)
+                primaries.append(checkpoint.load_decoder(folder / PRIMARY))
+            model = checkpoint.load_tandem(folder / WEIGHTS)
+            compared += [(name, own, Reading(*model, gamma)) for gamma in evaluation.gammas]
+            if own:
+                compared.append((f"{reference}_of_{name}", 0, Reading(*primaries[own])))
+        measured: dict[int, dict[str, np.ndarray]] = {}
+        for number, primary in enumerate(primaries):
+
+            def progress(done: int, total: int, number: int = number) -> None:
+                _stop_between(context)
+                context.progress(number * total + done, len(primaries) * total)
+
+            chosen = [place for place, (_, own, _) in enumerate(compared) if own == number]
+            values = measure(*primary, [compared[place][2] for place in chosen], windows, progress=progress)
+            measured |= dict(zip(chosen, values, strict=True))
         rows: list[dict[str, Any]] = []
         positions: list[dict[str, Any]] = []
-
-        def add(name: str, primary: tuple[Any, Any], model: tuple[Any, Any], gamma: int | None = None) -> None:
-            values = measure(*primary, *model, windows, gamma)
-            row = {"name": name} if gamma is None else {"name": name, "gamma": gamma}
-            rows.append({**row, **means(values), "parameters": _count(model[1]), "tokens": windows[:, 1:].size})
-            if gamma is not None:
-                by_position = means_by_position(values, gamma)
-                positions.extend({**row, "position": index, **at} for index, at in enumerate(by_position))
-
-        for done, (name, kind) in enumerate(models.items()):
-            _stop_between(context)
-            folder = context.inputs[name]
-            if kind == "decoder":
-                add(name, bison, checkpoint.load_decoder(folder / WEIGHTS))
-            else:
-                joint = (folder / PRIMARY).exists()
-                primary = checkpoint.load_decoder(folder / PRIMARY) if joint else bison
-                for gamma in evaluation.gammas:
-                    add(name, primary, checkpoint.load_tandem(folder / WEIGHTS), gamma)
-                if joint:
-                    add(f"{reference}_of_{name}", bison, primary)
-            context.progress(done + 1, len(models))
+        for place, (name, _, reading) in enumerate(compared):
+            row = {"name": name} if reading.gamma is None else {"name": name, "gamma": reading.gamma}
+            values, count = measured[place], _count(reading.weights)
+            rows.append({**row, **means(values), "parameters": count, "tokens": windows[:, 1:].size})
+            if reading.gamma is not None:
+                by_position = enumerate(means_by_position(values, reading.gamma))
+                positions.extend({**row, "position": index, **at} for index, at in by_position)
         write_json_atomic(context.out / RESULTS, {"agreement": rows, "agreement_by_position": positions})
 
     return run
@@ -303,7 +312,8 @@ def speed(
 
         given, categories = _prompts(context, evaluation, decode, seed), []
         if files:
-            given, categories = _prompts_from(context, files, evaluation.prompts, decode)
+            tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
+            given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
         primary, weights = primary_with(context, drafters, dtype)
         models = {
             name: drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
@@ -419,11 +429,10 @@ def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, see
     return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
 
 
-def _prompts_from(
-    context: Context, files: Mapping[str, Path], count: int, decode: DecodeConfig
+def encode_prompts(
+    files: Mapping[str, Path], tokenizer: Tokenizer, count: int, decode: DecodeConfig
 ) -> tuple[list[np.ndarray], list[str]]:
-    """`count` prompts of each file as ids, and their categories. Raises what fits no cache before anything compiles."""
-    tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
+    """`count` prompts of each file as ids, and their categories. Raises ConfigurationError where one fits no cache."""
     encoded, categories = [], []
     for name, path in files.items():
         for prompt in read_prompts(path, count, file_category(name)):

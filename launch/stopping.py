@@ -20,6 +20,7 @@ from launch.store import write_json_atomic
 from tandem.config import DecodeConfig, Experiment, StopRule
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
+from tandem.data.tokenizer import Tokenizer
 from tandem.model.heads import HEADS
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
     evaluation, decode, files = experiment.eval, experiment.decode, steps.prompt_files(experiment)
     given = steps._prompts(context, evaluation, decode, experiment.seed)
     if files:
-        given = steps._prompts_from(context, files, evaluation.prompts, decode)[0]
+        tokenizer = Tokenizer.from_file(context.inputs["corpus"] / steps.TOKENIZER)
+        given = steps.encode_prompts(files, tokenizer, evaluation.prompts, decode)[0]
     rows: list[dict[str, Any]] = []
     for done, (name, kind) in enumerate(kinds.items()):
         rows += stopping_rows(

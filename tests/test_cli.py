@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,18 @@ def test_what_cannot_be_read_is_refused(tmp_path, word):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: configuration refused: ")
+
+
+@pytest.mark.parametrize("job", ["generate", "speed"])
+def test_a_prompt_that_fits_no_cache_is_refused_before_anything_runs(tmp_path, job):
+    """The package ships the tokenizer of the laptop scale, so that the length is known at once."""
+    file, text = tmp_path / "prompts.jsonl", "x = 1; " * 3000
+    file.write_text(json.dumps({"prompt": text}), encoding="utf-8")
+    given = f'prompt="{text}"' if job == "generate" else f"data.prompts={file}"
+    done = real(tmp_path, f"job={job}", given)
+    assert done.returncode == 2
+    assert re.search(r"prompt has \d+ tokens; .* more than decode.cache_tokens=4096", done.stderr)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_heavy_packages_stay_out(tmp_path):

@@ -82,7 +82,9 @@ def test_agreement_is_that_computed_by_hand_whatever_the_batches(bison, gecko, b
 
     expected = by_hand(*(np.asarray(values, np.float64) for values in run(bison[1], model[1])))
     # Two of five windows in the last batch are padding, which must not be counted.
-    measured = agreement.measure(*bison, *model, WINDOWS, gamma, batch_size=2)
+    readings = [agreement.Reading(*bison), agreement.Reading(*model, gamma)]
+    itself, measured = agreement.measure(*bison, readings, WINDOWS, batch_size=2)
+    np.testing.assert_array_equal(itself["relative_accuracy"], 1)
     assert set(measured) == set(agreement.MEASURES)
     for name, values in expected.items():
         np.testing.assert_allclose(measured[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -91,7 +93,7 @@ def test_agreement_is_that_computed_by_hand_whatever_the_batches(bison, gecko, b
 
 
 def test_the_primary_agrees_with_itself(bison):
-    measured = agreement.measure(*bison, *bison, WINDOWS, batch_size=5)
+    (measured,) = agreement.measure(*bison, [agreement.Reading(*bison)], WINDOWS, batch_size=5)
     np.testing.assert_array_equal(measured["relative_accuracy"], 1)
     np.testing.assert_allclose(measured["total_variation"], 0, atol=1e-6)
 

@@ -6,7 +6,8 @@ relative accuracy [argmax q = argmax p]; total variation ½ Σ |p - q|.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -35,44 +36,71 @@ def token_measures(logits: jax.Array, primary_logits: jax.Array, targets: jax.Ar
     }
 
 
+@dataclass
+class Reading:
+    """A model to measure with its weights; a tandem is read in block mode at block length `gamma`."""
+
+    model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]
+    weights: Any
+    gamma: int | None = None
+
+
 def measure(
     primary: nnx.GraphDef[Decoder],
     primary_weights: Any,
-    model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem],
-    weights: Any,
+    readings: Sequence[Reading],
     windows: np.ndarray,
-    gamma: int | None = None,
     batch_size: int = 8,
-) -> dict[str, np.ndarray]:
-    """The four measures of every predicted token of `windows` [N, T + 1]: each [N, T] float32.
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, np.ndarray]]:
+    """For each of `readings` the four measures of every predicted token of `windows` [N, T + 1]: each [N, T] float32.
 
-    A tandem is read in block mode at block length `gamma`; a decoder on its own has none.
+    The primary reads every window once, for all of them. `progress` is called after each batch, and may raise.
     """
-
-    reader = _reader(primary, model)
-    block_length = jnp.int32(gamma or 0)
+    read_primary = _primary_reader(primary)
+    readers = [_reader(reading.model) for reading in readings]
+    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in readings]
     batch_size = batch_rows(batch_size)
-    parts = [reader(primary_weights, weights, batch, block_length) for batch in _batches(windows, batch_size)]
-    return {name: np.concatenate([fetch(part[name]) for part in parts])[: len(windows)] for name in MEASURES}
+    for begin in range(0, len(windows), batch_size):
+        batch = windows[begin : begin + batch_size]
+        # All batches have one shape: the last is filled up with its own last row.
+        filled = put(np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)]), "batch")
+        states, logits = read_primary(primary_weights, filled)
+        for reading, reader, own in zip(readings, readers, parts, strict=True):
+            measured = reader(reading.weights, filled, states, logits, jnp.int32(reading.gamma or 0))
+            own.append({name: fetch(measured[name]) for name in MEASURES})
+        progress(min(begin + batch_size, len(windows)), len(windows))
+    return [{name: np.concatenate([part[name] for part in own])[: len(windows)] for name in MEASURES} for own in parts]
 
 
 @cache
-def _reader(
-    primary: nnx.GraphDef[Decoder], model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]
-) -> Callable[..., dict[str, jax.Array]]:
-    """The compiled measuring of a batch of windows; the block length is data."""
+def _primary_reader(primary: nnx.GraphDef[Decoder]) -> Callable[..., tuple[list[jax.Array], jax.Array]]:
+    """The primary's states after 0 … L layers and its logits, compiled."""
 
     @jax.jit
-    def read(primary_weights: Any, weights: Any, window: jax.Array, gamma: jax.Array) -> dict[str, jax.Array]:
+    def read(weights: Any, window: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        decoder = nnx.merge(primary, weights)
+        states = decoder.states(window[:, :-1], decoder.config.num_layers)
+        return states, decoder.logits(states[-1])
+
+    return read
+
+
+@cache
+def _reader(model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]) -> Callable[..., dict[str, jax.Array]]:
+    """The compiled measuring of a batch of windows that the primary has read; the block length is data."""
+
+    @jax.jit
+    def read(
+        weights: Any, window: jax.Array, states: list[jax.Array], primary_logits: jax.Array, gamma: jax.Array
+    ) -> dict[str, jax.Array]:
         tokens, targets = window[:, :-1], window[:, 1:]
-        decoder = nnx.merge(primary, primary_weights)
-        states = decoder.states(tokens, decoder.config.num_layers)
         reader = nnx.merge(model, weights)
         if isinstance(reader, Tandem):
             logits = reader(tokens, states, block_numbers(tokens.shape[1], gamma)[None])
         else:
             logits = reader(tokens)
-        return token_measures(logits, decoder.logits(states[-1]), targets)
+        return token_measures(logits, primary_logits, targets)
 
     return read
 
@@ -98,10 +126,3 @@ def means_by_position(measures: dict[str, np.ndarray], gamma: int) -> list[dict[
         }
         for position in range(gamma)
     ]
-
-
-def _batches(windows: np.ndarray, size: int) -> Iterator[jax.Array]:
-    """Batches of one shape: the last is filled up with its own last row."""
-    for start in range(0, len(windows), size):
-        batch = windows[start : start + size]
-        yield put(np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]), "batch")
