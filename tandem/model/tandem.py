@@ -113,12 +113,14 @@ class Tandem(nnx.Module):
             return constrain(layer.finish(y, attend(layer.queries(y, cos, sin), sources)), *SEQUENCES)
 
         y, layers = self.secondary.embed(tokens, SEQUENCES), self.secondary.layers
-        projected = [constrain(projection(primary_states), *SEQUENCES) for projection in self.projections]
+        projected = (constrain(projection(primary_states), *SEQUENCES) for projection in self.projections)
         if scan:
-            y = scan_layers(run, layers, y, [jnp.stack(projected)], reads=[len(layers)], remat=remat)[len(layers)]
-        else:
-            for layer, instead in zip(layers, projected, strict=True):
-                y = (nnx.remat(run) if remat else run)(layer, y, instead)
+            given = [jnp.stack(list(projected))]
+            return self.secondary.logits(
+                scan_layers(run, layers, y, given, reads=[len(layers)], remat=remat)[len(layers)]
+            )
+        for layer, instead in zip(layers, projected, strict=True):
+            y = (nnx.remat(run) if remat else run)(layer, y, instead)
         return self.secondary.logits(y)
 
     def absorb(self, cache: KVCache, primary_states: Sequence[jax.Array], starts: jax.Array) -> KVCache:
