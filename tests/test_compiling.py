@@ -52,8 +52,8 @@ def run(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedPr
     return done
 
 
-def results(folder: Path) -> dict[str, Any]:
-    (path,) = (folder / "runs").glob("compile-*/results.json")
+def results(folder: Path, name: str = "compile-*") -> dict[str, Any]:
+    (path,) = (folder / "runs").glob(f"{name}/results.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -108,6 +108,14 @@ def test_small_pairs_compile_and_fit(tmp_path, scale, model, platform):
             assert rows[name]["flops"] == step_flops(config, width, cache)
         again = run(tmp_path, f"scale={scale}", f"model={model}", f"platform={platform}", "gamma=4")
         assert again.stderr.count("found ") == 2
+        # With layers in loops the work is the same, which it is only if each loop counts with its trips.
+        words = (f"scale={scale}", f"model={model}", f"platform={platform}", "gamma=4")
+        scanned = run(tmp_path, *words, "train.scan_layers=true", "train.accumulate=2", "name=scanned")
+        assert scanned.stderr.count("found ") == 1  # the decoding programs are those of before
+        (row,) = (row for row in results(tmp_path, "scanned")["compiled"] if row["name"] == "train")
+        depths = [compose([f"scale={scale}"]).scale.models[name].num_layers for name in ("bison", "gecko", "gecko")]
+        assert [loop["trips"] for loop in row["loops"]] == [2, *depths]
+        assert row["flops"] == pytest.approx(rows["train"]["flops"], rel=0.01)
 
 
 @needs_compiler
