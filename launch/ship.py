@@ -1,4 +1,4 @@
-"""Put the stand-ins of a finished `train=pretrain` run into the package: `uv run python -m launch.ship runs/RUN`.
+"""Put the stand-ins that a finished run has pretrained into the package: `uv run python -m launch.ship runs/RUN`.
 
 Weights are kept in float16, which is twice as small as what they were trained in; each gets a model card.
 """
@@ -18,7 +18,7 @@ import yaml
 from launch.compose import from_container
 from launch.experiment import PRETRAINED, optimizer_meaning
 from launch.steps import TOKENIZER, WEIGHTS
-from tandem.config import DecoderConfig, OptimizerConfig, Recipe, parameter_count
+from tandem.config import DecoderConfig, OptimizerConfig, parameter_count
 from tandem.errors import ConfigurationError, UserError
 
 CARD = """# {name}: a stand-in
@@ -42,30 +42,30 @@ measuring how fast and how alike models predict it; it is of no other use.
 
 
 def ship(run: Path) -> list[Path]:
-    """Copy a run's pretrained stand-ins and tokenizer to `tandem/pretrained/<scale>/`; the files written."""
+    """Copy the stand-ins that a run has pretrained, and its tokenizer, to `tandem/pretrained/<scale>/`; the files
+    written. `train=pretrain` makes all of them, another run those that are configured otherwise than the shipped."""
     from tandem.model import checkpoint
 
     experiment = from_container(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    if experiment.train.recipe is not Recipe.pretrain:
-        raise ConfigurationError([f"{run}: not a run of train=pretrain"])
-    store, fingerprints = run.parent / "store", results["provenance"]["steps"]
+    store, fingerprints, pair = run.parent / "store", results["provenance"]["steps"], experiment.model
+    roles = {pair.primary: "Primary", pair.middle: "Middle", pair.secondary: "Secondary"}
+    made = {name: store / f"pretrain-{fingerprints[name]}" for name in roles if name in fingerprints}
+    made = {name: source for name, source in made.items() if source.exists()}
+    if not made:
+        raise ConfigurationError([f"{run}: has pretrained nothing; train=pretrain does"])
     target = PRETRAINED / experiment.scale.name
     target.mkdir(parents=True, exist_ok=True)
     corpus = store / f"corpus-{fingerprints['corpus']}"
     shutil.copyfile(corpus / TOKENIZER, target / TOKENIZER)
     meta = json.loads((corpus / "tokens" / "meta.json").read_text(encoding="utf-8"))
     written = [target / TOKENIZER]
-    pair = experiment.model
-    for role, name in {"Primary": pair.primary, "Middle": pair.middle, "Secondary": pair.secondary}.items():
-        if name is None:
-            continue
-        source = store / f"pretrain-{fingerprints[name]}"
+    for name, source in made.items():
         config, optimizer = experiment.scale.models[name], experiment.scale.pretrain[name]
         weights = checkpoint.load_decoder(source / WEIGHTS)[1]
         about = {"pretrain": optimizer_meaning(optimizer), "seed": experiment.seed, "corpus": meta["tokenizer_sha256"]}
         checkpoint.save_decoder(target / f"{name}.safetensors", config, weights, dtype="float16", **about)
-        card = _card(name, role, config, optimizer, meta, results, source)
+        card = _card(name, roles[name], config, optimizer, meta, results, source)
         (target / f"{name}.md").write_text(card, encoding="utf-8")
         written += [target / f"{name}.safetensors", target / f"{name}.md"]
     return written

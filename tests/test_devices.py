@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from platform import libc_ver
 
 import numpy as np
 import pytest
@@ -96,3 +97,28 @@ def test_a_run_on_four_devices_finds_what_a_run_on_one_finds(tmp_path):
         assert row["name"] == other["name"]
         assert other["cross_entropy"] == pytest.approx(row["cross_entropy"], rel=1e-4)
     assert [row["identical_to_primary"] for row in four["speed"]] == [1.0] * len(one["speed"])
+
+
+@pytest.mark.skipif(libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_is_kept_for_the_next_step():
+    program = """
+import ctypes, resource, sys
+from launch.platform import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(2**26)
+    ctypes.memset(block, 1, 2**26)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def faults(word: str) -> int:
+        words = [sys.executable, "-c", program, word]
+        return int(subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True).stdout)
+
+    assert faults("kept") < 100
+    assert faults("not") > 1000, "64 MiB are 16,384 pages; the C library is no longer what this is written for"
