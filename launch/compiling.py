@@ -93,7 +93,7 @@ def build(experiment: Experiment) -> list[Step]:
         Step(
             kind="compile",
             name=name,
-            version=1,
+            version=2,
             config={**shared, **config, "programs": list(programs)},
             run=_compiled(experiment, programs),
             size=f"{size}, {platform.topology}, {len(programs)} {'programs' if len(programs) > 1 else 'program'}",

@@ -56,7 +56,7 @@ def compose(overrides: Sequence[str]) -> Experiment:
     problems: list[str] = []
     prompts = [word.removeprefix(PROMPT) for word in overrides if word.startswith(PROMPT)]
     choices, values = _sort([word for word in overrides if not word.startswith(PROMPT)], problems)
-    known = known_keys(_composed(choices, problems))
+    known = _known(tuple(choices), problems)
     accepted = []
     for key, word in values:
         if key in known or key.startswith("hydra"):
@@ -192,6 +192,20 @@ def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
         if not words:
             raise
         return {}, _first_lines(error)
+
+
+def _known(choices: tuple[str, ...], problems: list[str]) -> list[str]:
+    """Every key that there is with these choices of group options, which the points of a sweep mostly have in common;
+    what is wrong with the choices goes to the problems."""
+    keys, found = _keys(choices)
+    problems += found
+    return keys
+
+
+@lru_cache(maxsize=64)
+def _keys(choices: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    problems: list[str] = []
+    return known_keys(_composed(choices, problems)), problems
 
 
 @lru_cache(maxsize=64)

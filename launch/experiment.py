@@ -395,9 +395,10 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
 
 
 def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:
-    """The optimisation alone, also of a TrainConfig; remat changes what is kept in memory, not the result."""
-    names = OptimizerConfig.__dataclass_fields__
-    return {name: value for name, value in asdict(config).items() if name in names and name != "remat"}
+    """The optimisation alone, also of a TrainConfig; how layers are kept and compiled changes no result but by
+    rounding, as a mesh does."""
+    names = OptimizerConfig.__dataclass_fields__.keys() - {"remat", "scan_layers"}
+    return {name: value for name, value in asdict(config).items() if name in names}
 
 
 def distillation_meaning(train: TrainConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,18 +14,18 @@ from typing import Any, cast
 from tandem.config import Experiment
 from tandem.validate import nearest
 
+_hints = functools.cache(typing.get_type_hints)  # asked again for each point of a grid
+
 
 def typed(data: Mapping[str, Any], problems: list[str]) -> Experiment:
     """The experiment in a resolved configuration; what does not fit goes to the problems and keeps its default."""
-    from omegaconf import OmegaConf
-
-    return cast(Experiment, OmegaConf.to_object(_fill(Experiment, data, "", problems, known_keys(data))))
+    return _fill(Experiment, data, "", problems, known_keys(data))
 
 
 def known_keys(data: Mapping[str, Any], cls: type = Experiment, where: str = "") -> list[str]:
     """Every dotted key of the schema; of its dictionaries, the entries that `data` has."""
     keys = []
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in _hints(cls).items():
         key, value = f"{where}{name}", data.get(name)
         inner = value if isinstance(value, Mapping) else {}
         if is_dataclass(hint):
@@ -39,12 +40,12 @@ def known_keys(data: Mapping[str, Any], cls: type = Experiment, where: str = "")
 
 
 def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], known: Sequence[str]) -> Any:
-    """`data` as a typed configuration of dataclass `cls`."""
-    from omegaconf import OmegaConf
+    """`data` as a `cls`, a dataclass; what is missing or wrong keeps its default."""
+    from omegaconf import Container, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    node = OmegaConf.structured(cls)
-    hints = typing.get_type_hints(cls)
+    node, hints = _node(cls), _hints(cls)
+    fields: dict[str, Any] = {}
     for name, value in data.items():
         key, hint = f"{where}{name}", hints.get(name)
         if hint is None:
@@ -53,24 +54,34 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
             if not isinstance(value, Mapping):
                 problems.append(f"{key}={value} must be a group of keys")
             elif is_dataclass(hint):
-                node[name] = _fill(cast(type, hint), value, f"{key}.", problems, known)
+                fields[name] = _fill(cast(type, hint), value, f"{key}.", problems, known)
             else:
-                element = typing.get_args(hint)[1]
+                element, fields[name] = typing.get_args(hint)[1], {}
                 for entry, entry_value in value.items():
                     wrong = not isinstance(entry_value, Mapping)
                     if wrong:
                         problems.append(f"{key}.{entry}={entry_value} must be a group of keys")
-                    fields = {} if wrong else entry_value
-                    node[name][entry] = _fill(element, fields, f"{key}.{entry}.", problems, known)
+                    given = {} if wrong else entry_value
+                    fields[name][entry] = _fill(element, given, f"{key}.{entry}.", problems, known)
         else:
             # `train.gamma=2` for a list of one.
             single = _is_list(hint) and value is not None and not isinstance(value, list)
             try:
                 node[name] = [value] if single else value
+                converted = node[name]
+                fields[name] = OmegaConf.to_object(converted) if isinstance(converted, Container) else converted
             except OmegaConfBaseException:
                 shown = "null" if value is None else value
                 problems.append(f"{key}={shown} must be {_allowed(hint, str(value))}")
-    return node
+    return cls(**fields)
+
+
+@functools.cache
+def _node(cls: type) -> Any:
+    """Where values are checked and converted to the types of `cls`, one at a time: making one takes long."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(cls)
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str:

@@ -79,7 +79,7 @@ def pretrain(config: DecoderConfig, optimizer: OptimizerConfig, seed: int) -> Ca
         from tandem.training.objective import decoder_loss
 
         graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
-        loss = decoder_loss(graph, remat=optimizer.remat)
+        loss = decoder_loss(graph, remat=optimizer.remat, scan_layers=optimizer.scan_layers)
         weights = _train(context, loss, weights, None, optimizer, seed)
         checkpoint.save_decoder(context.out / WEIGHTS, config, weights)
 
@@ -112,14 +112,7 @@ def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Ca
         teacher = teacher_weights = None
         if stage == 2:
             teacher, teacher_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", dtype)
-        loss = decoder_loss(
-            graph,
-            teacher,
-            distil_weight=train.distil_weight,
-            temperature=train.temperature,
-            divergence=train.divergence,
-            remat=train.remat,
-        )
+        loss = decoder_loss(graph, teacher, distil_weight=train.distil_weight, **_common(train))
         weights = _train(context, loss, weights, teacher_weights, train, _stage_seed(seed, stage))
         config = DecoderConfig(**checkpoint.metadata(context.inputs["base"] / WEIGHTS)["decoder"])
         checkpoint.save_decoder(context.out / WEIGHTS, config, weights)
@@ -159,10 +152,8 @@ def tandem(
             mode=train.primary,
             gammas=train.gamma,
             distil_weight=train.distil_weight if stage == 2 else None,
-            temperature=train.temperature,
-            divergence=train.divergence,
             position_decay=train.position_decay,
-            remat=train.remat,
+            **_common(train),
         )
         trained = {"tandem": weights, "primary": primary_weights} if joint else weights
         fixed = None if joint else primary_weights
@@ -193,20 +184,20 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: i
             graph, weights = nnx.split(checkpoint.HEADS[config.kind](config, primary_config, rngs=nnx.Rngs(seed)))
         else:
             graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
-        loss = head_loss(
-            graph,
-            primary,
-            distil_weight=train.distil_weight if stage == 2 else None,
-            temperature=train.temperature,
-            divergence=train.divergence,
-            remat=train.remat,
-        )
+        weight = train.distil_weight if stage == 2 else None
+        loss = head_loss(graph, primary, distil_weight=weight, **_common(train))
         # All of it starts from scratch, as FF_Tandem does, and has its rate.
         optimizer = replace(train, learning_rate=train.learning_rate * train.projection_rate)
         weights = _train(context, loss, weights, primary_weights, optimizer, _stage_seed(seed, stage))
         checkpoint.save_head(context.out / WEIGHTS, config, primary_config, weights)
 
     return run
+
+
+def _common(train: TrainConfig) -> dict[str, Any]:
+    """What every loss of further training takes."""
+    names = ("temperature", "divergence", "remat", "scan_layers")
+    return {name: getattr(train, name) for name in names}
 
 
 def _new_tandem(

@@ -171,6 +171,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     accumulate: int = 1  # micro-batches per step
     remat: bool = False
+    # One loop over layers instead of a program that grows with them: quick to compile, slower to run on a CPU.
+    scan_layers: bool = False
 
 
 @dataclass

@@ -47,7 +47,8 @@ def on_mesh(shape: tuple[int, int, int], folder: Path) -> dict[str, Any]:
     graph, weights = tandem(1, PRIMARY, SECONDARY, (1,))
     primary_weights, weights = place(primary_weights), place(weights)
     losses: list[float] = []
-    loss = tandem_loss(graph, primary, gammas=(2, 3), distil_weight=0.5)
+    # On the largest mesh by a loop over layers; `interrupted_and_resumed` trains there one by one.
+    loss = tandem_loss(graph, primary, gammas=(2, 3), distil_weight=0.5, scan_layers=shape == MESHES[-1])
     trained = train(
         loss,
         weights,

@@ -1,8 +1,8 @@
-"""A Ray cluster of simulated v5litepod-16 slices on this machine: a raylet a host, with what Ray finds on real ones.
+"""A Ray cluster of simulated v5e slices on this machine: a raylet a host, with what Ray finds on real ones.
 
-As a program: prints its two addresses, then obeys lines on standard input and answers each: `add A` (a slice of four
-hosts), `remove A 2` (one of them, without warning), `held` (how many placement groups and actors there are), `end`. A
-process of its own, as Ray keeps state.
+As a program: prints its two addresses, then obeys lines on standard input and answers each: `add A 4x4` (a slice and
+its topology), `remove A 2` (one of its hosts, without warning), `held` (how many placement groups and actors there
+are), `end`. A process of its own, as Ray keeps state.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import sys
 import tempfile
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-HOSTS, POD = 4, "v5litepod-16"
+PODS = {"2x4": (2, "v5litepod-8"), "4x4": (4, "v5litepod-16")}  # hosts of four chips
 
 
-def host(slice_name: str, worker: int) -> dict:
+def host(slice_name: str, topology: str, worker: int) -> dict:
     """The arguments of a node that is host `worker` of a slice."""
-    head = {f"TPU-{POD}-head": 1} if worker == 0 else {}
-    labels = {"tpu-slice-name": slice_name, "tpu-worker-id": str(worker), "tpu-topology": "4x4", "tpu-pod-type": POD}
-    about = {"TPU_NAME": slice_name, "TPU_WORKER_ID": str(worker), "TPU_ACCELERATOR_TYPE": POD, "TPU_TOPOLOGY": "4x4"}
+    pod = PODS[topology][1]
+    head = {f"TPU-{pod}-head": 1} if worker == 0 else {}
+    labels = {"tpu-slice-name": slice_name, "tpu-worker-id": str(worker), "tpu-topology": topology}
+    labels["tpu-pod-type"] = pod
+    about = {"TPU_NAME": slice_name, "TPU_WORKER_ID": str(worker), "TPU_ACCELERATOR_TYPE": pod}
+    about["TPU_TOPOLOGY"] = topology
     return {
         "num_cpus": 1,
         "resources": {"TPU": 4, slice_name: 1, "accelerator_type:TPU-V5LITEPOD": 1, **head},
@@ -48,8 +51,8 @@ def main() -> None:
             if order == "end":
                 break
             if order == "add":
-                for worker in range(HOSTS):
-                    given = general | host(words[0], worker)
+                for worker in range(PODS[words[1]][0]):
+                    given = general | host(words[0], words[1], worker)
                     nodes[words[0], worker] = cluster.add_node(wait=False, **given)
                 cluster.wait_for_nodes()
             if order == "remove":

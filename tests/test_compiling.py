@@ -9,8 +9,10 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 
 from launch import compiling
@@ -20,6 +22,7 @@ from sweeps.report import render
 from sweeps.tables import build_tables, to_text
 from tandem.config import DecoderConfig
 from tandem.measure import roofline
+from tandem.parallel import ahead
 from tandem.parallel.ahead import too_large
 from tandem.validate import TPU_PRESETS, validate
 
@@ -52,8 +55,8 @@ def run(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedPr
     return done
 
 
-def results(folder: Path) -> dict[str, Any]:
-    (path,) = (folder / "runs").glob("compile-*/results.json")
+def results(folder: Path, name: str = "compile-*") -> dict[str, Any]:
+    (path,) = (folder / "runs").glob(f"{name}/results.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -108,6 +111,14 @@ def test_small_pairs_compile_and_fit(tmp_path, scale, model, platform):
             assert rows[name]["flops"] == step_flops(config, width, cache)
         again = run(tmp_path, f"scale={scale}", f"model={model}", f"platform={platform}", "gamma=4")
         assert again.stderr.count("found ") == 2
+        # With layers in loops the work is the same, which it is only if each loop counts with its trips.
+        words = (f"scale={scale}", f"model={model}", f"platform={platform}", "gamma=4")
+        scanned = run(tmp_path, *words, "train.scan_layers=true", "train.accumulate=2", "name=scanned")
+        assert scanned.stderr.count("found ") == 1  # the decoding programs are those of before
+        (row,) = (row for row in results(tmp_path, "scanned")["compiled"] if row["name"] == "train")
+        depths = [compose([f"scale={scale}"]).scale.models[name].num_layers for name in ("bison", "gecko", "gecko")]
+        assert [loop["trips"] for loop in row["loops"]] == [2, *depths]
+        assert row["flops"] == pytest.approx(rows["train"]["flops"], rel=0.01)
 
 
 @needs_compiler
@@ -133,6 +144,27 @@ def test_a_step_that_is_too_large_is_one_message_with_what_would_fit_and_that_fi
     assert row["name"] == "train"
     assert row["too_large"]["used"] > row["too_large"]["limit"]
     run(tmp_path, *words, f"train.accumulate={proposed}", "name=fits")
+
+
+def test_what_the_compiler_lets_pass_though_its_figures_do_not_fit_is_too_large(monkeypatch):
+    sizes = {"argument": 8e8, "output": 8e8, "alias": 8e8, "temp": 198e8, "generated_code": 7e7}
+
+    class Program:
+        def lower(self):
+            return self
+
+        compile = lower
+
+        def memory_analysis(self):
+            return SimpleNamespace(**{f"{name}_size_in_bytes": int(size) for name, size in sizes.items()})
+
+    monkeypatch.setattr(ahead, "_training_step", lambda *_: (Program(), (), {}))
+    experiment = compose(["platform=v5e_16", "scale=pod", "train=pretrain", "job=compile"])
+    started, row = ahead.compile_programs(experiment, ("train",), jax.make_mesh((1,), ("data",)))
+    assert started == {"started": "train"}
+    assert row["too_large"] == {"used": 2.067e10, "limit": 15.75 * 2**30}
+    row |= {"what": "training step", "argument_bytes": 8e8}
+    assert "scale.pretrain.bison.accumulate=16 or platform=v5e_64 would fit" in compiling.advice(experiment, row)
 
 
 def test_the_compilers_own_message_is_read():

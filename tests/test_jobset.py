@@ -6,7 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -355,6 +358,76 @@ def test_no_kubeconfig_is_one_clear_line(tmp_path, monkeypatch):
     backend = JobSetBackend(options(), SweepDirectory(tmp_path / "sweep-1"))
     with pytest.raises(EnvironmentFailure, match="get-credentials"):
         backend.status([ONE])
+
+
+@pytest.mark.slow
+def test_the_command_line_drives_leaves_finds_and_cancels_a_sweep_on_a_cluster(api, tmp_path):
+    """The whole way by the real client; the test is the controller that starts and ends what was submitted."""
+    root = Path(__file__).resolve().parents[1]
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a b c\n<|endoftext|>\nd e f\n", encoding="utf-8")
+    common = ["scale=tiny", "train=pretrain", "eval.measures=[agreement]", "data=text", f"data.path={corpus}"]
+    launcher = {"image": "img:1", "store": "gs://bucket/runs", "poll_s": 0.1, "secrets.WANDB_API_KEY": "wandb/key"}
+    words = [*common, "gamma=2,4", "hydra/launcher=jobset", *(f"hydra.launcher.{k}={v}" for k, v in launcher.items())]
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, str(root / "launch/run.py"), *words], cwd=tmp_path, text=True, **pipes)
+
+    def about(job: str, sweep: str) -> tuple[int, str, str]:
+        process = begin(f"job=sweep_{job}", f"sweep={sweep}")
+        out, said = process.communicate(timeout=120)
+        return process.returncode, out, said
+
+    def submitted(count: int) -> list[str]:
+        deadline = time.monotonic() + 60
+        while len(api.jobsets) < count:
+            assert time.monotonic() < deadline, api.jobsets.keys()
+            time.sleep(0.05)
+        return list(api.jobsets)
+
+    process = begin("-m", *words)
+    (shared,) = submitted(1)
+    assert "WANDB_API_KEY" in json.dumps(api.jobsets[shared])
+    api.start(shared)
+    api.logs[f"{shared}-0"] = "step 7 of 60"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "jobs under way go on in jobset" in said
+    assert list(api.jobsets) == [shared]
+    (sweep,) = (path.name for path in (tmp_path / "runs" / "sweeps").iterdir())
+
+    api.finish(shared, [0] * 4)
+    code, out, _ = about("status", sweep)
+    assert code == 0
+    assert "now: succeeded" in out
+    assert "nobody drives it" in out
+    assert "step 7 of 60" in about("logs", f"{sweep}/{shared.split('-')[-2]}")[1]
+
+    process = begin("job=sweep_resume", f"sweep={sweep}")
+    points = submitted(3)[1:]
+    failing, running = points
+    for point in points:
+        api.start(point)
+    api.logs[f"{failing}-0"] = "ZeroDivisionError: a bug"
+    api.finish(failing, [1] * 4)
+    code, out, said = about("cancel", sweep)
+    assert code == 0, said
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert running not in api.jobsets
+    assert failing in api.jobsets, "it keeps its log"
+    assert "ZeroDivisionError: a bug" in out or "ZeroDivisionError: a bug" in about("status", sweep)[1]
+    # The sweep's command again does what is missing, under new names.
+    process = begin("-m", *words)
+    again = submitted(4)[2:]
+    for point in again:
+        api.start(point)
+        api.finish(point, [0] * 4)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 0, out + said
+    assert len(api.jobsets) == 4
 
 
 def test_a_slice_holds_what_the_options_say():

@@ -469,14 +469,14 @@ class Cluster:
 
 
 @contextmanager
-def cluster(*slices: str):
+def cluster(*slices: str, topology: str = "4x4"):
     own = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TPU_"))}
     program = [sys.executable, str(Path(__file__).with_name("ray_cluster.py"))]
     process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own)
     try:
         made = Cluster(process)
         for name in slices:
-            made("add", name)
+            made("add", name, topology)
         yield made
     finally:
         with suppress(OSError):
@@ -530,7 +530,7 @@ def test_a_sweep_on_slices_survives_the_loss_of_a_process_an_actor_a_node_and_a_
             assert last != broken, "not on a slice that is no longer whole"
             for worker in range(4):
                 made("remove", last, str(worker))
-            made("add", "C")
+            made("add", "C", "4x4")
             _, said = process.communicate(timeout=300)
         finally:
             process.kill()
@@ -567,6 +567,41 @@ def test_a_killed_driver_leaves_nothing_in_the_cluster_and_the_sweep_goes_on(at)
 
 
 # --- real points ---
+
+
+@pytest.mark.slow
+def test_a_job_on_a_slice_is_one_jax_program_of_a_process_on_each_host(tmp_path):
+    sizes = [f"scale.pretrain.{name}.steps=8" for name in ("bison", "gecko")]
+    words = ("scale=tiny", "train=ce", "train.steps=8", "model.middle=null", *sizes)
+    words = (*words, "eval.measures=[agreement]", "eval.sequences=8", "eval.gammas=[2]", "tracking=disabled")
+    for name in ("one", "slice"):
+        (tmp_path / name).mkdir()
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TPU_"))}
+    own |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+    def run(folder: Path, *more: str) -> dict:
+        done = subprocess.run([*RUN, *words, *more], cwd=folder, env=own, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        (path,) = folder.glob("runs/*/results.json")
+        return json.loads(path.read_text())
+
+    alone = run(tmp_path / "one", "gamma=2")
+    # A mesh of two devices, one on each host; more or fewer processes would be refused.
+    mesh = ("platform.device=cpu", "platform.hosts=2", "platform.chips=2", "platform.data=2")
+    with cluster("A", topology="2x4") as made:
+        ray = ("hydra/launcher=ray", f"hydra.launcher.address={made.address}", "hydra.launcher.topology=2x4")
+        env = ("hydra.launcher.env.JAX_PLATFORMS=cpu", f"hydra.launcher.env.PYTHONPATH={ROOT}")
+        together = run(tmp_path / "slice", "-m", "gamma=2", *mesh, *ray, *env)
+    assert len(together["agreement"]) == len(alone["agreement"]) > 2
+    for row, other in zip(alone["agreement"], together["agreement"], strict=True):
+        assert other["cross_entropy"] == pytest.approx(row["cross_entropy"], rel=1e-4)
+
+    def made_by(folder: Path) -> set[str]:
+        return {path.name for path in folder.glob("runs/store/*-*")}
+
+    assert made_by(tmp_path / "slice") == made_by(tmp_path / "one")
+    ran = Counter((entry["event"], entry["step"]) for entry in lines(tmp_path / "slice/runs/store/log.jsonl"))
+    assert set(ran.values()) == {1}, "two hosts, and each step once"
 
 
 @pytest.mark.slow

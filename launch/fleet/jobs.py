@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from launch.fleet.backends import open_backend
-from launch.fleet.interface import Sweep
+from launch.fleet.interface import Record, Sweep, Unavailable
 from launch.fleet.scheduler import Scheduler, exit_code
 from launch.fleet.state import SweepDirectory, find_sweep
 from launch.fleet.sweep import drive, failures, how_to_go_on
@@ -26,14 +28,29 @@ CANCEL_S = 30.0
 def status(experiment: Experiment, stop: Stop) -> int:
     """Print how every job stands; the exit code is the sweep's so far."""
     directory, made, _ = _find(experiment)
-    records = directory.records(made)
-    print("\n".join(to_lines(rows(made.jobs, records, {}, time.time()))))
-    print(failures(made, records), end="")
-    driver = directory.driver()
+    records, driver = directory.records(made), directory.driver()
     over = all(record.state.over for record in records.values())
+    details = {} if over or driver else _now(directory, made, records)
+    print("\n".join(to_lines(rows(made.jobs, records, details, time.time()))))
+    print(failures(made, records), end="")
     more = "" if over else f"; driven by {driver}" if driver else f"; nobody drives it: {how_to_go_on(made)}"
     print(f"{made.id} on {made.backend}: {summary(records)}{more}")
     return exit_code(made.jobs, records) if over else 0
+
+
+def _now(directory: SweepDirectory, made: Sweep, records: Mapping[str, Record]) -> dict[str, str]:
+    """What the engine says of the jobs that it has gone on with while nobody looked; nothing is changed by asking."""
+    backend = open_backend(made.backend, made.options, directory)
+    asked = {record.handle: id for id, record in records.items() if record.handle and not record.released}
+    if backend.ends_with_parent or not asked:
+        return {}
+    try:
+        found = backend.status(list(asked))
+    except Unavailable as problem:
+        print(f"{backend.name}: {problem}", file=sys.stderr)
+        return {}
+    words = {handle: f"{status.state.value} {status.detail}".strip() for handle, status in found.items()}
+    return {id: f"now: {words.get(handle, 'not there any more')}" for handle, id in asked.items()}
 
 
 def logs(experiment: Experiment, stop: Stop) -> None:

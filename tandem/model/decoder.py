@@ -8,7 +8,7 @@ cached pass, S cache length, D model width, H query heads, K key-value heads, E 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from tandem.config import DecoderConfig
+from tandem.model.scan import scan_layers
 from tandem.parallel.sharding import constrain, on_mesh
 
 MOST_ROWS_WRITTEN_ONE_BY_ONE = 16
@@ -27,6 +28,9 @@ MOST_ROWS_WRITTEN_ONE_BY_ONE = 16
 # products is summed up before it joins the stream.
 SEQUENCES = ("batch", "whole", "whole")
 ROWS = ("rows", "whole", "whole")
+
+# The residual stream by the number of layers that it has been through; a mapping where not all of it is kept.
+States = Sequence[jax.Array] | Mapping[int, jax.Array]
 
 # The matrices of products, those with one input together, as attributes of layers and decoders; the embedding is none,
 # it is looked up. And the shortest contraction for which `pack_matrices` turns a matrix around.
@@ -352,17 +356,28 @@ class Decoder(nnx.Module):
 
     def states(self, tokens: jax.Array, depth: int, *, remat: bool = False) -> list[jax.Array]:
         """The residual stream [B, T, D] after 0, 1, … `depth` layers: x^(0) … x^(depth) in the paper's notation."""
-        cos, sin = self.rotary(jnp.arange(tokens.shape[1])[None])
-        mask = causal_mask(tokens.shape[1])
+        run, states = self._layer(tokens.shape[1]), [self.embed(tokens, SEQUENCES)]
+        for layer in list(self.layers)[:depth]:
+            states.append((nnx.remat(run) if remat else run)(layer, states[-1]))
+        return states
+
+    def scanned_states(self, tokens: jax.Array, reads: Sequence[int], *, remat: bool = False) -> dict[int, jax.Array]:
+        """`states`, but only those after as many layers as `reads` says, by one loop over the layers."""
+        x, after = self.embed(tokens, SEQUENCES), [read for read in reads if read > 0]
+        run = self._layer(tokens.shape[1])
+        return {0: x, **scan_layers(run, self.layers, x, reads=after, remat=remat)}
+
+    def _layer(self, length: int) -> Callable[[DecoderLayer, jax.Array], jax.Array]:
+        """What a layer makes of its input [B, T, D], as training runs it."""
+        cos, sin = self.rotary(jnp.arange(length)[None])
+        mask = causal_mask(length)
 
         def run(layer: DecoderLayer, x: jax.Array) -> jax.Array:
             keys, values = layer.keys_and_values(x, cos, sin)
-            return layer.finish(x, attend(layer.queries(x, cos, sin), [Source(keys, values, mask)]))
+            attended = attend(layer.queries(x, cos, sin), [Source(keys, values, mask)])
+            return constrain(layer.finish(x, attended), *SEQUENCES)
 
-        states = [self.embed(tokens, SEQUENCES)]
-        for layer in list(self.layers)[:depth]:
-            states.append(constrain((nnx.remat(run) if remat else run)(layer, states[-1]), *SEQUENCES))
-        return states
+        return run
 
     def extend(self, tokens: jax.Array, starts: jax.Array, cache: KVCache) -> tuple[list[jax.Array], KVCache]:
         """Run `tokens` [B, W] at positions `starts` [B] … starts + W - 1 after what the cache holds before them.

@@ -8,7 +8,6 @@ features of step k - 1 one position on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from tandem.model.decoder import (
     KVCache,
     RMSNorm,
     Source,
+    States,
     at_least_float32,
     attend,
     attend_cached,
@@ -61,7 +61,7 @@ class Eagle(nnx.Module):
         self.layers = nnx.List([DecoderLayer(sizes, dtype=self.dtype, rngs=rngs)])
         self.output = matrix(config.d_model, primary.d_model)
 
-    def fuse(self, states: Sequence[jax.Array]) -> jax.Array:
+    def fuse(self, states: States) -> jax.Array:
         """Features [B, T, w] of the primary's states [B, T, D] after 0, 1, … layers."""
         read = [normalise(states[layer], self.eps) for layer in self.read_after]
         return dot(jnp.concatenate(read, axis=-1), self.fusion[...], self.dtype)
@@ -77,7 +77,7 @@ class Eagle(nnx.Module):
         """Logits [B, T, V] of the head's outputs [B, T, w]."""
         return primary.logits(dot(features, self.output[...], self.dtype))
 
-    def unroll(self, primary: Decoder, tokens: jax.Array, states: Sequence[jax.Array]) -> list[jax.Array]:
+    def unroll(self, primary: Decoder, tokens: jax.Array, states: States) -> list[jax.Array]:
         """For draft k = 0, 1, … the output [B, T - k - 1, D] at positions k + 1 … T - 1, where the primary has read
         up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
         (layer,) = self.layers

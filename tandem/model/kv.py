@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import ROWS, SEQUENCES, Decoder, RMSNorm, attend_cached, dot, normalise, rotate
+from tandem.model.decoder import ROWS, SEQUENCES, Decoder, RMSNorm, States, attend_cached, dot, normalise, rotate
 from tandem.model.heads import HeadConfig, cache_layers
 
 
@@ -57,13 +57,14 @@ class KVHead(nnx.Module):
         self.config, self.dtype, self.eps = config, jnp.dtype(dtype), primary.norm_eps
         self.primary_layers = primary.num_layers
         self.reads = cache_layers(primary.num_layers, config.num_layers)
+        self.read_after = (*self.reads, primary.num_layers)
         self.fusion = _matrix(rngs, primary.d_model, config.d_model)
         self.token = _matrix(rngs, primary.d_model, config.d_model)
         self.feature_norm = RMSNorm(config.d_model, primary.norm_eps)
         self.layers = nnx.List([QueryLayer(config, primary, dtype=self.dtype, rngs=rngs) for _ in self.reads])
         self.output = _matrix(rngs, config.d_model, primary.d_model)
 
-    def fuse(self, states: Sequence[jax.Array]) -> jax.Array:
+    def fuse(self, states: States) -> jax.Array:
         """Features [B, T, w] of the primary's states [B, T, D] after 0, 1, … layers: of the last."""
         return dot(normalise(states[self.primary_layers], self.eps), self.fusion[...], self.dtype)
 
@@ -90,7 +91,7 @@ class KVHead(nnx.Module):
             x = layer(x, *keys_and_values, mask, *primary.rotary(positions))
         return x
 
-    def unroll(self, primary: Decoder, tokens: jax.Array, states: Sequence[jax.Array]) -> list[jax.Array]:
+    def unroll(self, primary: Decoder, tokens: jax.Array, states: States) -> list[jax.Array]:
         """For draft k = 0, 1, … the output [B, T - k - 1, D] at positions k + 1 … T - 1, where the primary has read
         up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
         positions = jnp.arange(tokens.shape[1])[None]

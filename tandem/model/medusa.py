@@ -7,7 +7,6 @@ Medusa trains an output matrix for each head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, dot, normalise
+from tandem.model.decoder import Decoder, States, dot, normalise
 from tandem.model.heads import HeadConfig
 
 
@@ -38,6 +37,7 @@ class Medusa(nnx.Module):
 
     def __init__(self, config: HeadConfig, primary: DecoderConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config, self.primary_layers = config, primary.num_layers
+        self.read_after = (primary.num_layers,)
         sizes = (primary.d_model, config.d_model, primary.norm_eps)
         self.layers = nnx.List([MedusaHead(*sizes, dtype=jnp.dtype(dtype), rngs=rngs) for _ in range(config.depth)])
 
@@ -46,7 +46,7 @@ class Medusa(nnx.Module):
         the drafts."""
         return jnp.stack([head(state) for head in self.layers], axis=1)
 
-    def unroll(self, primary: Decoder, tokens: jax.Array, states: Sequence[jax.Array]) -> list[jax.Array]:
+    def unroll(self, primary: Decoder, tokens: jax.Array, states: States) -> list[jax.Array]:
         """For draft k = 0, 1, … the output [B, T - k - 1, D] at positions k + 1 … T - 1, where the primary has read
         up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
         last = states[self.primary_layers]

@@ -22,11 +22,13 @@ from tandem.model.decoder import (
     DecoderLayer,
     KVCache,
     Source,
+    States,
     attend,
     causal_mask,
     dot,
     normalise,
 )
+from tandem.model.scan import scan_layers
 from tandem.parallel.sharding import constrain
 
 
@@ -53,10 +55,10 @@ class Projection(nnx.Module):
         self.kernel = nnx.Param(draw * width**-0.5)
         self.sources, self.eps, self.dtype = tuple(sources), eps, dtype
 
-    def __call__(self, primary_states: Sequence[jax.Array]) -> jax.Array:
+    def __call__(self, primary_states: States) -> jax.Array:
         return dot(self.read(primary_states), self.kernel[...], self.dtype)
 
-    def read(self, primary_states: Sequence[jax.Array]) -> jax.Array:
+    def read(self, primary_states: States) -> jax.Array:
         """What is mapped, [B, T, sources · D_L], of the primary's states after 0, 1, … layers."""
         return jnp.concatenate([normalise(primary_states[source], self.eps) for source in self.sources], axis=-1)
 
@@ -91,12 +93,13 @@ class Tandem(nnx.Module):
         return max(self.layer_map)
 
     def __call__(
-        self, tokens: jax.Array, primary_states: Sequence[jax.Array], blocks: jax.Array, *, remat: bool = False
+        self, tokens: jax.Array, primary_states: States, blocks: jax.Array, *, remat: bool = False, scan: bool = False
     ) -> jax.Array:
         """Logits [B, T, V] in block mode.
 
-        `primary_states` are x^(0) … x^(depth), each [B, T, D_L]; `blocks` [B or 1, T] are block numbers, not falling
-        along a sequence. All positions in one block is the plain secondary, whatever the projections.
+        `primary_states` are x^(0) … x^(depth), each [B, T, D_L], or those of them that the layer map names; `blocks`
+        [B or 1, T] are block numbers, not falling along a sequence. All positions in
+        one block is the plain secondary, whatever the projections. `scan` makes one loop of the layers.
         """
         cos, sin = self.secondary.rotary(jnp.arange(tokens.shape[1])[None])
         earlier = blocks[:, None, :] < blocks[:, :, None]
@@ -107,12 +110,17 @@ class Tandem(nnx.Module):
                 Source(*layer.keys_and_values(projected, cos, sin), earlier),
                 Source(*layer.keys_and_values(y, cos, sin), current),
             ]
-            return layer.finish(y, attend(layer.queries(y, cos, sin), sources))
+            return constrain(layer.finish(y, attend(layer.queries(y, cos, sin), sources)), *SEQUENCES)
 
-        y = self.secondary.embed(tokens, SEQUENCES)
-        for layer, projection in zip(self.secondary.layers, self.projections, strict=True):
-            projected = constrain(projection(primary_states), *SEQUENCES)
-            y = constrain((nnx.remat(run) if remat else run)(layer, y, projected), *SEQUENCES)
+        y, layers = self.secondary.embed(tokens, SEQUENCES), self.secondary.layers
+        projected = (constrain(projection(primary_states), *SEQUENCES) for projection in self.projections)
+        if scan:
+            given = [jnp.stack(list(projected))]
+            return self.secondary.logits(
+                scan_layers(run, layers, y, given, reads=[len(layers)], remat=remat)[len(layers)]
+            )
+        for layer, instead in zip(layers, projected, strict=True):
+            y = (nnx.remat(run) if remat else run)(layer, y, instead)
         return self.secondary.logits(y)
 
     def absorb(self, cache: KVCache, primary_states: Sequence[jax.Array], starts: jax.Array) -> KVCache:

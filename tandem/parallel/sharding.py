@@ -136,6 +136,16 @@ def constrain_weights(weights: Any) -> Any:
     )
 
 
+def constrain_stacked(weights: Any) -> Any:
+    """The same for the weights of a decoder's layers, put together along a first axis that is not divided."""
+    if not on_mesh():
+        return weights
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: constrain(leaf, "whole", *logical_axes(f"layers.0.{path_name(path)}", leaf.ndim - 1)),
+        weights,
+    )
+
+
 def place(weights: Any) -> Any:
     """Weights or an optimizer's state (of any host the same) on the mesh that is set, or on the one device."""
     mesh = current_mesh()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import Divergence, PrimaryMode
-from tandem.model.decoder import Decoder
+from tandem.model.decoder import Decoder, States
 from tandem.model.eagle import Eagle
 from tandem.model.kv import KVHead
 from tandem.model.medusa import Medusa
@@ -88,17 +88,35 @@ def decoder_loss(
     temperature: float = 1.0,
     divergence: Divergence = Divergence.kl,
     remat: bool = False,
+    scan_layers: bool = False,
 ) -> LossFunction:
     """The loss of a decoder on its own; with `teacher` (its weights are `fixed`) that of Gecko-Distil."""
 
     def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         decoder = nnx.merge(model, trained)
-        logits = decoder.logits(decoder.states(inputs, decoder.config.num_layers, remat=remat)[-1])
-        teacher_logits = None if teacher is None else nnx.merge(teacher, fixed)(inputs)
+        logits = decoder.logits(_last_state(decoder, inputs, remat, scan_layers))
+        teacher_logits = None
+        if teacher is not None:
+            reading = nnx.merge(teacher, fixed)
+            teacher_logits = reading.logits(_last_state(reading, inputs, False, scan_layers))
         return _mixed_loss(logits, targets, teacher_logits, distil_weight, temperature, divergence)
 
     return loss
+
+
+def _last_state(decoder: Decoder, tokens: jax.Array, remat: bool, scan_layers: bool) -> jax.Array:
+    depth = decoder.config.num_layers
+    return _states(decoder, tokens, depth, [depth], remat, scan_layers)[depth]
+
+
+def _states(
+    decoder: Decoder, tokens: jax.Array, depth: int, reads: Sequence[int], remat: bool, scan_layers: bool
+) -> States:
+    """The states [B, T, D] after 0 … `depth` layers, or by a loop over layers those that are in `reads`."""
+    if scan_layers:
+        return decoder.scanned_states(tokens, [*reads, depth], remat=remat)
+    return decoder.states(tokens, depth, remat=remat)
 
 
 def tandem_loss(
@@ -112,6 +130,7 @@ def tandem_loss(
     divergence: Divergence = Divergence.kl,
     position_decay: float = 1.0,
     remat: bool = False,
+    scan_layers: bool = False,
 ) -> LossFunction:
     """The loss of a tandem in block mode; `distil_weight` None is stage 1, a number is λ of stage 2. The k-th position
     of a block, from 0, counts `position_decay`^k.
@@ -129,11 +148,12 @@ def tandem_loss(
         needs_logits = distil_weight is not None or mode is PrimaryMode.joint_both
         # Stage 1 with a frozen primary runs it only as deep as the tandem reads.
         depth = decoder.config.num_layers if needs_logits else tandem.depth
-        states = decoder.states(inputs, depth, remat=remat and not frozen)
-        primary_logits = decoder.logits(states[-1]) if needs_logits else None
+        states = _states(decoder, inputs, depth, tandem.layer_map, remat and not frozen, scan_layers)
+        primary_logits = decoder.logits(states[depth]) if needs_logits else None
 
         gamma = jax.random.choice(key, lengths, (inputs.shape[0], 1))
-        logits = tandem(inputs, states, block_numbers(inputs.shape[1], gamma), remat=remat)
+        blocks = block_numbers(inputs.shape[1], gamma)
+        logits = tandem(inputs, states, blocks, remat=remat, scan=scan_layers)
         teacher_logits = None if distil_weight is None else primary_logits
         place = jnp.arange(inputs.shape[1]) % gamma
         weights = None if position_decay == 1 else position_decay ** place.astype(jnp.float32)
@@ -156,6 +176,7 @@ def head_loss(
     temperature: float = 1.0,
     divergence: Divergence = Divergence.kl,
     remat: bool = False,
+    scan_layers: bool = False,
 ) -> LossFunction:
     """The loss of a head on the frozen primary (`fixed`), whose vocabulary it shares: the mean over its drafts,
     weighted by `DRAFT_WEIGHT`, each trained at every position of the text.
@@ -167,8 +188,8 @@ def head_loss(
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         head, decoder = nnx.merge(model, trained), nnx.merge(primary, fixed)
         depth = head.primary_layers if distil_weight is None else decoder.config.num_layers
-        states = decoder.states(inputs, depth)
-        teacher_logits = None if distil_weight is None else decoder.logits(states[-1])
+        states = _states(decoder, inputs, depth, head.read_after, False, scan_layers)
+        teacher_logits = None if distil_weight is None else decoder.logits(states[depth])
 
         def one(x: jax.Array, k: int) -> tuple[jax.Array, dict[str, jax.Array]]:
             teacher = None if teacher_logits is None else teacher_logits[:, k + 1 :]
