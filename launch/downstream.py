@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
                 lines = work.write(found, *_writing(context, contestant, dtype, law, tokenizer.eos_id))
             else:
                 lines = work.rank(found, *_scoring(context, contestant, dtype))
+            about |= work.about
             if contestant.way == "speed":
                 reference = _read_lines(context.inputs["reference"] / PREDICTIONS)
                 pairs = zip(lines, reference, strict=True)
@@ -136,6 +137,7 @@ class _Work:
     info: TaskInfo
     evaluation: EvalConfig
     tokenizer: Tokenizer
+    about: dict[str, Any] = field(default_factory=dict)  # what rows of results say beside scores
 
     @property
     def start(self) -> list[int]:
@@ -219,7 +221,8 @@ class _Work:
         """Whether each program passes its tests, in `tasks.sandbox`."""
         from tasks.sandbox import Program, isolation, run_programs
 
-        self.context.display.line(f"         programs run isolated by {isolation()}")
+        self.about["isolation"] = isolation()
+        self.context.display.line(f"         programs run isolated by {self.about['isolation']}")
         programs = [
             Program(text, example.references["tests"], example.references["setup"])
             for example, several in zip(found, texts, strict=True)
@@ -275,12 +278,12 @@ def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any,
 def _writing(context: Context, contestant: Contestant, dtype: str, law: Any, stop: int) -> tuple[Any, Any, Any]:
     """The engine of a model, the weights of its primary and of its drafter."""
     from tandem.decoding.drafters.tandem import TandemDrafter
-    from tandem.model.decoder import untie
+    from tandem.model.decoder import pack_matrices
 
     if contestant.way == "decoder":
-        graph, weights = untie(*decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))
+        graph, weights = pack_matrices(*decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))
         return _engine(graph, None, 0, contestant.width, True, law, stop), weights, None
-    primary, primary_weights = untie(*decoding(_primary(context), "decoder", dtype))
+    primary, primary_weights = pack_matrices(*decoding(_primary(context), "decoder", dtype))
     graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
     verify = contestant.way == "speed"
     engine = _engine(primary, TandemDrafter(graph), contestant.gamma, contestant.width, verify, law, stop)

@@ -16,6 +16,9 @@ from tandem.parallel.sharding import fetch, put
 
 # Tokens between two looks at what was written. A look costs a round trip, and what is written after a stop is lost.
 SEGMENT = 32
+# Prompts, and prompts with responses, are padded to powers of two from these lengths on: tasks share few shapes, as
+# compiling a shape takes longer than decoding many batches.
+LEAST_PROMPT, LEAST_LENGTH = 128, 256
 
 
 def generate(
@@ -71,11 +74,13 @@ def _batch(
     chance: Any,
 ) -> list[list[np.ndarray]]:
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = np.zeros((len(prompts), bucket(int(lengths.max()), steps=2)), np.int32)
+    longest = int(lengths.max())
+    padded = np.zeros((len(prompts), bucket(longest, 1, LEAST_PROMPT)), np.int32)
+    length = max(bucket(longest + max_new_tokens, 1, LEAST_LENGTH), padded.shape[1])
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
     state = engine.prefill(
-        weights, drafter_weights, put(padded, "rows"), put(lengths, "rows"), max_new_tokens=max_new_tokens
+        weights, drafter_weights, put(padded, "rows"), put(lengths, "rows"), max_new_tokens=length - padded.shape[1]
     )
     if samples > 1 or chance is not None:
         state = fan_out(state, samples, None if chance is None else put(chance, "rows"))
