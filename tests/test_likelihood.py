@@ -146,10 +146,12 @@ def test_truncation_takes_the_front_of_the_prompt_and_leaves_room_for_the_longes
 
 
 def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
-    questions = questions_like([(5, [6, 3, 9, 1, 7, 7]), (3, [1, 1])], seed=5)
+    questions = questions_like([(5, [6, 3, 9, 1, 7, 7, 9, 9]), (3, [1, 1])], seed=5)
     scorer, weights = scorer_of(None)
     whole = likelihood.score(scorer, weights, questions, batch_size=2)
-    monkeypatch.setattr(likelihood, "LEAST_ROW", 16)
+    assert len(list(likelihood._parts(questions[0]))) == 1
+    monkeypatch.setattr(likelihood, "LEAST_WINDOW", 64)
+    assert len(list(likelihood._parts(questions[0]))) == 2
     split = likelihood.score(scorer, weights, questions, batch_size=2)
     for ours, theirs in zip(itertools.chain(*split), itertools.chain(*whole), strict=True):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=2e-5)
@@ -160,7 +162,7 @@ def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
 def test_rows_hold_every_question_once_in_few_shapes(shape):
     questions = questions_like(shape, seed=0)
     found, shapes = [], set()
-    for indices, rows in likelihood.batches(questions, 2):
+    for indices, _, rows in likelihood.batches(questions, 2):
         shapes.add((rows.tokens.shape, rows.slots.shape))
         for row, members in enumerate(indices):
             found += members
@@ -176,8 +178,9 @@ def test_rows_hold_every_question_once_in_few_shapes(shape):
 
 
 def test_progress_counts_questions_and_may_stop_the_work(monkeypatch):
-    monkeypatch.setattr(likelihood, "LEAST_ROW", 16)
-    questions = questions_like([(9, [1, 1])] * 5, seed=1)
+    monkeypatch.setattr(likelihood, "LEAST_WINDOW", 64)
+    monkeypatch.setattr(likelihood, "TOKENS", 1)
+    questions = questions_like([(60, [1, 1])] * 5, seed=1)  # two fill a row
     seen: list[tuple[int, int]] = []
 
     def stop(done: int, total: int) -> None:

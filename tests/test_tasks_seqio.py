@@ -50,7 +50,9 @@ def test_every_task_and_suite_is_registered_once():
 
 
 def test_importing_the_package_registers_where_seqio_is_there_already():
-    code = "import seqio, tasks; from tasks import registry; print(set(registry.TASKS) - set(seqio.TaskRegistry.names()))"
+    code = (
+        "import seqio, tasks; from tasks import registry; print(set(registry.TASKS) - set(seqio.TaskRegistry.names()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
 

@@ -25,15 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tandem.data.batches import bucket
 from tandem.decoding.engine import greedy
 from tandem.model.decoder import SEQUENCES, Decoder, DecoderLayer, Source, attend
-from tandem.model.reading import read
+from tandem.model.reading import BLOCK, read, windowed, windows
 from tandem.model.tandem import Tandem
 from tandem.parallel.sharding import batch_rows, fetch, put
 
-# Rows are this long, or a power of two for questions that are longer: few shapes to compile, and little padding, since
-# a row takes as many questions as it has room for.
-LEAST_ROW = 512
+# Tokens of a batch for each of `batch_size`; a batch is one row on one device, on several as many as they divide.
+TOKENS = 128
+# The least window of keys that a query looks at.
+LEAST_WINDOW = 512
 # A row has a slot for each so many tokens, if its questions have so many tokens for each of their slots; or for each
 # token.
 TOKENS_A_SLOT, FEWEST_TOKENS_A_SLOT = 16, 12
@@ -91,6 +93,13 @@ class Room(NamedTuple):
     targets: int
 
 
+class Shape(NamedTuple):
+    """That of a batch."""
+
+    window: int  # keys that a query looks at
+    room: Room  # of each row
+
+
 def encode(
     tokenize: Callable[[Sequence[str]], list[np.ndarray]],
     texts: Sequence[tuple[str, Sequence[str]]],
@@ -131,8 +140,9 @@ def score(
     scored: list[list[Likelihood]] = [[] for _ in parts]
     waiting: list[tuple[list[list[int]], Any]] = []
     done = 0
-    for indices, rows in batches([part for _, part in parts], batch_size):
-        waiting.append((indices, _compiled(scorer)(weights, jax.tree.map(lambda array: put(array, "batch"), rows))))
+    for indices, window, rows in batches([part for _, part in parts], batch_size):
+        on_device = jax.tree.map(lambda array: put(array, "batch"), rows)
+        waiting.append((indices, _compiled(scorer, window)(weights, on_device)))
         if len(waiting) > 1:  # the device works on one batch while the next is put together
             done += _collect(*waiting.pop(0), parts, scored)
             progress(done * len(questions) // len(parts), len(questions))
@@ -146,21 +156,21 @@ def score(
 
 
 def _parts(question: Question) -> Iterator[Question]:
-    """The question with as many of its options at a time as fit a row of the length that its longest asks for."""
-    length = _length(len(question.prompt) + max(map(len, question.options)) - 1)
+    """The question with as many of its options at a time as fit the window that its longest asks for."""
+    most = _window(len(question.prompt) + max(map(len, question.options)) - 1) - BLOCK + 1
     options: list[np.ndarray] = []
     for option in question.options:
         needs = _needs(Question(question.prompt, (*options, option)))
-        if options and (needs.tokens > length or needs.targets > 2 * length):
+        if options and max(needs.tokens, needs.targets) > most:
             yield Question(question.prompt, tuple(options))
             options = []
         options.append(option)
     yield Question(question.prompt, tuple(options))
 
 
-def _length(tokens: int) -> int:
-    """That of a row for so many tokens."""
-    return max(LEAST_ROW, 2 ** (tokens - 1).bit_length())
+def _window(tokens: int) -> int:
+    """That of a question of so many tokens, wherever its blocks begin."""
+    return bucket(tokens + BLOCK - 1, 2, LEAST_WINDOW)
 
 
 def _needs(question: Question) -> Room:
@@ -168,27 +178,32 @@ def _needs(question: Question) -> Room:
     return Room(len(question.prompt) + more, 1 + more, sum(map(len, question.options)))
 
 
-def _room(needs: Room) -> Room:
-    """The row for a question: one of few shapes, with few slots or as many as tokens."""
-    length = _length(needs.tokens)
+def _shape(needs: Room, tokens: int) -> Shape:
+    """The batch for a question, of rows with so many tokens or more: one of few shapes."""
+    window = _window(needs.tokens)
+    length = max(window, -(-tokens // BLOCK) * BLOCK)
     few, wanted = length // TOKENS_A_SLOT, max(needs.slots, -(-needs.targets // 2))
     slots = few if wanted <= min(few, needs.tokens // FEWEST_TOKENS_A_SLOT) else length
-    return Room(length, slots, 2 * slots)
+    return Shape(window, Room(length, slots, 2 * slots))
 
 
-def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[list[int]], Rows]]:
-    """Batches of rows, longest first, with the indices of each row's questions; the last of a shape is filled up with
-    empty rows. A batch has the tokens of `batch_size` shortest rows."""
-    groups: dict[Room, list[int]] = {}
+def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[list[int]], int, Rows]]:
+    """Batches of rows, longest questions first: the indices of each row's questions, the window of keys that they need,
+    and the arrays. The last batch of a shape is filled up with empty rows."""
+    count = batch_rows(1)
+    groups: dict[Shape, list[int]] = {}
     needs = [_needs(question) for question in questions]
     for index, needed in enumerate(needs):
-        groups.setdefault(_room(needed), []).append(index)
-    for room, members in sorted(groups.items(), reverse=True):
-        packed = _packed(room, sorted(members, key=lambda index: -needs[index].tokens), needs)
-        count = batch_rows(max(1, batch_size * LEAST_ROW // room.tokens))
+        groups.setdefault(_shape(needed, batch_size * TOKENS // count), []).append(index)
+    for shape, members in sorted(groups.items(), reverse=True):
+        packed = _packed(shape.room, sorted(members, key=lambda index: -needs[index].tokens), needs)
         for begin in range(0, len(packed), count):
             indices = packed[begin : begin + count]
-            yield indices, _rows([[questions[index] for index in row] for row in indices], count, room)
+            yield (
+                indices,
+                shape.window,
+                _rows([[questions[index] for index in row] for row in indices], count, shape.room),
+            )
 
 
 def _packed(room: Room, members: Sequence[int], needs: Sequence[Room]) -> list[list[int]]:
@@ -259,14 +274,14 @@ def _collect(
 
 
 @cache
-def _compiled(scorer: Scorer) -> Any:
-    return jax.jit(partial(_score_rows, scorer))
+def _compiled(scorer: Scorer, window: int) -> Any:
+    return jax.jit(partial(_score_rows, scorer, window))
 
 
 KeysAndValues = tuple[jax.Array, jax.Array]  # of a layer, [B, T, K, E] each
 
 
-def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+def _score_rows(scorer: Scorer, window: int, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
     """Log-probability [B, R] of each target, and whether it is the most probable token there."""
     decoder, tandem = _models(scorer, weights)
     layers, whole = list(decoder.layers), Seen(rows.positions, rows.segments, rows.prompts)
@@ -274,7 +289,8 @@ def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, ja
     visible = slots.sees(whole)
     # The last layer is wanted at the slots alone, unless the tandem reads its output at all positions.
     depth = len(layers) - (0 if tandem and tandem.depth == len(layers) else 1)
-    states = read(decoder, rows.tokens, rows.positions, whole.pieces, depth, SEQUENCES).states
+    attention = windowed(whole.blocks().sees(whole.windows(window)))
+    states = read(decoder, rows.tokens, rows.positions, attention, depth, SEQUENCES).states
     final = _at(states[-1], rows.slots)
     if depth < len(layers):
         source = layers[-1].keys_and_values(states[-1], *decoder.rotary(rows.positions))
@@ -291,21 +307,25 @@ def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, ja
 
 
 class Seen(NamedTuple):
-    """Entries of rows as attention tells them apart, [B, t] each."""
+    """Entries of rows as attention tells them apart, […, t] each."""
 
     positions: jax.Array
     segments: jax.Array
     prompts: jax.Array
 
     def sees(self, keys: Seen) -> jax.Array:
-        """[B, t, s]: the own prompt and the own option, as far as the own position. Padding sees padding."""
-        segments = keys.segments[:, None]
+        """[…, t, s]: the own prompt and the own option, as far as the own position. Padding sees padding."""
+        segments = keys.segments[..., None, :]
         same = (segments == self.prompts[..., None]) | (segments == self.segments[..., None])
-        return same & (keys.positions[:, None] <= self.positions[..., None])
+        return same & (keys.positions[..., None, :] <= self.positions[..., None])
 
-    def pieces(self, begin: int, end: int) -> jax.Array:
-        """What the entries [begin, end) see of the entries [0, end)."""
-        return Seen(*(array[:, begin:end] for array in self)).sees(Seen(*(array[:, :end] for array in self)))
+    def blocks(self) -> Seen:
+        """The entries [B, T] in blocks, [B, T / BLOCK, BLOCK]."""
+        return Seen(*(array.reshape(array.shape[0], -1, BLOCK) for array in self))
+
+    def windows(self, width: int) -> Seen:
+        """The keys of each block, [B, T / BLOCK, width]; no entry sees what is before the first."""
+        return Seen(*(windows(array, width, padding=-2) for array in self))
 
 
 def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:

@@ -1,7 +1,6 @@
-"""A whole text at once, for prefill and for scoring: attention in pieces, so that a query computes nothing with keys
-far behind it.
+"""A whole text at once, for prefill and for scoring, with attention that computes little of what is masked anyway.
 
-Letters are the decoder's: B batch, T length, K key-value heads, E head width, D model width.
+Letters are the decoder's: B batch, T length, H query heads, K key-value heads, E head width, D model width.
 """
 
 from __future__ import annotations
@@ -15,11 +14,16 @@ import jax.numpy as jnp
 from tandem.model.decoder import Decoder, KVCache, attend_cached
 from tandem.parallel.sharding import constrain
 
-# At most so many pieces of at least so many positions: more of them are less work, and more program to compile.
+# Prompts are attended in pieces: at most so many of at least so many positions. More of them are less work, and more
+# program to compile.
 MOST_PIECES = 8
 LEAST_PIECE = 64
+# Queries that share a window of keys.
+BLOCK = 64
 
-# [B or 1, t, s] of the queries [begin, end) and the keys [0, end): which key each query sees.
+# [B, T, H * E] of queries [B, T, H, E], keys and values [B, T, K, E].
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# [B, t, s] of the queries [begin, end) and the keys [0, end): which key each query sees.
 Sees = Callable[[int, int], jax.Array]
 
 
@@ -28,48 +32,85 @@ class Reading:
     """What a decoder makes of a text."""
 
     states: list[jax.Array]  # [B, T, D] after 0, 1, … layers
-    keys: list[jax.Array]  # [B, K, T, E] of each layer
+    keys: list[jax.Array]  # [B, T, K, E] of each layer
     values: list[jax.Array]
 
 
 def read(
-    decoder: Decoder, tokens: jax.Array, positions: jax.Array, sees: Sees, depth: int, axes: Sequence[str]
+    decoder: Decoder, tokens: jax.Array, positions: jax.Array, attention: Attention, depth: int, axes: tuple[str, ...]
 ) -> Reading:
     """`tokens` [B, T] at `positions` [B or 1, T] through the first `depth` layers; `axes` are those of the states."""
-    angles, length = decoder.rotary(positions), tokens.shape[1]
-    piece = max(LEAST_PIECE, -(-length // MOST_PIECES))
-    spans = [(begin, min(begin + piece, length)) for begin in range(0, length, piece)]
-    masks = [sees(*span) for span in spans]
-    reading = Reading([decoder.embed(tokens, tuple(axes))], [], [])
+    angles, reading = decoder.rotary(positions), Reading([decoder.embed(tokens, axes)], [], [])
     for layer in list(decoder.layers)[:depth]:
         x = reading.states[-1]
-        keys, values = (side.swapaxes(1, 2) for side in layer.keys_and_values(x, *angles))
-        queries = layer.queries(x, *angles)
-        pieces = [
-            attend_cached(queries[:, begin:end], keys[:, :, :end], values[:, :, :end], mask)
-            for (begin, end), mask in zip(spans, masks, strict=True)
-        ]
-        reading.states.append(constrain(layer.finish(x, jnp.concatenate(pieces, axis=1)), *axes))
+        keys, values = layer.keys_and_values(x, *angles)
+        attended = attention(layer.queries(x, *angles), keys, values)
+        reading.states.append(constrain(layer.finish(x, attended), *axes))
         reading.keys.append(keys)
         reading.values.append(values)
     return reading
 
 
+def causal(length: int) -> Attention:
+    """Causal attention in pieces: none looks at the keys behind it."""
+    piece = max(LEAST_PIECE, -(-length // MOST_PIECES))
+    spans = [(begin, min(begin + piece, length)) for begin in range(0, length, piece)]
+    places = jnp.arange(length)
+
+    def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        keys, values = (side.swapaxes(1, 2) for side in (keys, values))
+        pieces = [
+            attend_cached(
+                queries[:, begin:end],
+                keys[:, :, :end],
+                values[:, :, :end],
+                (places[:end] <= places[begin:end, None])[None],
+            )
+            for begin, end in spans
+        ]
+        return jnp.concatenate(pieces, axis=1)
+
+    return attention
+
+
+def windows(array: jax.Array, width: int, padding: int = 0) -> jax.Array:
+    """For each block of `BLOCK` entries of `array` [B, T, …] its last `width` entries up to its end, [B, T / BLOCK,
+    width, …]; before the first there is `padding`."""
+    before = width // BLOCK - 1
+    blocks = array.reshape(array.shape[0], -1, BLOCK, *array.shape[2:])
+    count = blocks.shape[1]
+    blocks = jnp.pad(blocks, ((0, 0), (before, 0), *((0, 0),) * (blocks.ndim - 2)), constant_values=padding)
+    return jnp.concatenate([blocks[:, shift : shift + count] for shift in range(before + 1)], axis=2)
+
+
+def windowed(mask: jax.Array) -> Attention:
+    """Attention in which a block of queries sees a window of keys that ends with it: `mask` [B, T / BLOCK, BLOCK,
+    width]."""
+    batch, count, _, width = mask.shape
+    flat = mask.reshape(batch * count, BLOCK, width)
+
+    def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        keys, values = (
+            windows(side, width).swapaxes(2, 3).reshape(batch * count, side.shape[2], width, -1)
+            for side in (keys, values)
+        )
+        attended = attend_cached(queries.reshape(batch * count, BLOCK, *queries.shape[2:]), keys, values, flat)
+        return attended.reshape(batch, count * BLOCK, -1)
+
+    return attention
+
+
 def read_prompts(
-    decoder: Decoder, prompts: jax.Array, length: int, axes: Sequence[str]
+    decoder: Decoder, prompts: jax.Array, length: int, axes: tuple[str, ...]
 ) -> tuple[list[jax.Array], KVCache]:
     """The states [B, P, D] of `prompts` [B, P] after 0 … L layers, and a cache of `length` positions that begins with
     them."""
-    places = jnp.arange(prompts.shape[1])
+    size = prompts.shape[1]
+    reading = read(decoder, prompts, jnp.arange(size)[None], causal(size), len(decoder.layers), axes)
+    spare = length + 1 - size  # see KVCache.empty
 
-    def sees(begin: int, end: int) -> jax.Array:
-        return (places[:end] <= places[begin:end, None])[None]
-
-    reading = read(decoder, prompts, places[None], sees, len(decoder.layers), axes)
-    spare = length + 1 - prompts.shape[1]  # see KVCache.empty
-
-    def cached(sides: list[jax.Array]) -> tuple[jax.Array, ...]:
-        padded = (jnp.pad(side, ((0, 0), (0, 0), (0, spare), (0, 0))) for side in sides)
+    def cached(sides: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        padded = (jnp.pad(side.swapaxes(1, 2), ((0, 0), (0, 0), (0, spare), (0, 0))) for side in sides)
         return tuple(constrain(side, "rows", "kv_heads", "whole", "whole") for side in padded)
 
     return reading.states, KVCache(cached(reading.keys), cached(reading.values))
