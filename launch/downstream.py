@@ -88,7 +88,7 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
             if contestant.way == "speed":
                 reference = _read_lines(context.inputs["reference"] / PREDICTIONS)
                 pairs = zip(lines, reference, strict=True)
-                about["identical_to_primary"] = sum(a["tokens"] == b["tokens"] for a, b in pairs) / len(lines)
+                about["identical_to_primary"] = sum(_identical(a, b) for a, b in pairs) / len(lines)
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         write_text_atomic(context.out / PREDICTIONS, text)
         predictions = [line["prediction"] for line in lines]
@@ -253,6 +253,12 @@ def sampling(info: TaskInfo, evaluation: EvalConfig) -> Any:
 def cut(text: str, stops: Sequence[str]) -> str:
     """`text` before the first of the stop sequences in it."""
     return text[: min([found for stop in stops if (found := text.find(stop)) >= 0], default=len(text))]
+
+
+def _identical(line: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
+    """Whether two responses are one, token for token. Behind a stop sequence one may have gone on for longer."""
+    pairs = zip(line["tokens"], reference["tokens"], strict=True)
+    return line["texts"] == reference["texts"] and all(x[: len(y)] == y[: len(x)] for x, y in pairs)
 
 
 def _divisors(normalisation: Normalisation, example: Example, tokens: Sequence[int]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,9 @@ from tandem.decoding.drafters import Weights
 from tandem.decoding.engine import Engine, fan_out
 from tandem.parallel.sharding import fetch, put
 
-# Tokens between two looks at what was written. A look costs a round trip, and what is written after a stop is lost.
+# Tokens before the first look at what was written, and most between two looks. A look costs a round trip, and what is
+# written after a stop is lost: many answers are short.
+FIRST_LOOK = 8
 SEGMENT = 32
 # Prompts, and prompts with responses, are padded to powers of two from these lengths on: tasks share few shapes, as
 # compiling a shape takes longer than decoding many batches.
@@ -57,6 +59,15 @@ def generate(
     return responses
 
 
+def _looks(most: int) -> Iterator[int]:
+    """Tokens written at each look, up to `most`."""
+    wanted = FIRST_LOOK
+    while wanted < most:
+        yield wanted
+        wanted += min(wanted, SEGMENT)
+    yield most
+
+
 def _keys(seed: int, indices: Sequence[int], samples: int) -> jax.Array:
     """A key for each response, [B · samples]."""
     of_prompts = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.asarray(indices))
@@ -87,8 +98,8 @@ def _batch(
     starts = np.repeat(lengths, samples)
     finished = np.zeros(len(starts), bool)
     ends, tokens = starts, np.zeros((len(starts), 0), np.int32)
-    for wanted in range(SEGMENT, max_new_tokens + SEGMENT, SEGMENT):
-        limits = np.where(finished, 0, starts - 1 + min(wanted, max_new_tokens)).astype(np.int32)
+    for wanted in _looks(max_new_tokens):
+        limits = np.where(finished, 0, starts - 1 + wanted).astype(np.int32)
         state = engine.decode(weights, drafter_weights, state, put(limits, "rows"))
         tokens, end = fetch(state.tokens), fetch(state.end)
         ends = np.minimum(np.minimum(fetch(state.position) + 1, end), starts + max_new_tokens)
