@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,11 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
                 lines = work.write(found, *_writing(context, contestant, dtype, law, tokenizer.eos_id))
             else:
                 lines = work.rank(found, *_scoring(context, contestant, dtype))
+            about |= work.about
             if contestant.way == "speed":
                 reference = _read_lines(context.inputs["reference"] / PREDICTIONS)
                 pairs = zip(lines, reference, strict=True)
-                about["identical_to_primary"] = sum(a["tokens"] == b["tokens"] for a, b in pairs) / len(lines)
+                about["identical_to_primary"] = sum(_identical(a, b) for a, b in pairs) / len(lines)
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         write_text_atomic(context.out / PREDICTIONS, text)
         predictions = [line["prediction"] for line in lines]
@@ -136,6 +137,7 @@ class _Work:
     info: TaskInfo
     evaluation: EvalConfig
     tokenizer: Tokenizer
+    about: dict[str, Any] = field(default_factory=dict)  # what rows of results say beside scores
 
     @property
     def start(self) -> list[int]:
@@ -219,7 +221,8 @@ class _Work:
         """Whether each program passes its tests, in `tasks.sandbox`."""
         from tasks.sandbox import Program, isolation, run_programs
 
-        self.context.display.line(f"         programs run isolated by {isolation()}")
+        self.about["isolation"] = isolation()
+        self.context.display.line(f"         programs run isolated by {self.about['isolation']}")
         programs = [
             Program(text, example.references["tests"], example.references["setup"])
             for example, several in zip(found, texts, strict=True)
@@ -252,6 +255,12 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min([found for stop in stops if (found := text.find(stop)) >= 0], default=len(text))]
 
 
+def _identical(line: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
+    """Whether two responses are one, token for token. Behind a stop sequence one may have gone on for longer."""
+    pairs = zip(line["tokens"], reference["tokens"], strict=True)
+    return line["texts"] == reference["texts"] and all(x[: len(y)] == y[: len(x)] for x, y in pairs)
+
+
 def _divisors(normalisation: Normalisation, example: Example, tokens: Sequence[int]) -> np.ndarray:
     if normalisation is Normalisation.token:
         return np.asarray(tokens)
@@ -275,12 +284,12 @@ def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any,
 def _writing(context: Context, contestant: Contestant, dtype: str, law: Any, stop: int) -> tuple[Any, Any, Any]:
     """The engine of a model, the weights of its primary and of its drafter."""
     from tandem.decoding.drafters.tandem import TandemDrafter
-    from tandem.model.decoder import untie
+    from tandem.model.decoder import pack_matrices
 
     if contestant.way == "decoder":
-        graph, weights = untie(*decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))
+        graph, weights = pack_matrices(*decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))
         return _engine(graph, None, 0, contestant.width, True, law, stop), weights, None
-    primary, primary_weights = untie(*decoding(_primary(context), "decoder", dtype))
+    primary, primary_weights = pack_matrices(*decoding(_primary(context), "decoder", dtype))
     graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
     verify = contestant.way == "speed"
     engine = _engine(primary, TandemDrafter(graph), contestant.gamma, contestant.width, verify, law, stop)

@@ -7,6 +7,7 @@ and serves the next run.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -43,12 +44,28 @@ def run(experiment: Experiment, stop: Stop) -> None:
         print(listing(experiment))
         return
     infos, left_out = _chosen(experiment)
+    _keep_programs(experiment)
 
     def complete(results: dict[str, Any]) -> dict[str, Any]:
         results |= {"downstream_left_out": left_out}
         return results | {"downstream_tables": shaped(results)}
 
     carry_out(experiment, lambda experiment: _build(experiment, infos), stop, complete)
+
+
+def _keep_programs(experiment: Experiment) -> None:
+    """Compiled programs stay in the store, unless JAX is told of another place: what is interrupted, and the next
+    evaluation, does not compile again. A processor loads its own kind's alone."""
+    from launch.results import cpu_identity
+
+    place = Path(experiment.runs_dir).expanduser() / "store" / f"programs-{cpu_identity()}"
+    if "jax" not in sys.modules:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(place))
+    else:
+        import jax
+
+        if jax.config.jax_compilation_cache_dir is None:
+            jax.config.update("jax_compilation_cache_dir", str(place))
 
 
 def listing(experiment: Experiment) -> str:
@@ -171,7 +188,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
         return Step(
             kind="downstream",
             name=f"{info.name} {contestant.name}",
-            version=2,
+            version=3,
             config=config,
             inputs={
                 "examples": examples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -119,6 +120,16 @@ def _cpu_name() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def cpu_identity() -> str:
+    """A short name for the processor and the instructions that it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        about = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
+    except OSError:
+        about = [platform.machine(), platform.processor()]
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:8]
 
 
 def _git(*arguments: str) -> str:

@@ -119,6 +119,12 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     limits = {row["limit"] for row in rows if row.get("limit") is not None}
     if limits:
         notes.append(f"Only the first {', '.join(map(str, sorted(limits)))} examples of each task: eval.limit.")
+    for metric, signatures in _grouped((row for row in rows if "signature" in row), lambda row: row["metric"]).items():
+        made = sorted({row["signature"] for row in signatures})
+        notes.append(f"{metric} by sacrebleu: {', '.join(made)}.")
+    isolated = sorted({row["isolation"] for row in rows if "isolation" in row})
+    if isolated:
+        notes.append(f"Programs were run isolated by {', '.join(isolated)}.")
     identical = [row["identical_to_primary"] for row in rows if row.get("identical_to_primary") is not None]
     if any(row["name"].endswith(_SPEED) for row in rows):
         note = "In SPEED the primary verifies the tandem's drafts: its options are scored as the primary scores them"

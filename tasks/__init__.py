@@ -1,4 +1,10 @@
-"""Evaluation tasks and what else needs TensorFlow. Importing this package imports none of it."""
+"""Evaluation tasks and what else needs TensorFlow. Importing this package imports none of it.
+
+Where SeqIO has been imported before, as its own programs have, the import registers every task; otherwise `register()`
+does.
+"""
+
+import sys
 
 
 def register() -> None:
@@ -6,3 +12,7 @@ def register() -> None:
     from tasks.seqio_tasks import register as register_tasks
 
     register_tasks()
+
+
+if "seqio" in sys.modules:
+    register()

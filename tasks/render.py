@@ -19,7 +19,7 @@ This file is written by `uv run python -m tasks.render > docs/tasks.md`; a test 
 `uv run launch/run.py job=evaluate eval=superglue` (or `tydiqa`, `gen_tasks`, `mbpp`, `wmt22`, `all`) evaluates the
 models of a run; `eval=list` lists the tasks with their sizes. `eval.tasks=[boolq_v1,wmt22]` takes single tasks and
 suites. A task's name ends in the version of its prompt. Every task is also a SeqIO task of that name, and every suite a
-mixture, after `import tasks; tasks.register()`.
+mixture: `import tasks` registers them where SeqIO has been imported before, `tasks.register()` anywhere.
 
 ## Data
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +237,9 @@ def test_a_whole_run_answers_measures_and_is_not_repeated(data, tmp_path):
     assert speed["natural_questions_v1"]["identical_to_primary"] == 1.0
     assert "identical_to_primary" not in speed["boolq_v1"]
     assert "signature" in speed["wmt22_de_en_v1"]
+    assert "chrf by sacrebleu: nrefs:1|case:mixed" in first.stdout
+    assert "isolation" in speed["mbpp_v1"]
+    assert list((tmp_path / "runs/store").glob("programs-*/*"))
     assert "Downstream tasks (paper table 3)" in first.stdout
     assert "How good are its answers?" in (directory / "report.html").read_text()
 
@@ -243,3 +247,10 @@ def test_a_whole_run_answers_measures_and_is_not_repeated(data, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "running" not in again.stderr
     assert json.loads((directory / "results.json").read_text())["downstream"] == rows
+
+    # The same models in another store: every number comes again to its last digit.
+    made = shutil.ignore_patterns("examples-*", "downstream-*")
+    shutil.copytree(tmp_path / "runs/store", tmp_path / "other/runs/store", ignore=made)
+    other = subprocess.run(call, cwd=tmp_path / "other", capture_output=True, text=True)
+    assert "running  boolq_v1 bison" in other.stderr
+    assert json.loads((tmp_path / "other/runs/evaluation/results.json").read_text())["downstream"] == rows

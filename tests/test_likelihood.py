@@ -146,18 +146,41 @@ def test_truncation_takes_the_front_of_the_prompt_and_leaves_room_for_the_longes
 
 
 def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
-    questions = questions_like([(5, [6, 3, 9, 1, 7, 7]), (3, [1, 1])], seed=5)
+    questions = questions_like([(5, [6, 3, 9, 1, 7, 7, 9, 9]), (3, [1, 1])], seed=5)
     scorer, weights = scorer_of(None)
     whole = likelihood.score(scorer, weights, questions, batch_size=2)
-    monkeypatch.setattr(likelihood, "MOST_SLOTS", 10)
+    assert len(list(likelihood._parts(questions[0]))) == 1
+    monkeypatch.setattr(likelihood, "LEAST_WINDOW", 64)
+    assert len(list(likelihood._parts(questions[0]))) == 2
     split = likelihood.score(scorer, weights, questions, batch_size=2)
     for ours, theirs in zip(itertools.chain(*split), itertools.chain(*whole), strict=True):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=2e-5)
         assert ours.tokens == theirs.tokens
 
 
-def test_progress_counts_questions_and_may_stop_the_work():
-    questions = questions_like([(5, [1, 1])] * 5, seed=1)
+@given(st.lists(st.tuples(st.integers(1, 90), st.lists(st.integers(1, 40), min_size=1, max_size=6)), max_size=40))
+def test_rows_hold_every_question_once_in_few_shapes(shape):
+    questions = questions_like(shape, seed=0)
+    found, shapes = [], set()
+    for indices, _, rows in likelihood.batches(questions, 2):
+        shapes.add((rows.tokens.shape, rows.slots.shape))
+        for row, members in enumerate(indices):
+            found += members
+            texts = [np.concatenate([questions[i].prompt, *(o[:-1] for o in questions[i].options)]) for i in members]
+            held = np.concatenate(texts)
+            assert rows.tokens[row, : len(held)].tolist() == held.tolist()
+            assert (rows.segments[row, len(held) :] == -1).all()
+            assert [
+                rows.tokens[row, slot] for slot in rows.slots[row] if rows.places[row, slot] == 0 and slot >= 0
+            ] == [questions[i].prompt[-1] for i in members]
+    assert sorted(found) == list(range(len(questions)))
+    assert len(shapes) <= 2
+
+
+def test_progress_counts_questions_and_may_stop_the_work(monkeypatch):
+    monkeypatch.setattr(likelihood, "LEAST_WINDOW", 64)
+    monkeypatch.setattr(likelihood, "TOKENS", 1)
+    questions = questions_like([(60, [1, 1])] * 5, seed=1)  # two fill a row
     seen: list[tuple[int, int]] = []
 
     def stop(done: int, total: int) -> None:

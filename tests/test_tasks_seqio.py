@@ -49,6 +49,14 @@ def test_every_task_and_suite_is_registered_once():
         assert [task.name for task in seqio.MixtureRegistry.get(suite).tasks] == registry.names(suite)
 
 
+def test_importing_the_package_registers_where_seqio_is_there_already():
+    code = (
+        "import seqio, tasks; from tasks import registry; print(set(registry.TASKS) - set(seqio.TaskRegistry.names()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
 def test_a_missing_file_is_not_a_traceback_of_tensorflow(tmp_path):
     with pytest.raises(EnvironmentFailure, match="its questions are missing"):
         registry.examples("boolq_v1", str(tmp_path))

@@ -27,7 +27,8 @@ from tandem.decoding.drafters import Drafter, Weights
 from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import UNKNOWN, Draft, Fixed, StoppingRule, remember
 from tandem.decoding.verification import acceptance, accepted_count, residual
-from tandem.model.decoder import Decoder, KVCache, write
+from tandem.model.decoder import ROWS, Decoder, KVCache, write
+from tandem.model.reading import read_prompts
 
 NEVER = np.iinfo(np.int32).max
 
@@ -115,8 +116,7 @@ class Engine:
         batch, width = prompts.shape
         length = width + max_new_tokens + self.width
         decoder = nnx.merge(self.primary, weights)
-        origin = jnp.zeros(batch, jnp.int32)
-        states, cache = decoder.extend(prompts, origin, decoder.empty_cache(batch, length))
+        states, cache = read_prompts(decoder, prompts, length, ROWS)
         lengths = lengths.astype(jnp.int32)
         if chance is None and not self.law.greedy:
             chance = row_keys(0, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,13 @@ from tandem.decoding.drafters import Weights
 from tandem.decoding.engine import Engine, fan_out
 from tandem.parallel.sharding import fetch, put
 
-# Tokens between two looks at what was written. A look costs a round trip, and what is written after a stop is lost.
+# Tokens before the first look at what was written, and most between two looks. A look costs a round trip, and what is
+# written after a stop is lost: many answers are short.
+FIRST_LOOK = 8
 SEGMENT = 32
+# Prompts, and prompts with responses, are padded to powers of two from these lengths on: tasks share few shapes, as
+# compiling a shape takes longer than decoding many batches.
+LEAST_PROMPT, LEAST_LENGTH = 128, 256
 
 
 def generate(
@@ -54,6 +59,15 @@ def generate(
     return responses
 
 
+def _looks(most: int) -> Iterator[int]:
+    """Tokens written at each look, up to `most`."""
+    wanted = FIRST_LOOK
+    while wanted < most:
+        yield wanted
+        wanted += min(wanted, SEGMENT)
+    yield most
+
+
 def _keys(seed: int, indices: Sequence[int], samples: int) -> jax.Array:
     """A key for each response, [B · samples]."""
     of_prompts = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.asarray(indices))
@@ -71,19 +85,21 @@ def _batch(
     chance: Any,
 ) -> list[list[np.ndarray]]:
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = np.zeros((len(prompts), bucket(int(lengths.max()), steps=2)), np.int32)
+    longest = int(lengths.max())
+    padded = np.zeros((len(prompts), bucket(longest, 1, LEAST_PROMPT)), np.int32)
+    length = max(bucket(longest + max_new_tokens, 1, LEAST_LENGTH), padded.shape[1])
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
     state = engine.prefill(
-        weights, drafter_weights, put(padded, "rows"), put(lengths, "rows"), max_new_tokens=max_new_tokens
+        weights, drafter_weights, put(padded, "rows"), put(lengths, "rows"), max_new_tokens=length - padded.shape[1]
     )
     if samples > 1 or chance is not None:
         state = fan_out(state, samples, None if chance is None else put(chance, "rows"))
     starts = np.repeat(lengths, samples)
     finished = np.zeros(len(starts), bool)
     ends, tokens = starts, np.zeros((len(starts), 0), np.int32)
-    for wanted in range(SEGMENT, max_new_tokens + SEGMENT, SEGMENT):
-        limits = np.where(finished, 0, starts - 1 + min(wanted, max_new_tokens)).astype(np.int32)
+    for wanted in _looks(max_new_tokens):
+        limits = np.where(finished, 0, starts - 1 + wanted).astype(np.int32)
         state = engine.decode(weights, drafter_weights, state, put(limits, "rows"))
         tokens, end = fetch(state.tokens), fetch(state.end)
         ends = np.minimum(np.minimum(fetch(state.position) + 1, end), starts + max_new_tokens)

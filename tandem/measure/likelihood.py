@@ -1,15 +1,15 @@
 """Log-likelihoods of answer options, for rank classification: all options of a question in one forward pass.
 
-A row holds a question's prompt once and its options behind it, each without its last token. Every option sees the
-prompt and itself, at the positions it would have directly after the prompt. Only positions that predict an option's
-token get logits, or a last layer.
+A row holds a question's prompt once and its options behind it, each without its last token, then the next question.
+Every option sees its prompt and itself, at the positions it would have directly after the prompt. Only positions that
+predict an option's token get logits, or a last layer.
 
 A decoder gives the plain likelihood. A tandem gives that of its standalone decoding (paper section 3): the prompt but
 for its last token is the primary's; then, in turns of γ + 1, the secondary predicts γ tokens in block mode and the
 primary one, the free token.
 
-Letters beside the decoder's: T length of a row, Q slots (the prompt's last token, and all option tokens that predict),
-R targets.
+Letters beside the decoder's: T length of a row, Q slots (prompts' last tokens, and all option tokens that predict), R
+targets.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ import numpy as np
 from flax import nnx
 
 from tandem.data.batches import bucket
-from tandem.model.decoder import SEQUENCES, Decoder, DecoderLayer, Source, attend, attend_cached
+from tandem.decoding.engine import greedy
+from tandem.model.decoder import SEQUENCES, Decoder, DecoderLayer, Source, attend
+from tandem.model.reading import BLOCK, read, windowed, windows
 from tandem.model.tandem import Tandem
-from tandem.parallel.sharding import batch_rows, constrain, fetch, put
+from tandem.parallel.sharding import batch_rows, fetch, put
 
-# Queries are attended in pieces, so that a piece need not look at the keys behind it: at most so many of at least so
-# many positions.
-MOST_PIECES = 8
-LEAST_PIECE = 64
-# A question whose options have more tokens than this is put into several rows.
-MOST_SLOTS = 512
+# Tokens of a batch for each of `batch_size`; a batch is one row on one device, on several as many as they divide.
+TOKENS = 128
+# The least window of keys that a query looks at.
+LEAST_WINDOW = 512
+# A row has a slot for each so many tokens, if its questions have so many tokens for each of their slots; or for each
+# token.
+TOKENS_A_SLOT, FEWEST_TOKENS_A_SLOT = 16, 12
+# Rows that a question may still be put into.
+OPEN_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,31 @@ class Scorer:
 
 
 class Rows(NamedTuple):
-    """A batch of questions as arrays."""
+    """A batch of rows, each with one question or several, as arrays."""
 
-    tokens: Any  # [B, T] prompt, options, padding
+    tokens: Any  # [B, T] prompt, its options, the next prompt, …, padding
     positions: Any  # [B, T] in the text of prompt and option
-    segments: Any  # [B, T] 0 prompt, 1 … option, -1 padding
-    slots: Any  # [B, Q] places in the row of what predicts, the prompt's last token first; unused -1
+    places: Any  # [B, T] the same from the prompt's last token on, which is at 0
+    segments: Any  # [B, T] a number for each prompt and option of the row; padding -1
+    prompts: Any  # [B, T] the number of the prompt that they belong to; padding -1
+    slots: Any  # [B, Q] places in the row of what predicts: prompts' last tokens, options; unused -1
     target_slots: Any  # [B, R] slot that predicts the target
     targets: Any  # [B, R] ids; padding 0
-    last: Any  # [B] position of the prompt's last token
+
+
+class Room(NamedTuple):
+    """What a row holds at most."""
+
+    tokens: int
+    slots: int
+    targets: int
+
+
+class Shape(NamedTuple):
+    """That of a batch."""
+
+    window: int  # keys that a query looks at
+    room: Room  # of each row
 
 
 def encode(
@@ -115,120 +136,196 @@ def score(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Likelihood]]:
     """For each question the likelihoods of its options. `progress` is called after each batch, and may raise."""
-    results: list[list[Likelihood]] = [[] for _ in questions]
-    if not questions:
-        return results
     parts = [(index, part) for index, question in enumerate(questions) for part in _parts(question)]
     scored: list[list[Likelihood]] = [[] for _ in parts]
-    waiting: list[tuple[list[int], Any]] = []
+    waiting: list[tuple[list[list[int]], Any]] = []
     done = 0
-    for indices, rows in batches([part for _, part in parts], batch_rows(min(batch_size, len(parts)))):
-        waiting.append((indices, _compiled(scorer)(weights, jax.tree.map(lambda array: put(array, "batch"), rows))))
+    for indices, window, rows in batches([part for _, part in parts], batch_size):
+        on_device = jax.tree.map(lambda array: put(array, "batch"), rows)
+        waiting.append((indices, _compiled(scorer, window)(weights, on_device)))
         if len(waiting) > 1:  # the device works on one batch while the next is put together
             done += _collect(*waiting.pop(0), parts, scored)
             progress(done * len(questions) // len(parts), len(questions))
     for indices, outputs in waiting:
         done += _collect(indices, outputs, parts, scored)
         progress(done * len(questions) // len(parts), len(questions))
+    results: list[list[Likelihood]] = [[] for _ in questions]
     for (index, _), likelihoods in zip(parts, scored, strict=True):
         results[index] += likelihoods
     return results
 
 
 def _parts(question: Question) -> Iterator[Question]:
-    """The question with as many of its options at a time as fit a row."""
+    """The question with as many of its options at a time as fit the window that its longest asks for."""
+    most = _window(len(question.prompt) + max(map(len, question.options)) - 1) - BLOCK + 1
     options: list[np.ndarray] = []
     for option in question.options:
-        if options and sum(map(len, options)) + len(option) > MOST_SLOTS:
+        needs = _needs(Question(question.prompt, (*options, option)))
+        if options and max(needs.tokens, needs.targets) > most:
             yield Question(question.prompt, tuple(options))
             options = []
         options.append(option)
     yield Question(question.prompt, tuple(options))
 
 
-def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[int], Rows]]:
-    """Batches of questions of similar length, longest first, with their indices; the last is filled up with empty
-    rows."""
-    lengths = [_row_length(question) for question in questions]
-    order = sorted(range(len(questions)), key=lambda index: -lengths[index])
-    for begin in range(0, len(order), batch_size):
-        indices = order[begin : begin + batch_size]
-        yield indices, _rows([questions[index] for index in indices], batch_size)
+def _window(tokens: int) -> int:
+    """That of a question of so many tokens, wherever its blocks begin."""
+    return bucket(tokens + BLOCK - 1, 2, LEAST_WINDOW)
 
 
-def _row_length(question: Question) -> int:
-    return len(question.prompt) + sum(len(option) - 1 for option in question.options)
+def _needs(question: Question) -> Room:
+    more = sum(len(option) - 1 for option in question.options)
+    return Room(len(question.prompt) + more, 1 + more, sum(map(len, question.options)))
 
 
-def _rows(questions: Sequence[Question], batch_size: int) -> Rows:
-    widths = {
-        "tokens": bucket(max(_row_length(question) for question in questions), steps=8),
-        "slots": bucket(max(1 + sum(len(o) - 1 for o in q.options) for q in questions), 1, 1),
-        "targets": bucket(max(sum(map(len, q.options)) for q in questions), 1, 1),
-    }
-    tokens, positions, segments = (np.zeros((batch_size, widths["tokens"]), np.int32) for _ in range(3))
-    segments[:] = -1
-    slots = np.full((batch_size, widths["slots"]), -1, np.int32)
-    target_slots, targets = (np.zeros((batch_size, widths["targets"]), np.int32) for _ in range(2))
-    last = np.zeros(batch_size, np.int32)
-    for row, question in enumerate(questions):
-        end, slot, target = len(question.prompt), 1, 0
-        tokens[row, :end], positions[row, :end], segments[row, :end] = question.prompt, np.arange(end), 0
-        last[row] = slots[row, 0] = end - 1
-        for number, option in enumerate(question.options, start=1):
-            more = len(option) - 1
-            tokens[row, end : end + more], segments[row, end : end + more] = option[:-1], number
-            positions[row, end : end + more] = last[row] + 1 + np.arange(more)
-            slots[row, slot : slot + more] = np.arange(end, end + more)
-            targets[row, target : target + len(option)] = option
-            target_slots[row, target + 1 : target + len(option)] = np.arange(slot, slot + more)
-            end, slot, target = end + more, slot + more, target + len(option)
-    return Rows(tokens, positions, segments, slots, target_slots, targets, last)
+def _shape(needs: Room, tokens: int) -> Shape:
+    """The batch for a question, of rows with so many tokens or more: one of few shapes."""
+    window = _window(needs.tokens)
+    length = max(window, -(-tokens // BLOCK) * BLOCK)
+    few, wanted = length // TOKENS_A_SLOT, max(needs.slots, -(-needs.targets // 2))
+    slots = few if wanted <= min(few, needs.tokens // FEWEST_TOKENS_A_SLOT) else length
+    return Shape(window, Room(length, slots, 2 * slots))
+
+
+def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[list[int]], int, Rows]]:
+    """Batches of rows, longest questions first: the indices of each row's questions, the window of keys that they need,
+    and the arrays. The last batch of a shape is filled up with empty rows."""
+    count = batch_rows(1)
+    groups: dict[Shape, list[int]] = {}
+    needs = [_needs(question) for question in questions]
+    for index, needed in enumerate(needs):
+        groups.setdefault(_shape(needed, batch_size * TOKENS // count), []).append(index)
+    for shape, members in sorted(groups.items(), reverse=True):
+        packed = _packed(shape.room, sorted(members, key=lambda index: -needs[index].tokens), needs)
+        for begin in range(0, len(packed), count):
+            indices = packed[begin : begin + count]
+            yield (
+                indices,
+                shape.window,
+                _rows([[questions[index] for index in row] for row in indices], count, shape.room),
+            )
+
+
+def _packed(room: Room, members: Sequence[int], needs: Sequence[Room]) -> list[list[int]]:
+    """Rows of questions, each question put into the first of the last rows that has room for it."""
+    rows: list[list[int]] = []
+    left: list[Room] = []
+    for index in members:
+        needed = needs[index]
+        for row in range(max(0, len(rows) - OPEN_ROWS), len(rows)):
+            if all(have >= want for have, want in zip(left[row], needed, strict=True)):
+                break
+        else:
+            row = len(rows)
+            rows.append([])
+            left.append(room)
+        rows[row].append(index)
+        left[row] = Room(*(have - want for have, want in zip(left[row], needed, strict=True)))
+    return rows
+
+
+def _rows(contents: Sequence[Sequence[Question]], count: int, room: Room) -> Rows:
+    tokens, positions, places, segments, prompts = (np.zeros((count, room.tokens), np.int32) for _ in range(5))
+    segments[:] = prompts[:] = -1
+    slots = np.full((count, room.slots), -1, np.int32)
+    target_slots, targets = (np.zeros((count, room.targets), np.int32) for _ in range(2))
+    for row, questions in enumerate(contents):
+        begin = slot = target = segment = 0
+        for question in questions:
+            last, size = len(question.prompt) - 1, _needs(question).tokens
+            end, first, prompt = begin + last + 1, slot, segment
+            tokens[row, begin:end], positions[row, begin:end] = question.prompt, np.arange(last + 1)
+            segments[row, begin:end], prompts[row, begin : begin + size] = prompt, prompt
+            slots[row, slot] = end - 1
+            slot += 1
+            for option in question.options:
+                more, segment = len(option) - 1, segment + 1
+                tokens[row, end : end + more], segments[row, end : end + more] = option[:-1], segment
+                positions[row, end : end + more] = last + 1 + np.arange(more)
+                slots[row, slot : slot + more] = np.arange(end, end + more)
+                targets[row, target : target + len(option)] = option
+                target_slots[row, target] = first
+                target_slots[row, target + 1 : target + len(option)] = np.arange(slot, slot + more)
+                end, slot, target = end + more, slot + more, target + len(option)
+            places[row, begin:end] = positions[row, begin:end] - last
+            begin, segment = end, segment + 1
+    return Rows(tokens, positions, places, segments, prompts, slots, target_slots, targets)
 
 
 def _collect(
-    indices: list[int], outputs: tuple[jax.Array, jax.Array], parts: Sequence[tuple[int, Question]], scored: list[Any]
+    indices: list[list[int]],
+    outputs: tuple[jax.Array, jax.Array],
+    parts: Sequence[tuple[int, Question]],
+    scored: list[Any],
 ) -> int:
     log_probabilities, best = (fetch(output) for output in outputs)
-    for row, index in enumerate(indices):
-        ends = np.cumsum([0, *(len(option) for option in parts[index][1].options)])
-        scored[index] = [
-            Likelihood(float(log_probabilities[row, a:b].sum(dtype=np.float64)), bool(best[row, a:b].all()), int(b - a))
-            for a, b in pairwise(ends)
-        ]
-    return len(indices)
+    for row, members in enumerate(indices):
+        begin = 0
+        for index in members:
+            ends = begin + np.cumsum([0, *(len(option) for option in parts[index][1].options)])
+            scored[index] = [
+                Likelihood(
+                    float(log_probabilities[row, a:b].sum(dtype=np.float64)), bool(best[row, a:b].all()), int(b - a)
+                )
+                for a, b in pairwise(ends)
+            ]
+            begin = ends[-1]
+    return sum(map(len, indices))
 
 
 @cache
-def _compiled(scorer: Scorer) -> Any:
-    return jax.jit(partial(_score_rows, scorer))
+def _compiled(scorer: Scorer, window: int) -> Any:
+    return jax.jit(partial(_score_rows, scorer, window))
 
 
 KeysAndValues = tuple[jax.Array, jax.Array]  # of a layer, [B, T, K, E] each
 
 
-def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+def _score_rows(scorer: Scorer, window: int, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
     """Log-probability [B, R] of each target, and whether it is the most probable token there."""
     decoder, tandem = _models(scorer, weights)
-    layers = list(decoder.layers)
-    positions, segments = _at(rows.positions, rows.slots), _at(rows.segments, rows.slots)
-    visible = _sees(positions, segments, rows.positions, rows.segments)
+    layers, whole = list(decoder.layers), Seen(rows.positions, rows.segments, rows.prompts)
+    slots = Seen(*(_at(array, rows.slots) for array in whole))
+    visible = slots.sees(whole)
     # The last layer is wanted at the slots alone, unless the tandem reads its output at all positions.
     depth = len(layers) - (0 if tandem and tandem.depth == len(layers) else 1)
-    states = _states(decoder, rows, depth)
+    attention = windowed(whole.blocks().sees(whole.windows(window)))
+    states = read(decoder, rows.tokens, rows.positions, attention, depth, SEQUENCES).states
     final = _at(states[-1], rows.slots)
     if depth < len(layers):
         source = layers[-1].keys_and_values(states[-1], *decoder.rotary(rows.positions))
-        final = _extend(layers[-1], final, decoder.rotary(positions), source, visible)
+        final = _extend(layers[-1], final, decoder.rotary(slots.positions), source, visible)
     logits = decoder.logits(final)
     if tandem:
-        drafted = _block_mode(tandem, scorer.gamma, states, rows, visible)
-        turn = (positions - rows.last[:, None]) % (scorer.gamma + 1)
+        drafted = _block_mode(tandem, scorer.gamma, states, rows, slots, visible)
+        turn = _at(rows.places, rows.slots) % (scorer.gamma + 1)
         logits = jnp.where((turn == scorer.gamma)[..., None], logits, drafted)
-    chosen = jnp.take_along_axis(_at(logits, rows.target_slots), rows.targets[..., None], axis=2)[..., 0]
+    chosen = jax.vmap(lambda logits, slots, targets: logits[slots, targets])(logits, rows.target_slots, rows.targets)
     normaliser = _at(jax.nn.logsumexp(logits, axis=-1), rows.target_slots)
-    best = _at(jnp.argmax(logits, axis=-1), rows.target_slots) == rows.targets
+    best = _at(greedy(logits), rows.target_slots) == rows.targets
     return chosen - normaliser, best
+
+
+class Seen(NamedTuple):
+    """Entries of rows as attention tells them apart, […, t] each."""
+
+    positions: jax.Array
+    segments: jax.Array
+    prompts: jax.Array
+
+    def sees(self, keys: Seen) -> jax.Array:
+        """[…, t, s]: the own prompt and the own option, as far as the own position. Padding sees padding."""
+        segments = keys.segments[..., None, :]
+        same = (segments == self.prompts[..., None]) | (segments == self.segments[..., None])
+        return same & (keys.positions[..., None, :] <= self.positions[..., None])
+
+    def blocks(self) -> Seen:
+        """The entries [B, T] in blocks, [B, T / BLOCK, BLOCK]."""
+        return Seen(*(array.reshape(array.shape[0], -1, BLOCK) for array in self))
+
+    def windows(self, width: int) -> Seen:
+        """The keys of each block, [B, T / BLOCK, width]; no entry sees what is before the first."""
+        return Seen(*(windows(array, width, padding=-2) for array in self))
 
 
 def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:
@@ -237,43 +334,25 @@ def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:
     return nnx.merge(scorer.decoder, weights[0]), nnx.merge(scorer.tandem, weights[1])
 
 
-def _states(decoder: Decoder, rows: Rows, depth: int) -> list[jax.Array]:
-    """The residual stream [B, T, D] after 0, 1, … `depth` layers."""
-    positions, segments, length = rows.positions, rows.segments, rows.tokens.shape[1]
-    angles = decoder.rotary(positions)
-    piece = max(LEAST_PIECE, -(-length // MOST_PIECES))
-    spans = [(begin, min(begin + piece, length)) for begin in range(0, length, piece)]
-    masks = [_sees(positions[:, a:b], segments[:, a:b], positions[:, :b], segments[:, :b]) for a, b in spans]
-    states = [decoder.embed(rows.tokens, SEQUENCES)]
-    for layer in list(decoder.layers)[:depth]:
-        keys, values = (side.swapaxes(1, 2) for side in layer.keys_and_values(states[-1], *angles))
-        queries = layer.queries(states[-1], *angles)
-        pieces = [
-            attend_cached(queries[:, a:b], keys[:, :, :b], values[:, :, :b], mask)
-            for (a, b), mask in zip(spans, masks, strict=True)
-        ]
-        states.append(constrain(layer.finish(states[-1], jnp.concatenate(pieces, axis=1)), *SEQUENCES))
-    return states
-
-
 def _extend(layer: DecoderLayer, x: jax.Array, angles: Any, source: KeysAndValues, mask: jax.Array) -> jax.Array:
     """The layer's output at slots whose input is `x` [B, Q, D]."""
     return layer.finish(x, attend(layer.queries(x, *angles), [Source(*source, mask)]))
 
 
-def _block_mode(tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: Rows, visible: jax.Array) -> jax.Array:
+def _block_mode(
+    tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: Rows, slots: Seen, visible: jax.Array
+) -> jax.Array:
     """The secondary's logits [B, Q, V] at the slots; the only places where it has states of its own."""
     secondary = tandem.secondary
-    positions, segments = _at(rows.positions, rows.slots), _at(rows.segments, rows.slots)
     # The prompt's last token opens block 0; whatever stands before it is earlier.
-    blocks = jnp.floor_divide(rows.positions - rows.last[:, None], gamma + 1)
+    blocks = jnp.floor_divide(rows.places, gamma + 1)
     slot_blocks = _at(blocks, rows.slots)
     earlier = visible & (blocks[:, None] < slot_blocks[..., None])
-    current = _sees(positions, segments, positions, segments) & (slot_blocks[:, None] == slot_blocks[..., None])
+    current = slots.sees(slots) & (slot_blocks[:, None] == slot_blocks[..., None])
     # An unused slot repeats an entry of the row, so that it may be seen by itself alone.
     current &= (rows.slots >= 0)[:, None] | jnp.eye(rows.slots.shape[1], dtype=bool)
     mask = jnp.concatenate([earlier, current], axis=2)
-    angles, row_angles = secondary.rotary(positions), secondary.rotary(rows.positions)
+    angles, row_angles = secondary.rotary(slots.positions), secondary.rotary(rows.positions)
     y = secondary.embed(_at(rows.tokens, rows.slots), SEQUENCES)
     for layer, projection in zip(secondary.layers, tandem.projections, strict=True):
         theirs = layer.keys_and_values(projection(states), *row_angles)
@@ -281,12 +360,6 @@ def _block_mode(tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: R
         keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(theirs, own, strict=True))
         y = _extend(layer, y, angles, (keys, values), mask)
     return secondary.logits(y)
-
-
-def _sees(positions: jax.Array, segments: jax.Array, key_positions: jax.Array, key_segments: jax.Array) -> jax.Array:
-    """[B, t, s]: the prompt and the own option, as far as the own position. Padding sees padding."""
-    same = (key_segments[:, None] == 0) | (key_segments[:, None] == segments[..., None])
-    return same & (key_positions[:, None] <= positions[..., None])
 
 
 def _at(values: jax.Array, slots: jax.Array) -> jax.Array:
