@@ -64,7 +64,7 @@ def _keep_programs(experiment: Experiment) -> None:
     else:
         import jax
 
-        if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        if jax.config.values["jax_compilation_cache_dir"] is None:
             jax.config.update("jax_compilation_cache_dir", str(place))
 
 
