@@ -72,7 +72,7 @@ def test_a_tandem(mode, layer_map, distil_weight):
 @pytest.mark.slow
 def test_a_head_on_the_primary():
     primary, fixed = decoder(LARGE, 0)
-    head, trained = nnx.split(KVHead(head_config(Drafter.kv, LARGE, SECONDARY, 2), LARGE, rngs=nnx.Rngs(3)))
+    head, trained = nnx.split(KVHead(head_config(Drafter.kv, LARGE, SECONDARY, 2, 2), LARGE, rngs=nnx.Rngs(3)))
     both(lambda **how: head_loss(head, primary, distil_weight=0.5, **how), trained, fixed)
 
 
