@@ -236,26 +236,26 @@ def agreement(
     """
 
     def run(context: Context) -> None:
-        from tandem.measure.agreement import Reading, means, means_by_position, measure
+        from tandem.measure.agreement import Reader, means, means_by_position, measure
         from tandem.model import checkpoint
 
         tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout").array
         windows = heldout_windows(tokens, evaluation.sequences, seq_len)
         bison = checkpoint.load_decoder(context.inputs[reference] / WEIGHTS)
         # Each row's name, the number of the primary that it is compared with, and the model.
-        primaries, compared = [bison], list[tuple[str, int, Reading]]()
+        primaries, compared = [bison], list[tuple[str, int, Reader]]()
         for name, kind in models.items():
             folder, own = context.inputs[name], 0
             if kind == "decoder":
-                compared.append((name, own, Reading(*checkpoint.load_decoder(folder / WEIGHTS))))
+                compared.append((name, own, Reader(*checkpoint.load_decoder(folder / WEIGHTS))))
                 continue
             if (folder / PRIMARY).exists():
                 own = len(primaries)
                 primaries.append(checkpoint.load_decoder(folder / PRIMARY))
             model = checkpoint.load_tandem(folder / WEIGHTS)
-            compared += [(name, own, Reading(*model, gamma)) for gamma in evaluation.gammas]
+            compared += [(name, own, Reader(*model, gamma)) for gamma in evaluation.gammas]
             if own:
-                compared.append((f"{reference}_of_{name}", 0, Reading(*primaries[own])))
+                compared.append((f"{reference}_of_{name}", 0, Reader(*primaries[own])))
         measured: dict[int, dict[str, np.ndarray]] = {}
         for number, primary in enumerate(primaries):
 
@@ -268,12 +268,12 @@ def agreement(
             measured |= dict(zip(chosen, values, strict=True))
         rows: list[dict[str, Any]] = []
         positions: list[dict[str, Any]] = []
-        for place, (name, _, reading) in enumerate(compared):
-            row = {"name": name} if reading.gamma is None else {"name": name, "gamma": reading.gamma}
-            values, count = measured[place], _count(reading.weights)
+        for place, (name, _, reader) in enumerate(compared):
+            row = {"name": name} if reader.gamma is None else {"name": name, "gamma": reader.gamma}
+            values, count = measured[place], _count(reader.weights)
             rows.append({**row, **means(values), "parameters": count, "tokens": windows[:, 1:].size})
-            if reading.gamma is not None:
-                by_position = enumerate(means_by_position(values, reading.gamma))
+            if reader.gamma is not None:
+                by_position = enumerate(means_by_position(values, reader.gamma))
                 positions.extend({**row, "position": index, **at} for index, at in by_position)
         write_json_atomic(context.out / RESULTS, {"agreement": rows, "agreement_by_position": positions})
 

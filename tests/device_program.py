@@ -18,7 +18,7 @@ from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PlatformCon
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.law import Law
 from tandem.errors import Interrupted
-from tandem.measure.agreement import Reading, means, measure
+from tandem.measure.agreement import Reader, means, measure
 from tandem.measure.timing import Method, engine_for, run_prompts
 from tandem.model import checkpoint
 from tandem.parallel.mesh import build_mesh
@@ -75,7 +75,7 @@ def on_mesh(shape: tuple[int, int, int], folder: Path) -> dict[str, Any]:
         "losses": losses,
         "weights": [fetch(leaf).tolist() for leaf in jax.tree.leaves(trained)],
         "divided": sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(trained)),
-        "agreement": means(measure(primary, primary_weights, [Reading(graph, trained, 2)], windows)[0]),
+        "agreement": means(measure(primary, primary_weights, [Reader(graph, trained, 2)], windows)[0]),
         "greedy": greedy.responses.tolist(),
         "blocks": greedy.blocks.tolist(),
         "drawn": drawn.responses.tolist(),

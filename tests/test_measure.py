@@ -22,20 +22,13 @@ from tandem.measure.speed import cache_bytes_per_token, repetition_rate, speed_t
 from tandem.measure.timing import Method, bucket, run_prompts
 from tandem.model.tandem import block_numbers
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WINDOWS = np.random.default_rng(5).integers(0, 37, (5, 13)).astype(np.int32)
 PROMPTS = np.random.default_rng(6).integers(0, 37, (4, 6)).astype(np.int32)
 NEW = 12
 BISON = DecoderConfig(2, 24, 3, 1, 32, vocab_size=37)
 GECKO = DecoderConfig(1, 8, 2, 2, 12, vocab_size=37)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Running these programs takes no time; compiling them well does."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +75,8 @@ def test_agreement_is_that_computed_by_hand_whatever_the_batches(bison, gecko, b
 
     expected = by_hand(*(np.asarray(values, np.float64) for values in run(bison[1], model[1])))
     # Two of five windows in the last batch are padding, which must not be counted.
-    readings = [agreement.Reading(*bison), agreement.Reading(*model, gamma)]
-    itself, measured = agreement.measure(*bison, readings, WINDOWS, batch_size=2)
+    readers = [agreement.Reader(*bison), agreement.Reader(*model, gamma)]
+    itself, measured = agreement.measure(*bison, readers, WINDOWS, batch_size=2)
     np.testing.assert_array_equal(itself["relative_accuracy"], 1)
     assert set(measured) == set(agreement.MEASURES)
     for name, values in expected.items():
@@ -93,7 +86,7 @@ def test_agreement_is_that_computed_by_hand_whatever_the_batches(bison, gecko, b
 
 
 def test_the_primary_agrees_with_itself(bison):
-    (measured,) = agreement.measure(*bison, [agreement.Reading(*bison)], WINDOWS, batch_size=5)
+    (measured,) = agreement.measure(*bison, [agreement.Reader(*bison)], WINDOWS, batch_size=5)
     np.testing.assert_array_equal(measured["relative_accuracy"], 1)
     np.testing.assert_allclose(measured["total_variation"], 0, atol=1e-6)
 

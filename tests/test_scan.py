@@ -17,17 +17,10 @@ from tandem.model.kv import KVHead
 from tandem.training.loop import make_update
 from tandem.training.objective import decoder_loss, head_loss, tandem_loss
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOKENS = np.random.default_rng(0).integers(0, 37, (4, 13)).astype(np.int32)
 LARGE = dataclasses.replace(PRIMARY, num_layers=3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Running these programs takes no time; compiling them well does."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def both(make, trained, fixed) -> None:

@@ -24,19 +24,12 @@ from tandem.training.loop import CHECKPOINT, train
 from tandem.training.objective import decoder_loss, distillation, tandem_loss, total_variation
 from tandem.training.optimizer import learning_rate, make_optimizer
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PRIMARY = dataclasses.replace(pairs.PRIMARY, num_layers=3)
 LAYER_MAP = (1, 2)  # the primary's third layer is not read
 CONFIG = OptimizerConfig(steps=5, batch_size=4, seq_len=12, learning_rate=1e-2, warmup_steps=2, weight_decay=0.0)
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Running these programs takes no time; compiling them well does."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def batches(step: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def token_measures(logits: jax.Array, primary_logits: jax.Array, targets: jax.Ar
 
 
 @dataclass
-class Reading:
+class Reader:
     """A model to measure with its weights; a tandem is read in block mode at block length `gamma`."""
 
     model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]
@@ -48,33 +48,33 @@ class Reading:
 def measure(
     primary: nnx.GraphDef[Decoder],
     primary_weights: Any,
-    readings: Sequence[Reading],
+    readers: Sequence[Reader],
     windows: np.ndarray,
     batch_size: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, np.ndarray]]:
-    """For each of `readings` the four measures of every predicted token of `windows` [N, T + 1]: each [N, T] float32.
+    """For each of `readers` the four measures of every predicted token of `windows` [N, T + 1]: each [N, T] float32.
 
     The primary reads every window once, for all of them. `progress` is called after each batch, and may raise.
     """
-    read_primary = _primary_reader(primary)
-    readers = [_reader(reading.model) for reading in readings]
-    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in readings]
+    read_primary = _primary_reading(primary)
+    programs = [_reading(reader.model) for reader in readers]
+    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in readers]
     batch_size = batch_rows(batch_size)
     for begin in range(0, len(windows), batch_size):
         batch = windows[begin : begin + batch_size]
         # All batches have one shape: the last is filled up with its own last row.
         filled = put(np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)]), "batch")
         states, logits = read_primary(primary_weights, filled)
-        for reading, reader, own in zip(readings, readers, parts, strict=True):
-            measured = reader(reading.weights, filled, states, logits, jnp.int32(reading.gamma or 0))
+        for reader, program, own in zip(readers, programs, parts, strict=True):
+            measured = program(reader.weights, filled, states, logits, jnp.int32(reader.gamma or 0))
             own.append({name: fetch(measured[name]) for name in MEASURES})
         progress(min(begin + batch_size, len(windows)), len(windows))
     return [{name: np.concatenate([part[name] for part in own])[: len(windows)] for name in MEASURES} for own in parts]
 
 
 @cache
-def _primary_reader(primary: nnx.GraphDef[Decoder]) -> Callable[..., tuple[list[jax.Array], jax.Array]]:
+def _primary_reading(primary: nnx.GraphDef[Decoder]) -> Callable[..., tuple[list[jax.Array], jax.Array]]:
     """The primary's states after 0 … L layers and its logits, compiled."""
 
     @jax.jit
@@ -87,7 +87,7 @@ def _primary_reader(primary: nnx.GraphDef[Decoder]) -> Callable[..., tuple[list[
 
 
 @cache
-def _reader(model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]) -> Callable[..., dict[str, jax.Array]]:
+def _reading(model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]) -> Callable[..., dict[str, jax.Array]]:
     """The compiled measuring of a batch of windows that the primary has read; the block length is data."""
 
     @jax.jit
