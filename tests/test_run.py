@@ -295,7 +295,7 @@ def test_shipped_stand_ins_are_small_and_have_cards():
         found = re.search(r"cross entropy ([\d.]+) nats", card)
         assert found is not None
         losses[name] = float(found.group(1))
-    assert losses["bison"] == min(losses.values())
+    assert losses["bison"] < losses["otter"] < losses["gecko"]
     assert losses["gecko"] - losses["bison"] >= 0.4
 
 
