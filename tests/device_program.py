@@ -16,9 +16,11 @@ from pairs import decoder, tandem
 
 from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PlatformConfig, Verification
 from tandem.decoding.drafters.tandem import TandemDrafter
+from tandem.decoding.generate import generate
 from tandem.decoding.law import Law
 from tandem.errors import Interrupted
 from tandem.measure.agreement import Reader, means, measure
+from tandem.measure.likelihood import Question, Scorer, score
 from tandem.measure.timing import Method, engine_for, run_prompts
 from tandem.model import checkpoint
 from tandem.parallel.mesh import build_mesh
@@ -35,6 +37,10 @@ OPTIMIZER = OptimizerConfig(
 )
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 37, (OPTIMIZER.steps, 8, 13)).astype(np.int32)
+QUESTIONS = [
+    Question(RNG.integers(0, 37, 5 + 3 * n).astype(np.int32), tuple(RNG.integers(0, 37, (2, 1 + n)).astype(np.int32)))
+    for n in range(5)
+]
 PROMPTS = [RNG.integers(0, 37, 9).astype(np.int32) for _ in range(4)]
 
 
@@ -71,6 +77,10 @@ def on_mesh(shape: tuple[int, int, int], folder: Path) -> dict[str, Any]:
         batch_size=2,
         seed=3,
     )
+    written = generate(engine_for(primary, drafter, 2), primary_weights, trained, PROMPTS, 10, 4, lambda text: False)
+    scorers = {"decoder": (Scorer(primary), primary_weights)}
+    scorers["tandem"] = (Scorer(primary, graph, 2), (primary_weights, trained))
+    scored = {name: score(*scorer, QUESTIONS, 2) for name, scorer in scorers.items()}
     return {
         "losses": losses,
         "weights": [fetch(leaf).tolist() for leaf in jax.tree.leaves(trained)],
@@ -79,6 +89,10 @@ def on_mesh(shape: tuple[int, int, int], folder: Path) -> dict[str, Any]:
         "greedy": greedy.responses.tolist(),
         "blocks": greedy.blocks.tolist(),
         "drawn": drawn.responses.tolist(),
+        "written": [one.tolist() for several in written for one in several],
+        "scored": {
+            name: [option.log_likelihood for options in found for option in options] for name, found in scored.items()
+        },
     }
 
 

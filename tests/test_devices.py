@@ -50,9 +50,19 @@ def test_measuring_and_decoding_are_the_same_on_every_mesh(found, mesh):
     alone, here = found["1x1x1"], found[mesh]
     for name, value in alone["agreement"].items():
         assert here["agreement"][name] == pytest.approx(value, rel=2e-6), name
-    for name in ("greedy", "blocks", "drawn"):
+    for name in ("greedy", "blocks", "drawn", "written"):
         assert here[name] == alone[name], name
     assert len({tuple(row) for row in alone["drawn"]}) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_options_have_the_same_likelihoods_on_every_mesh(found, mesh):
+    alone, here = found["1x1x1"]["scored"], found[mesh]["scored"]
+    for name in ("decoder", "tandem"):
+        assert len(alone[name]) == 10
+        np.testing.assert_allclose(here[name], alone[name], rtol=2e-6, atol=1e-6)
+    assert not np.allclose(alone["tandem"], alone["decoder"], atol=1e-3)
 
 
 @pytest.mark.slow
