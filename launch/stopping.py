@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from tandem.measure.stopping import Pair
 
 ROUTER = "router.safetensors"
-# Texts of the primary's own that a router learns from, and prompts that the costs are measured with.
-ROUTER_TEXTS, TUNE_PROMPTS = 256, 8
+# Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
+ROUTER_TEXTS, TUNE_PROMPTS = 256, 32
 # Rows of a batch when the primary writes them.
 ROWS = 32
 NEEDS_ROUTER = (StopRule.router, StopRule.survival)

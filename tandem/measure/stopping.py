@@ -33,6 +33,8 @@ TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2)
 # Limits to try, as far as `decode.gamma_max` goes.
 LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+# Prompts that are timed; counts of tokens and drafts are taken from all.
+TIMED_PROMPTS = 8
 
 
 @dataclass
@@ -132,7 +134,12 @@ def tune(
     gamma_max = decode.gamma_max
     total = 10 + len(TAUS) * (pair.router is not None)
     costs = measure_costs(
-        pair, prompts, decode, gamma_max, lambda done, of: progress(round(8 * done / of), total), should_stop
+        pair,
+        prompts[:TIMED_PROMPTS],
+        decode,
+        gamma_max,
+        lambda done, of: progress(round(8 * done / of), total),
+        should_stop,
     )
     done, memory = 8, {}
 
