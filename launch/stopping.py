@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROUTER = "router.safetensors"
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
-ROUTER_TEXTS, TUNE_PROMPTS = 256, 32
+ROUTER_TEXTS, TUNE_PROMPTS = 512, 32
 # Rows of a batch when the primary writes them.
 ROWS = 32
 NEEDS_ROUTER = (StopRule.router, StopRule.survival)
