@@ -15,6 +15,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_type_hints
 
 import pytest
@@ -31,11 +32,12 @@ from hydra_plugins.tandem_ray.launcher import RayLauncherConf
 from launch.compose import CONF
 from launch.fleet.backends import checked_options
 from launch.fleet.interface import State
+from launch.fleet.ray_connection import CLIENT_TRIES, connect
 from launch.fleet.ray_ends import joint
 from launch.fleet.ray_host import Host, Order, bootstrap
 from launch.fleet.ray_options import RayOptions
 from launch.fleet.ray_slices import Slice, slice_environment, whole_slices
-from tandem.errors import ConfigurationError
+from tandem.errors import ConfigurationError, EnvironmentFailure
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = [sys.executable, str(ROOT / "launch" / "run.py")]
@@ -564,6 +566,25 @@ def test_a_killed_driver_leaves_nothing_in_the_cluster_and_the_sweep_goes_on(at)
         wait_for(lambda: made("held") == ["0", "0"], 60)
         assert events(at)["resume", "train"] == 1
         assert sorted(set(logged(at))) == list(range(1, 61))
+
+
+@pytest.mark.parametrize("failures", [CLIENT_TRIES - 1, CLIENT_TRIES])
+def test_a_client_whose_server_dies_as_it_begins_tries_again(monkeypatch, failures):
+    tries = []
+
+    def init(**given):
+        tries.append(given["address"])
+        if len(tries) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    if failures < CLIENT_TRIES:
+        assert connect("ray://somewhere:1", "sweep") is ray
+    else:
+        with pytest.raises(EnvironmentFailure, match=r"at hydra\.launcher\.address=ray://somewhere:1: Initialization"):
+            connect("ray://somewhere:1", "sweep")
+    assert tries == ["ray://somewhere:1"] * CLIENT_TRIES
 
 
 # --- real points ---

@@ -29,6 +29,8 @@ INSTALL = "pip install 'tandem-transformers[ray]' brings it (in a checkout: uv s
 # The smallest that Ray takes: jobs put nothing into it.
 OBJECT_STORE_BYTES = 80 * 2**20
 PREFIX = "tandem-ray-"
+# The server that a cluster starts for each client (ray://…) now and then dies as it is forked: issue 63202 of Ray's.
+CLIENT_TRIES = 3
 
 
 def connect(address: str | None, namespace: str) -> ModuleType:
@@ -57,7 +59,7 @@ def connect(address: str | None, namespace: str) -> ModuleType:
         if address is None:
             _embedded(ray, namespace)
         else:
-            ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+            _join(ray, address, namespace)
     except Exception as error:  # Ray's own, gRPC's, OSError, RuntimeError: all are about the world here
         where = f"no usable Ray cluster at hydra.launcher.address={address}" if address else "Ray does not start here"
         raise EnvironmentFailure(f"{where}: {gist(error)}") from error
@@ -65,6 +67,16 @@ def connect(address: str | None, namespace: str) -> ModuleType:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return ray
+
+
+def _join(ray: ModuleType, address: str, namespace: str) -> None:
+    for tries in range(CLIENT_TRIES, 0, -1):
+        try:
+            ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except ConnectionAbortedError:
+            if tries == 1:
+                raise
 
 
 def _embedded(ray: ModuleType, namespace: str) -> None:
