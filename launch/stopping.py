@@ -82,7 +82,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
         inputs={**inputs, name: model.step, f"router_{name}": router},
         run=lambda context: measure_pair(context, name, model.kind, decode, dtype, seed),
         size=f"{TUNE_PROMPTS} prompts, {decode.max_new_tokens} tokens each",
-        estimate_s=60,
+        estimate_s=180,
     )
 
 
