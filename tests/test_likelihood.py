@@ -55,7 +55,8 @@ def naive(question: Question, gamma: int | None) -> list[tuple[float, bool]]:
     """Log-likelihood and greediness of each option from a forward pass of prompt and option alone."""
     found, last = [], len(question.prompt) - 1
     for option in question.options:
-        tokens = np.concatenate([question.prompt, option, np.zeros(64, np.int32)])[:64]
+        length = len(question.prompt) + len(option)
+        tokens = np.pad(np.concatenate([question.prompt, option]), (0, bucket(length, 4, 64) - length))
         rows = np.asarray(log_probabilities(jnp.asarray(tokens[None]), last, gamma))[last : last + len(option)]
         found.append((float(rows[np.arange(len(option)), option].sum()), bool((rows.argmax(-1) == option).all())))
     return found
@@ -77,6 +78,8 @@ SHAPES = {
     "one token options": [(5, [1, 1]), (9, [1, 1, 1]), (1, [1, 1])],
     "long options": [(3, [9, 2, 14]), (1, [1, 20]), (30, [5])],
     "many lengths": [(length, [1 + length % 4, 3, 6]) for length in range(1, 40, 9)],
+    # A block of queries looks back over 2, 3, 4, … blocks of keys, and some begin in the middle of a text.
+    "longer than a block": [(700, [1, 2]), (290, [3, 40]), (170, [1]), (128, [2, 2]), (64, [1]), (63, [1, 70])],
 }
 
 
@@ -150,7 +153,7 @@ def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
     scorer, weights = scorer_of(None)
     whole = likelihood.score(scorer, weights, questions, batch_size=2)
     assert len(list(likelihood._parts(questions[0]))) == 1
-    monkeypatch.setattr(likelihood, "LEAST_WINDOW", 64)
+    monkeypatch.setattr(likelihood, "LEAST_PART", 32)
     assert len(list(likelihood._parts(questions[0]))) == 2
     split = likelihood.score(scorer, weights, questions, batch_size=2)
     for ours, theirs in zip(itertools.chain(*split), itertools.chain(*whole), strict=True):
@@ -162,7 +165,7 @@ def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
 def test_rows_hold_every_question_once_in_few_shapes(shape):
     questions = questions_like(shape, seed=0)
     found, shapes = [], set()
-    for indices, _, rows in likelihood.batches(questions, 2):
+    for indices, rows in likelihood.batches(questions, 2):
         shapes.add((rows.tokens.shape, rows.slots.shape))
         for row, members in enumerate(indices):
             found += members
@@ -178,8 +181,7 @@ def test_rows_hold_every_question_once_in_few_shapes(shape):
 
 
 def test_progress_counts_questions_and_may_stop_the_work(monkeypatch):
-    monkeypatch.setattr(likelihood, "LEAST_WINDOW", 64)
-    monkeypatch.setattr(likelihood, "TOKENS", 1)
+    monkeypatch.setattr(likelihood, "TOKENS", 64)
     questions = questions_like([(60, [1, 1])] * 5, seed=1)  # two fill a row
     seen: list[tuple[int, int]] = []
 

@@ -14,7 +14,9 @@ targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -28,17 +30,20 @@ from flax import nnx
 from tandem.data.batches import bucket
 from tandem.decoding.engine import greedy
 from tandem.model.decoder import SEQUENCES, Decoder, DecoderLayer, Source, attend
-from tandem.model.reading import BLOCK, read, windowed, windows
+from tandem.model.reading import BLOCK, blockwise, cut, read
 from tandem.model.tandem import Tandem
-from tandem.parallel.sharding import batch_rows, fetch, put
+from tandem.parallel.sharding import batch_rows, fetch, on_mesh, put
 
 # Tokens of a batch for each of `batch_size`; a batch is one row on one device, on several as many as they divide.
 TOKENS = 128
-# The least window of keys that a query looks at.
-LEAST_WINDOW = 512
+# A question's options share a row if they fit so many tokens, or twice as many, …, as the longest asks for.
+LEAST_PART = 512
+# Batches that are worked on at a time. A CPU's cores often wait for one another inside a program; the other one is
+# there to be gone on with then.
+AT_A_TIME = 2
 # A row has a slot for each so many tokens, if its questions have so many tokens for each of their slots; or for each
 # token.
-TOKENS_A_SLOT, FEWEST_TOKENS_A_SLOT = 16, 12
+TOKENS_A_SLOT, FEWEST_TOKENS_A_SLOT = 32, 24
 # Rows that a question may still be put into.
 OPEN_ROWS = 32
 
@@ -93,13 +98,6 @@ class Room(NamedTuple):
     targets: int
 
 
-class Shape(NamedTuple):
-    """That of a batch."""
-
-    window: int  # keys that a query looks at
-    room: Room  # of each row
-
-
 def encode(
     tokenize: Callable[[Sequence[str]], list[np.ndarray]],
     texts: Sequence[tuple[str, Sequence[str]]],
@@ -138,15 +136,8 @@ def score(
     """For each question the likelihoods of its options. `progress` is called after each batch, and may raise."""
     parts = [(index, part) for index, question in enumerate(questions) for part in _parts(question)]
     scored: list[list[Likelihood]] = [[] for _ in parts]
-    waiting: list[tuple[list[list[int]], Any]] = []
     done = 0
-    for indices, window, rows in batches([part for _, part in parts], batch_size):
-        on_device = jax.tree.map(lambda array: put(array, "batch"), rows)
-        waiting.append((indices, _compiled(scorer, window)(weights, on_device)))
-        if len(waiting) > 1:  # the device works on one batch while the next is put together
-            done += _collect(*waiting.pop(0), parts, scored)
-            progress(done * len(questions) // len(parts), len(questions))
-    for indices, outputs in waiting:
+    for indices, outputs in _run(scorer, weights, batches([part for _, part in parts], batch_size)):
         done += _collect(indices, outputs, parts, scored)
         progress(done * len(questions) // len(parts), len(questions))
     results: list[list[Likelihood]] = [[] for _ in questions]
@@ -155,9 +146,38 @@ def score(
     return results
 
 
+def _run(
+    scorer: Scorer, weights: Any, made: Iterable[tuple[list[list[int]], Rows]]
+) -> Iterator[tuple[list[list[int]], tuple[jax.Array, jax.Array]]]:
+    """The batches' outputs, in order. On one device several threads work, for one alone runs one program at a time."""
+    waiting: deque[tuple[list[list[int]], Callable[[], tuple[jax.Array, jax.Array]]]] = deque()
+    compiled = set()
+
+    def run(rows: Rows) -> tuple[jax.Array, jax.Array]:
+        return _compiled(scorer)(weights, jax.tree.map(lambda array: put(array, "batch"), rows))
+
+    pool = ThreadPoolExecutor(AT_A_TIME)
+    try:
+        for indices, rows in made:
+            shape = tuple(array.shape for array in rows)
+            if on_mesh() or shape not in compiled:  # a mesh is known to this thread alone; and one is to compile
+                outputs = run(rows)
+                waiting.append((indices, lambda outputs=outputs: outputs))
+            else:
+                waiting.append((indices, pool.submit(lambda rows=rows: jax.block_until_ready(run(rows))).result))
+            compiled.add(shape)
+            if len(waiting) > AT_A_TIME:
+                first, finish = waiting.popleft()
+                yield first, finish()
+        for indices, finish in waiting:
+            yield indices, finish()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _parts(question: Question) -> Iterator[Question]:
-    """The question with as many of its options at a time as fit the window that its longest asks for."""
-    most = _window(len(question.prompt) + max(map(len, question.options)) - 1) - BLOCK + 1
+    """The question with as many of its options at a time as fit what its longest asks for."""
+    most = bucket(len(question.prompt) + max(map(len, question.options)) - 1, 2, LEAST_PART)
     options: list[np.ndarray] = []
     for option in question.options:
         needs = _needs(Question(question.prompt, (*options, option)))
@@ -168,42 +188,32 @@ def _parts(question: Question) -> Iterator[Question]:
     yield Question(question.prompt, tuple(options))
 
 
-def _window(tokens: int) -> int:
-    """That of a question of so many tokens, wherever its blocks begin."""
-    return bucket(tokens + BLOCK - 1, 2, LEAST_WINDOW)
-
-
 def _needs(question: Question) -> Room:
     more = sum(len(option) - 1 for option in question.options)
     return Room(len(question.prompt) + more, 1 + more, sum(map(len, question.options)))
 
 
-def _shape(needs: Room, tokens: int) -> Shape:
-    """The batch for a question, of rows with so many tokens or more: one of few shapes."""
-    window = _window(needs.tokens)
-    length = max(window, -(-tokens // BLOCK) * BLOCK)
+def _room(needs: Room, tokens: int) -> Room:
+    """That of a row for a question, of so many tokens or more: one of few."""
+    length = BLOCK * bucket(-(-needs.tokens // BLOCK), 2, -(-tokens // BLOCK))
     few, wanted = length // TOKENS_A_SLOT, max(needs.slots, -(-needs.targets // 2))
     slots = few if wanted <= min(few, needs.tokens // FEWEST_TOKENS_A_SLOT) else length
-    return Shape(window, Room(length, slots, 2 * slots))
+    return Room(length, slots, 2 * slots)
 
 
-def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[list[int]], int, Rows]]:
-    """Batches of rows, longest questions first: the indices of each row's questions, the window of keys that they need,
-    and the arrays. The last batch of a shape is filled up with empty rows."""
+def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[list[int]], Rows]]:
+    """Batches of rows, longest questions first: the indices of each row's questions, and the arrays. The last batch of
+    a shape is filled up with empty rows."""
     count = batch_rows(1)
-    groups: dict[Shape, list[int]] = {}
+    groups: dict[Room, list[int]] = {}
     needs = [_needs(question) for question in questions]
     for index, needed in enumerate(needs):
-        groups.setdefault(_shape(needed, batch_size * TOKENS // count), []).append(index)
-    for shape, members in sorted(groups.items(), reverse=True):
-        packed = _packed(shape.room, sorted(members, key=lambda index: -needs[index].tokens), needs)
+        groups.setdefault(_room(needed, batch_size * TOKENS // count), []).append(index)
+    for room, members in sorted(groups.items(), reverse=True):
+        packed = _packed(room, sorted(members, key=lambda index: -needs[index].tokens), needs)
         for begin in range(0, len(packed), count):
             indices = packed[begin : begin + count]
-            yield (
-                indices,
-                shape.window,
-                _rows([[questions[index] for index in row] for row in indices], count, shape.room),
-            )
+            yield indices, _rows([[questions[index] for index in row] for row in indices], count, room)
 
 
 def _packed(room: Room, members: Sequence[int], needs: Sequence[Room]) -> list[list[int]]:
@@ -274,14 +284,14 @@ def _collect(
 
 
 @cache
-def _compiled(scorer: Scorer, window: int) -> Any:
-    return jax.jit(partial(_score_rows, scorer, window))
+def _compiled(scorer: Scorer) -> Any:
+    return jax.jit(partial(_score_rows, scorer))
 
 
 KeysAndValues = tuple[jax.Array, jax.Array]  # of a layer, [B, T, K, E] each
 
 
-def _score_rows(scorer: Scorer, window: int, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
     """Log-probability [B, R] of each target, and whether it is the most probable token there."""
     decoder, tandem = _models(scorer, weights)
     layers, whole = list(decoder.layers), Seen(rows.positions, rows.segments, rows.prompts)
@@ -289,12 +299,15 @@ def _score_rows(scorer: Scorer, window: int, weights: Any, rows: Rows) -> tuple[
     visible = slots.sees(whole)
     # The last layer is wanted at the slots alone, unless the tandem reads its output at all positions.
     depth = len(layers) - (0 if tandem and tandem.depth == len(layers) else 1)
-    attention = windowed(whole.blocks().sees(whole.windows(window)))
+    attention = blockwise(
+        whole.begins(), lambda block, first, width: whole.cut(block, BLOCK).sees(whole.cut(first, width))
+    )
     states = read(decoder, rows.tokens, rows.positions, attention, depth, SEQUENCES).states
     final = _at(states[-1], rows.slots)
     if depth < len(layers):
-        source = layers[-1].keys_and_values(states[-1], *decoder.rotary(rows.positions))
-        final = _extend(layers[-1], final, decoder.rotary(slots.positions), source, visible)
+        length = rows.tokens.shape[1]
+        source = layers[-1].keys_and_values(states[-1], *decoder.rotary(rows.positions, length))
+        final = _extend(layers[-1], final, decoder.rotary(slots.positions, length), source, visible)
     logits = decoder.logits(final)
     if tandem:
         drafted = _block_mode(tandem, scorer.gamma, states, rows, slots, visible)
@@ -319,13 +332,18 @@ class Seen(NamedTuple):
         same = (segments == self.prompts[..., None]) | (segments == self.segments[..., None])
         return same & (keys.positions[..., None, :] <= self.positions[..., None])
 
-    def blocks(self) -> Seen:
-        """The entries [B, T] in blocks, [B, T / BLOCK, BLOCK]."""
-        return Seen(*(array.reshape(array.shape[0], -1, BLOCK) for array in self))
+    def cut(self, first: jax.Array, width: int) -> Seen:
+        """The entries from one on."""
+        return Seen(*(cut(array, first, width, axis=1) for array in self))
 
-    def windows(self, width: int) -> Seen:
-        """The keys of each block, [B, T / BLOCK, width]; no entry sees what is before the first."""
-        return Seen(*(windows(array, width, padding=-2) for array in self))
+    def begins(self) -> jax.Array:
+        """[B, T / BLOCK] where the question begins to which the first entry of a block belongs."""
+        own = self.prompts[:, ::BLOCK, None]
+        return jnp.where(
+            own[..., 0] < 0,
+            jnp.arange(0, self.prompts.shape[1], BLOCK),
+            jnp.argmax(self.prompts[:, None] == own, axis=-1),
+        )
 
 
 def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:
@@ -352,7 +370,8 @@ def _block_mode(
     # An unused slot repeats an entry of the row, so that it may be seen by itself alone.
     current &= (rows.slots >= 0)[:, None] | jnp.eye(rows.slots.shape[1], dtype=bool)
     mask = jnp.concatenate([earlier, current], axis=2)
-    angles, row_angles = secondary.rotary(slots.positions), secondary.rotary(rows.positions)
+    length = rows.tokens.shape[1]
+    angles, row_angles = secondary.rotary(slots.positions, length), secondary.rotary(rows.positions, length)
     y = secondary.embed(_at(rows.tokens, rows.slots), SEQUENCES)
     for layer, projection in zip(secondary.layers, tandem.projections, strict=True):
         theirs = layer.keys_and_values(projection(states), *row_angles)

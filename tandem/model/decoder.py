@@ -91,12 +91,20 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary(positions: jax.Array, head_dim: int, theta: float, length: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B or 1, T, 1, E/2] of the rotary embedding (RoFormer, arXiv 2104.09864) at `positions` [B or
-    1, T]."""
+    1, T], all of them less than `length` where that is given.
+
+    With a length they are looked up in a table. XLA otherwise takes them for cheap, and computes them anew in every
+    layer for every head and row, which takes a CPU longer than the rotation.
+    """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    angles = (positions if length is None else jnp.arange(length))[..., None].astype(jnp.float32) * frequencies
+    turns = jnp.cos(angles), jnp.sin(angles)
+    if length is not None:
+        turns = (jnp.take(table, positions, axis=0, mode="clip") for table in turns)
+    cos, sin = (turn[:, :, None, :] for turn in turns)
+    return cos, sin
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -369,7 +377,7 @@ class Decoder(nnx.Module):
 
     def _layer(self, length: int) -> Callable[[DecoderLayer, jax.Array], jax.Array]:
         """What a layer makes of its input [B, T, D], as training runs it."""
-        cos, sin = self.rotary(jnp.arange(length)[None])
+        cos, sin = self.rotary(jnp.arange(length)[None], length)
         mask = causal_mask(length)
 
         def run(layer: DecoderLayer, x: jax.Array) -> jax.Array:
@@ -402,5 +410,5 @@ class Decoder(nnx.Module):
         heads, dtype = self.config.num_kv_heads, at_least_float32(self.dtype)
         return KVCache.empty(self.config.num_layers, batch, heads, length, self.config.head_dim, dtype)
 
-    def rotary(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return rotary(positions, self.config.head_dim, self.config.rope_theta)
+    def rotary(self, positions: jax.Array, length: int | None = None) -> tuple[jax.Array, jax.Array]:
+        return rotary(positions, self.config.head_dim, self.config.rope_theta, length)

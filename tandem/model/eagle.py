@@ -81,7 +81,8 @@ class Eagle(nnx.Module):
         """For draft k = 0, 1, … the output [B, T - k - 1, D] at positions k + 1 … T - 1, where the primary has read
         up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
         (layer,) = self.layers
-        cos, sin = rotary(jnp.arange(tokens.shape[1])[None], self.head_dim, self.rope_theta)
+        length = tokens.shape[1]
+        cos, sin = rotary(jnp.arange(length)[None], self.head_dim, self.rope_theta, length)
         behind = (jnp.arange(tokens.shape[1])[:, None] - jnp.arange(tokens.shape[1]))[None]  # of key, seen from query
         features, outputs = self.fuse(states), []
         steps: list[tuple[jax.Array, jax.Array]] = []

@@ -77,25 +77,25 @@ class KVHead(nnx.Module):
         primary: Decoder,
         features: jax.Array,
         tokens: jax.Array,
-        positions: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
         cached: Sequence[tuple[jax.Array, jax.Array]],
         mask: jax.Array,
         axes: tuple[str, ...] = ROWS,
     ) -> jax.Array:
-        """Outputs [B, T, w] at `tokens` [B, T] of `positions` [B or 1, T], given the features [B, T, w] of the
+        """Outputs [B, T, w] at `tokens` [B, T] at positions of these rotary angles, given the features [B, T, w] of the
         positions before them and the keys and values [B, K, S, E] that each layer reads, where `mask` [B or 1, T, S]
         lets it."""
         embedded = normalise(primary.embed(tokens, axes), self.eps)
         x = self.feature_norm(features) + dot(embedded, self.token[...], self.dtype)
         for layer, keys_and_values in zip(self.layers, cached, strict=True):
-            x = layer(x, *keys_and_values, mask, *primary.rotary(positions))
+            x = layer(x, *keys_and_values, mask, *angles)
         return x
 
     def unroll(self, primary: Decoder, tokens: jax.Array, states: States) -> list[jax.Array]:
         """For draft k = 0, 1, … the output [B, T - k - 1, D] at positions k + 1 … T - 1, where the primary has read
         up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
         positions = jnp.arange(tokens.shape[1])[None]
-        angles = primary.rotary(positions)
+        angles = primary.rotary(positions, tokens.shape[1])
         written = [primary.layers[layer].keys_and_values(states[layer], *angles) for layer in self.reads]
         cached = [(keys.swapaxes(1, 2), values.swapaxes(1, 2)) for keys, values in written]
         behind = (positions[0][:, None] - positions[0])[None]  # of key, seen from query
@@ -104,6 +104,6 @@ class KVHead(nnx.Module):
             features = jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0)))
             # Queries before position k + 1 have nothing to read; they get position 0, and are never used.
             mask = (behind > k) | (positions == 0)[:, None]
-            features = self.step(primary, features, tokens, positions, cached, mask, SEQUENCES)
+            features = self.step(primary, features, tokens, angles, cached, mask, SEQUENCES)
             outputs.append(dot(features[:, k + 1 :], self.output[...], self.dtype))
         return outputs

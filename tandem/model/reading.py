@@ -5,8 +5,10 @@ Letters are the decoder's: B batch, T length, H query heads, K key-value heads, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +20,15 @@ from tandem.parallel.sharding import constrain
 # program to compile.
 MOST_PIECES = 8
 LEAST_PIECE = 64
-# Queries that share a window of keys.
+# Queries that look at the same keys.
 BLOCK = 64
+
+cut = jax.lax.dynamic_slice_in_dim
 
 # [B, T, H * E] of queries [B, T, H, E], keys and values [B, T, K, E].
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-# [B, t, s] of the queries [begin, end) and the keys [0, end): which key each query sees.
-Sees = Callable[[int, int], jax.Array]
+# Which of so many keys from one position on the queries of a block from another on see.
+Sees = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
 @dataclass
@@ -39,8 +43,9 @@ class Reading:
 def read(
     decoder: Decoder, tokens: jax.Array, positions: jax.Array, attention: Attention, depth: int, axes: tuple[str, ...]
 ) -> Reading:
-    """`tokens` [B, T] at `positions` [B or 1, T] through the first `depth` layers; `axes` are those of the states."""
-    angles, reading = decoder.rotary(positions), Reading([decoder.embed(tokens, axes)], [], [])
+    """`tokens` [B, T] at `positions` [B or 1, T], all less than T, through the first `depth` layers; `axes` are those of
+    the states."""
+    angles, reading = decoder.rotary(positions, tokens.shape[1]), Reading([decoder.embed(tokens, axes)], [], [])
     for layer in list(decoder.layers)[:depth]:
         x = reading.states[-1]
         keys, values = layer.keys_and_values(x, *angles)
@@ -73,31 +78,41 @@ def causal(length: int) -> Attention:
     return attention
 
 
-def windows(array: jax.Array, width: int, padding: int = 0) -> jax.Array:
-    """For each block of `BLOCK` entries of `array` [B, T, …] its last `width` entries up to its end, [B, T / BLOCK,
-    width, …]; before the first there is `padding`."""
-    before = width // BLOCK - 1
-    blocks = array.reshape(array.shape[0], -1, BLOCK, *array.shape[2:])
-    count = blocks.shape[1]
-    blocks = jnp.pad(blocks, ((0, 0), (before, 0), *((0, 0),) * (blocks.ndim - 2)), constant_values=padding)
-    return jnp.concatenate([blocks[:, shift : shift + count] for shift in range(before + 1)], axis=2)
+def blockwise(begins: jax.Array, sees: Sees) -> Attention:
+    """Attention in a row of texts: a block of queries looks back to where the text of its first one begins.
 
-
-def windowed(mask: jax.Array) -> Attention:
-    """Attention in which a block of queries sees a window of keys that ends with it: `mask` [B, T / BLOCK, BLOCK,
-    width]."""
-    batch, count, _, width = mask.shape
-    flat = mask.reshape(batch * count, BLOCK, width)
+    `begins` [B, T / BLOCK] is that place for each block; `sees(block, first, width)` is the mask [B, BLOCK, width] of
+    the queries from position `block` and the keys from position `first` on. Of a few widths the least that suffices is
+    taken while the program runs: one program serves texts of all lengths.
+    """
+    count = begins.shape[1]
+    widths = _widths(count * BLOCK)
+    needed = jnp.max((jnp.arange(count) + 1) * BLOCK - begins, axis=0)
+    choices = jnp.searchsorted(jnp.asarray(widths), needed)
 
     def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        keys, values = (
-            windows(side, width).swapaxes(2, 3).reshape(batch * count, side.shape[2], width, -1)
-            for side in (keys, values)
-        )
-        attended = attend_cached(queries.reshape(batch * count, BLOCK, *queries.shape[2:]), keys, values, flat)
-        return attended.reshape(batch, count * BLOCK, -1)
+        keys, values = (side.swapaxes(1, 2) for side in (keys, values))
+
+        def attend_block(index: jax.Array, attended: jax.Array) -> jax.Array:
+            block = index * BLOCK
+
+            def attend(width: int) -> jax.Array:
+                first = jnp.maximum(0, block + BLOCK - width)
+                seen = (cut(side, first, width, axis=2) for side in (keys, values))
+                return attend_cached(cut(queries, block, BLOCK, axis=1), *seen, sees(block, first, width))
+
+            new = jax.lax.switch(choices[index], [partial(attend, width) for width in widths])
+            return jax.lax.dynamic_update_slice_in_dim(attended, new, block, axis=1)
+
+        return jax.lax.fori_loop(0, count, attend_block, jnp.zeros_like(queries).reshape(*queries.shape[:2], -1))
 
     return attention
+
+
+def _widths(length: int) -> list[int]:
+    """How many keys a block may look at in a row of that length."""
+    steps = (width for power in itertools.count() for width in (2 * BLOCK << power, 3 * BLOCK << power))
+    return [*itertools.takewhile(lambda width: width < length, steps), length]
 
 
 def read_prompts(

@@ -101,7 +101,7 @@ class Tandem(nnx.Module):
         [B or 1, T] are block numbers, not falling along a sequence. All positions in
         one block is the plain secondary, whatever the projections. `scan` makes one loop of the layers.
         """
-        cos, sin = self.secondary.rotary(jnp.arange(tokens.shape[1])[None])
+        cos, sin = self.secondary.rotary(jnp.arange(tokens.shape[1])[None], tokens.shape[1])
         earlier = blocks[:, None, :] < blocks[:, :, None]
         current = (blocks[:, None, :] == blocks[:, :, None]) & causal_mask(tokens.shape[1])
 

@@ -48,7 +48,7 @@ class KVDrafter:
         before = state[jnp.arange(tokens.shape[0]), starts - 1][:, None]
         cached = [(primary_cache.keys[layer], primary_cache.values[layer]) for layer in head.reads]
         read = jnp.arange(primary_cache.length) < (starts - index)[:, None, None]
-        output = head.step(primary, before, tokens, starts[:, None], cached, read)
+        output = head.step(primary, before, tokens, primary.rotary(starts[:, None]), cached, read)
         return head.logits(primary, output)[:, 0], write(state, output, starts)
 
     def learn(
