@@ -43,7 +43,7 @@ class Reading:
 def read(
     decoder: Decoder, tokens: jax.Array, positions: jax.Array, attention: Attention, depth: int, axes: tuple[str, ...]
 ) -> Reading:
-    """`tokens` [B, T] at `positions` [B or 1, T], all less than T, through the first `depth` layers; `axes` are those of
+    """`tokens` [B, T] at `positions` [B or 1, T], all below T, through the first `depth` layers; `axes` are those of
     the states."""
     angles, reading = decoder.rotary(positions, tokens.shape[1]), Reading([decoder.embed(tokens, axes)], [], [])
     for layer in list(decoder.layers)[:depth]:
