@@ -98,8 +98,9 @@ def blockwise(begins: jax.Array, sees: Sees) -> Attention:
 
             def attend(width: int) -> jax.Array:
                 first = jnp.maximum(0, block + BLOCK - width)
-                seen = (cut(side, first, width, axis=2) for side in (keys, values))
-                return attend_cached(cut(queries, block, BLOCK, axis=1), *seen, sees(block, first, width))
+                its_keys, its_values = (cut(side, first, width, axis=2) for side in (keys, values))
+                its_queries = cut(queries, block, BLOCK, axis=1)
+                return attend_cached(its_queries, its_keys, its_values, sees(block, first, width))
 
             new = jax.lax.switch(choices[index], [partial(attend, width) for width in widths])
             return jax.lax.dynamic_update_slice_in_dim(attended, new, block, axis=1)
