@@ -99,7 +99,7 @@ def comparison_step(
     return Step(
         kind="stopping",
         name="stopping",
-        version=3,
+        version=4,
         config={
             "stops": [stop.value for stop in evaluation.stops],
             "prompts": evaluation.prompts,

@@ -352,6 +352,9 @@ def test_tuning_and_the_comparison_of_rules(pair):
     chosen = {(row["stop"], row["gamma"], row["threshold"]) for row in rows}
     assert chosen >= {(row["stop"], row["gamma"], row["threshold"]) for row in tuned["proposals"]}
     assert chosen >= {("router", 3, 0.5), ("oracle", 3, None)}
+    best = {row["gamma"] for key in ("proposals", "proposals_flat") for row in tuned[key] if row["stop"] == "fixed"}
+    around = {gamma + step for gamma in best for step in (-1, 0, 1)} & {1, 2, 3}
+    assert {row["gamma"] for row in rows if row["stop"] == "fixed"} == around
     for key in ("over_fixed", "over_fixed_flat", "over_fixed_decode"):
         assert max(row[key] for row in rows if row["stop"] == StopRule.fixed) == 1.0
 

@@ -228,9 +228,9 @@ def stopping_rows(
     should_stop: Callable[[], None] = lambda: None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Table `stopping` (paper, tables 4, 5 and 9) of one drafter, on the same prompts: the fixed block lengths and each
-    of `stops` with the limits and thresholds that `tuned` finds best, with v as measured and with v = 1; the paper's
-    router at `tau`, and the oracle.
+    """Table `stopping` (paper, tables 4, 5 and 9) of one drafter, on the same prompts: fixed block lengths and each of
+    `stops` with the limits and thresholds that `tuned` finds best, with v as measured and with v = 1; fixed lengths of
+    one more and one less; the paper's router at `tau`, and the oracle.
 
     `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1,
     `over_fixed_decode` the same as measured.
@@ -240,6 +240,9 @@ def stopping_rows(
     proposed = [row for key in ("proposals", "proposals_flat") for row in tuned[key] if row["stop"] in wanted]
     chosen = [(StopRule(row["stop"]), row["gamma"], row["threshold"] or 0.0) for row in proposed]
     chosen += [(stop, limit, at) for stop, at in ((StopRule.router, tau), (StopRule.oracle, 0.0)) if stop in stops]
+    # So that no rule is held against a fixed length that happens to be a bad one on these prompts.
+    near = [gamma + step for stop, gamma, _ in chosen for step in (-1, 1) if stop is StopRule.fixed]
+    chosen += [(StopRule.fixed, gamma, 0.0) for gamma in near if 1 <= gamma <= limit]
     order = list(StopRule)
     chosen = sorted(dict.fromkeys(chosen), key=lambda rule: (order.index(rule[0]), *rule[1:]))
     methods: dict[str, Method] = {}
