@@ -35,7 +35,7 @@ from tandem.model.tandem import Tandem
 from tandem.parallel.sharding import batch_rows, fetch, on_mesh, put
 
 # Tokens of a batch for each of `batch_size`; a batch is one row on one device, on several as many as they divide.
-TOKENS = 128
+TOKENS = 96
 # A question's options share a row if they fit so many tokens, or twice as many, …, as the longest asks for.
 LEAST_PART = 512
 # Batches that are worked on at a time. A CPU's cores often wait for one another inside a program; the other one is
@@ -45,7 +45,7 @@ AT_A_TIME = 2
 # token.
 TOKENS_A_SLOT, FEWEST_TOKENS_A_SLOT = 32, 24
 # Rows that a question may still be put into.
-OPEN_ROWS = 32
+OPEN_ROWS = 128
 
 
 @dataclass(frozen=True)
