@@ -180,6 +180,17 @@ def test_rows_hold_every_question_once_in_few_shapes(shape):
     assert len(shapes) <= 2
 
 
+def test_batches_side_by_side_score_as_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(likelihood, "TOKENS", 64)
+    questions = questions_like([(60 + 8 * n % 50, [1, 1 + n % 3]) for n in range(24)], seed=3)
+    assert len(list(likelihood.batches(questions, 2))) > 6
+    found = []
+    for at_a_time in (1, 2, 4):
+        monkeypatch.setattr(likelihood, "AT_A_TIME", at_a_time)
+        found.append(likelihood.score(*scorer_of(None), questions, 2))
+    assert found[0] == found[1] == found[2]
+
+
 def test_progress_counts_questions_and_may_stop_the_work(monkeypatch):
     monkeypatch.setattr(likelihood, "TOKENS", 64)
     questions = questions_like([(60, [1, 1])] * 5, seed=1)  # two fill a row
