@@ -149,7 +149,7 @@ def score(
 def _run(
     scorer: Scorer, weights: Any, made: Iterable[tuple[list[list[int]], Rows]]
 ) -> Iterator[tuple[list[list[int]], tuple[jax.Array, jax.Array]]]:
-    """The batches' outputs, in order. On one device several threads work, for one alone runs one program at a time."""
+    """The batches' outputs, in order. On one device by several threads: the programs of one run one after the other."""
     waiting: deque[tuple[list[list[int]], Callable[[], tuple[jax.Array, jax.Array]]]] = deque()
     compiled = set()
 
