@@ -153,7 +153,7 @@ def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
     scorer, weights = scorer_of(None)
     whole = likelihood.score(scorer, weights, questions, batch_size=2)
     assert len(list(likelihood._parts(questions[0]))) == 1
-    monkeypatch.setattr(likelihood, "LEAST_PART", 32)
+    monkeypatch.setattr(likelihood, "LEAST_ROW", 32)
     assert len(list(likelihood._parts(questions[0]))) == 2
     split = likelihood.score(scorer, weights, questions, batch_size=2)
     for ours, theirs in zip(itertools.chain(*split), itertools.chain(*whole), strict=True):
@@ -165,7 +165,7 @@ def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
 def test_rows_hold_every_question_once_in_few_shapes(shape):
     questions = questions_like(shape, seed=0)
     found, shapes = [], set()
-    for indices, rows in likelihood.batches(questions, 4):  # the longest question fits the least row
+    for indices, rows in likelihood.batches(questions, 2):
         shapes.add((rows.tokens.shape, rows.slots.shape))
         for row, members in enumerate(indices):
             found += members
@@ -182,6 +182,7 @@ def test_rows_hold_every_question_once_in_few_shapes(shape):
 
 def test_batches_side_by_side_score_as_one_after_the_other(monkeypatch):
     monkeypatch.setattr(likelihood, "TOKENS", 64)
+    monkeypatch.setattr(likelihood, "LEAST_ROW", 64)
     questions = questions_like([(60 + 8 * n % 50, [1, 1 + n % 3]) for n in range(24)], seed=3)
     assert len(list(likelihood.batches(questions, 2))) > 6
     found = []
@@ -193,6 +194,7 @@ def test_batches_side_by_side_score_as_one_after_the_other(monkeypatch):
 
 def test_progress_counts_questions_and_may_stop_the_work(monkeypatch):
     monkeypatch.setattr(likelihood, "TOKENS", 64)
+    monkeypatch.setattr(likelihood, "LEAST_ROW", 64)
     questions = questions_like([(60, [1, 1])] * 5, seed=1)  # two fill a row
     seen: list[tuple[int, int]] = []
 

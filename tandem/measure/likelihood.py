@@ -36,8 +36,9 @@ from tandem.parallel.sharding import batch_rows, fetch, on_mesh, put
 
 # Tokens of a batch for each of `batch_size`; a batch is one row on one device, on several as many as they divide.
 TOKENS = 96
-# A question's options share a row if they fit so many tokens, or twice as many, …, as the longest asks for.
-LEAST_PART = 512
+# Tokens of a row at least, so that small batches and many devices make no more shapes. A question's options share a row
+# if they fit so many, or the next size that its longest option asks for.
+LEAST_ROW = 512
 # Batches that are worked on at a time. A CPU's cores often wait for one another inside a program; the other one is
 # there to be gone on with then.
 AT_A_TIME = 2
@@ -177,7 +178,7 @@ def _run(
 
 def _parts(question: Question) -> Iterator[Question]:
     """The question with as many of its options at a time as fit what its longest asks for."""
-    most = bucket(len(question.prompt) + max(map(len, question.options)) - 1, 2, LEAST_PART)
+    most = bucket(len(question.prompt) + max(map(len, question.options)) - 1, 2, LEAST_ROW)
     options: list[np.ndarray] = []
     for option in question.options:
         needs = _needs(Question(question.prompt, (*options, option)))
@@ -195,7 +196,7 @@ def _needs(question: Question) -> Room:
 
 def _room(needs: Room, tokens: int) -> Room:
     """That of a row for a question, of so many tokens or more: one of few."""
-    length = BLOCK * bucket(-(-needs.tokens // BLOCK), 2, -(-tokens // BLOCK))
+    length = BLOCK * bucket(-(-needs.tokens // BLOCK), 2, -(-max(tokens, LEAST_ROW) // BLOCK))
     few, wanted = length // TOKENS_A_SLOT, max(needs.slots, -(-needs.targets // 2))
     slots = few if wanted <= min(few, needs.tokens // FEWEST_TOKENS_A_SLOT) else length
     return Room(length, slots, 2 * slots)
