@@ -38,7 +38,7 @@ def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
 def drafter(
     directory: Path | None, kind: str, dtype: str, primary: Any, primary_weights: Any, ngram: int = 0
 ) -> tuple[Any, Any]:
-    """A drafter for `primary` and its weights. Heads share the primary's own arrays; the text needs no directory."""
+    """A drafter for `primary` and its weights; heads hold the primary too. The text needs no directory."""
     from flax import nnx
 
     from tandem.decoding.drafters.eagle import EagleDrafter
@@ -47,12 +47,18 @@ def drafter(
     from tandem.decoding.drafters.medusa import MedusaDrafter
     from tandem.decoding.drafters.prompt_lookup import PromptLookup
     from tandem.decoding.drafters.tandem import TandemDrafter
+    from tandem.model.decoder import one_position, pack_matrices
 
     if kind == Drafter.prompt_lookup:
         return PromptLookup(nnx.merge(primary, primary_weights).config.vocab_size, ngram), None
     assert directory is not None  # all others are trained
     graph, weights = decoding(directory / WEIGHTS, kind, dtype)
+    if kind == Drafter.medusa:  # makes all its drafts in one pass
+        return MedusaDrafter(graph, primary), {"head": weights, "primary": primary_weights}
+    graph, weights = one_position(graph, weights)
     if kind in HEADS:
-        heads = {Drafter.medusa: MedusaDrafter, Drafter.eagle: EagleDrafter, Drafter.kv: KVDrafter}
-        return heads[Drafter(kind)](graph, primary), {"head": weights, "primary": primary_weights}
+        primary, primary_weights = pack_matrices(*one_position(primary, primary_weights))
+        make = EagleDrafter if kind == Drafter.eagle else KVDrafter
+        return make(graph, primary), {"head": weights, "primary": primary_weights}
+    graph, weights = pack_matrices(graph, weights)
     return TandemDrafter(graph) if kind == "tandem" else Independent(graph), weights

@@ -188,7 +188,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
         return Step(
             kind="downstream",
             name=f"{info.name} {contestant.name}",
-            version=4,
+            version=5,
             config=config,
             inputs={
                 "examples": examples,

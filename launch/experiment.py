@@ -143,7 +143,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="speed",
                 name="speed",
-                version=4,
+                version=5,
                 config={
                     "gamma": gamma,
                     **({} if fixed else stopping.rule_meaning(experiment)),
@@ -173,7 +173,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="standalone",
                 name="standalone",
-                version=3,
+                version=4,
                 config={"gamma": evaluation.standalone_gamma, "models": alone, **decoding},
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in alone}},
                 run=steps.standalone(evaluation, decode, dtype, alone, experiment.seed),

@@ -83,14 +83,15 @@ def answer(
     from tandem.decoding.chance import row_keys
     from tandem.decoding.engine import Engine, fan_out
     from tandem.measure.timing import bucket, law_of
-    from tandem.model.decoder import pack_matrices
+    from tandem.model.decoder import one_position, pack_matrices
     from tandem.parallel.sharding import fetch, put
 
     # Of several hosts the first speaks.
     show = print if hosts().first else lambda *_, **__: None
     decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
-    graph, weights = pack_matrices(*decoding(primary, "decoder", dtype))
+    graph, weights = decoding(primary, "decoder", dtype)
+    graph, weights = pack_matrices(*((graph, weights) if kind else one_position(graph, weights)))
     drafting = drafter_weights = rule = rule_weights = None
     if kind:
         drafting, drafter_weights = drafter(folder, kind, dtype, graph, weights, experiment.drafter.ngram)

@@ -35,7 +35,7 @@ from tandem.data.packing import open_tokens, pack
 from tandem.data.prompts import file_category, prompt_file, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
-from tandem.model.heads import HEADS, HeadConfig
+from tandem.model.heads import HeadConfig
 from tandem.parallel.hosts import hosts
 
 RESULTS = "results.json"
@@ -297,6 +297,7 @@ def speed(
 
     def run(context: Context) -> None:
         from tandem.measure.speed import speed_tables
+        from tandem.model.checkpoint import parameters
 
         given, categories = _prompts(context, evaluation, decode, seed), []
         if files:
@@ -324,8 +325,8 @@ def speed(
         )
         for row in tables["speed"]:
             if row["name"] in models:
-                own = models[row["name"]][1]
-                row["parameters"] = _count(own["head"] if drafters[row["name"]] in HEADS else own)
+                folder = context.inputs.get(row["name"])
+                row["parameters"] = parameters(folder / WEIGHTS) if folder else 0
         write_json_atomic(context.out / RESULTS, tables)
 
     return run
@@ -338,6 +339,7 @@ def standalone(
 
     def run(context: Context) -> None:
         from tandem.measure.speed import standalone_rows
+        from tandem.model.decoder import one_position, pack_matrices
 
         primary, weights = primary_with(context, models, dtype)
         tandems = [name for name, kind in models.items() if kind == "tandem"]
@@ -346,7 +348,7 @@ def standalone(
             weights,
             {name: drafter(context.inputs[name], "tandem", dtype, primary, weights) for name in tandems},
             {
-                name: decoding(context.inputs[name] / WEIGHTS, kind, dtype)
+                name: pack_matrices(*one_position(*decoding(context.inputs[name] / WEIGHTS, kind, dtype)))
                 for name, kind in models.items()
                 if kind == "decoder"
             },

@@ -77,7 +77,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
     return Step(
         kind="tune",
         name=f"tune_{name}",
-        version=5,
+        version=6,
         config={**law_meaning(decode), **chosen, "dtype": dtype, "prompts": TUNE_PROMPTS, "seed": seed},
         inputs={**inputs, name: model.step, f"router_{name}": router},
         run=lambda context: measure_pair(context, name, model.kind, decode, dtype, seed),
@@ -99,7 +99,7 @@ def comparison_step(
     return Step(
         kind="stopping",
         name="stopping",
-        version=4,
+        version=5,
         config={
             "stops": [stop.value for stop in evaluation.stops],
             "prompts": evaluation.prompts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.config import DecoderConfig, parameter_count
-from tandem.model.decoder import Decoder, pack_matrices, untie
+from tandem.model.decoder import Decoder, _dot_packed, cast_matrices, one_position, pack_matrices, untie
 from tandem.model.names import path_name
 from tandem.model.tandem import Tandem, block_numbers
 
@@ -172,18 +173,49 @@ def test_an_untied_decoder_is_the_same_model(pair):
 
 
 def test_a_decoder_with_packed_matrices_is_the_same_model():
-    """Matrices with one input are one, those with long contractions are turned, all of it once; in bfloat16 none is."""
-    config = DecoderConfig(2, 24, 4, 1, 600, vocab_size=37)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (2, 9)))
+    """Matrices with one input are one, those with long contractions are turned, short ones are held as panels too, all
+    of it once; in bfloat16 none is."""
+    config = DecoderConfig(2, 64, 4, 2, 640, vocab_size=128)
     graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(0)))
-    packed = nnx.merge(*pack_matrices(*pack_matrices(graph, weights)))
-    assert packed.layers[1].query_key_value[...].shape == (24, 24 + 2 * 6)
-    assert packed.layers[1].gate_up[...].shape == (24, 2 * 600)
-    assert packed.layers[1].down[...].shape == (24, 600)
-    assert packed.unembedding[...].shape == (24, 37)
-    np.testing.assert_allclose(packed(tokens), nnx.merge(graph, weights)(tokens), rtol=1e-4, atol=1e-4)
+    plain, packed = nnx.merge(graph, weights), nnx.merge(*pack_matrices(*pack_matrices(graph, weights)))
+    assert packed.layers[1].query_key_value[...].shape == (64, 64 + 2 * 32)
+    assert packed.layers[1].query_key_value_panels[...].shape == (2, 64, 64)
+    assert packed.layers[1].gate_up[...].shape == (64, 2 * 640)
+    assert packed.layers[1].down[...].shape == (64, 640)
+    assert not hasattr(packed.layers[1], "down_panels")
+    assert packed.unembedding[...].shape == (64, 128)
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (1, 4), (3, 2), (2, 9)):  # one position, a few, many
+        tokens = jnp.asarray(rng.integers(0, 128, shape))
+        np.testing.assert_allclose(packed(tokens), plain(tokens), rtol=1e-4, atol=1e-4)
     half, _ = nnx.split(Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    assert nnx.merge(*pack_matrices(half, weights)).layers[1].down[...].shape == (600, 24)
+    assert nnx.merge(*pack_matrices(half, weights)).layers[1].down[...].shape == (640, 64)
+
+
+def test_a_product_of_one_position_is_made_in_a_part_for_each_core(monkeypatch):
+    rng = np.random.default_rng(0)
+    rows, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 24), (24, 40)))
+    for parts in (1, 2, 4, 8):
+        monkeypatch.setattr("tandem.model.decoder._parts", lambda parts=parts: parts)
+        for given, transposed in ((kernel, False), (kernel.T, True)):
+            product = jax.jit(lambda rows, given, transposed=transposed: _dot_packed(rows, given, transposed))
+            np.testing.assert_allclose(product(rows, given), rows @ kernel, rtol=1e-5, atol=1e-5)
+            # XLA gives each of a batch of products to another core.
+            made = (parts, 40 // parts, 1) if transposed else (parts, 1, 40)
+            if parts > 1:
+                text = product.lower(rows, given).compile().as_text()
+                assert re.search(rf"f32\[{made[0]},{made[1]},{made[2]}\]\S* dot\(", text)
+
+
+def test_a_model_that_reads_one_position_is_float32_on_a_cpu():
+    config = DecoderConfig(2, 64, 4, 2, 96, vocab_size=37)
+    graph, weights = nnx.split(Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    weights = cast_matrices(weights, jnp.bfloat16)
+    single = nnx.merge(*pack_matrices(*one_position(graph, weights)))
+    assert single.dtype == single.layers[1].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(single))} == {jnp.dtype(jnp.float32)}
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (1, 9)))
+    np.testing.assert_allclose(single(tokens), nnx.merge(graph, weights)(tokens), rtol=0.05, atol=0.05)
 
 
 def test_writing_one_position_leaves_the_positions_before_it(pair):

@@ -15,7 +15,7 @@ targets.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -42,11 +42,12 @@ LEAST_ROW = 512
 # Batches that are worked on at a time. A CPU's cores often wait for one another inside a program; the other one is
 # there to be gone on with then.
 AT_A_TIME = 2
-# A row has a slot for each so many tokens, if its questions have so many tokens for each of their slots; or for each
-# token.
-TOKENS_A_SLOT, FEWEST_TOKENS_A_SLOT = 32, 24
-# Rows that a question may still be put into.
-OPEN_ROWS = 128
+# A row has a slot for each so many tokens, if each of its questions has so many for each of its own; or for each token.
+TOKENS_A_SLOT = 24
+# A row has place for so many targets a slot.
+TARGETS_A_SLOT = 2
+# Questions, of those that are left, from which a row is filled.
+CANDIDATES = 256
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,10 @@ class Rows(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What a row holds at most."""
+    """What a row has place for."""
 
     tokens: int
     slots: int
-    targets: int
 
 
 def encode(
@@ -181,8 +181,7 @@ def _parts(question: Question) -> Iterator[Question]:
     most = bucket(len(question.prompt) + max(map(len, question.options)) - 1, 2, LEAST_ROW)
     options: list[np.ndarray] = []
     for option in question.options:
-        needs = _needs(Question(question.prompt, (*options, option)))
-        if options and max(needs.tokens, needs.targets) > most:
+        if options and _needs(Question(question.prompt, (*options, option))).tokens > most:
             yield Question(question.prompt, tuple(options))
             options = []
         options.append(option)
@@ -190,16 +189,16 @@ def _parts(question: Question) -> Iterator[Question]:
 
 
 def _needs(question: Question) -> Room:
+    """The place that a question takes in a row: with it there is place for its targets."""
     more = sum(len(option) - 1 for option in question.options)
-    return Room(len(question.prompt) + more, 1 + more, sum(map(len, question.options)))
+    targets = -(-sum(map(len, question.options)) // TARGETS_A_SLOT)
+    return Room(max(len(question.prompt) + more, targets), max(1 + more, targets))
 
 
 def _room(needs: Room, tokens: int) -> Room:
-    """That of a row for a question, of so many tokens or more: one of few."""
+    """That of a row for a question, of so many tokens or more: one of few. Questions whose tokens fit it fit it."""
     length = BLOCK * bucket(-(-needs.tokens // BLOCK), 2, -(-max(tokens, LEAST_ROW) // BLOCK))
-    few, wanted = length // TOKENS_A_SLOT, max(needs.slots, -(-needs.targets // 2))
-    slots = few if wanted <= min(few, needs.tokens // FEWEST_TOKENS_A_SLOT) else length
-    return Room(length, slots, 2 * slots)
+    return Room(length, length // TOKENS_A_SLOT if needs.slots <= needs.tokens // TOKENS_A_SLOT else length)
 
 
 def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[list[list[int]], Rows]]:
@@ -211,27 +210,28 @@ def batches(questions: Sequence[Question], batch_size: int) -> Iterator[tuple[li
     for index, needed in enumerate(needs):
         groups.setdefault(_room(needed, batch_size * TOKENS // count), []).append(index)
     for room, members in sorted(groups.items(), reverse=True):
-        packed = _packed(room, sorted(members, key=lambda index: -needs[index].tokens), needs)
+        packed = _packed(room.tokens, {index: needs[index].tokens for index in members})
         for begin in range(0, len(packed), count):
             indices = packed[begin : begin + count]
             yield indices, _rows([[questions[index] for index in row] for row in indices], count, room)
 
 
-def _packed(room: Room, members: Sequence[int], needs: Sequence[Room]) -> list[list[int]]:
-    """Rows of questions, each question put into the first of the last rows that has room for it."""
-    rows: list[list[int]] = []
-    left: list[Room] = []
-    for index in members:
-        needed = needs[index]
-        for row in range(max(0, len(rows) - OPEN_ROWS), len(rows)):
-            if all(have >= want for have, want in zip(left[row], needed, strict=True)):
+def _packed(length: int, sizes: Mapping[int, int]) -> list[list[int]]:
+    """Rows of questions, by their sizes: the longest that is left, and those that fill the rest of the row best."""
+    left, rows = sorted(sizes, key=lambda index: -sizes[index]), []
+    while left:
+        # Bit n is set where so many tokens can be had, of the first candidate and the next 0, 1, … ones.
+        sums = [1 << sizes[left[0]]]
+        for index in left[1:CANDIDATES]:
+            if sums[-1] >> length:
                 break
-        else:
-            row = len(rows)
-            rows.append([])
-            left.append(room)
-        rows[row].append(index)
-        left[row] = Room(*(have - want for have, want in zip(left[row], needed, strict=True)))
+            sums.append(sums[-1] | sums[-1] << sizes[index] & (2 << length) - 1)
+        row, total = [], sums[-1].bit_length() - 1
+        for place in range(len(sums) - 1, 0, -1):
+            if not sums[place - 1] >> total & 1:
+                row.append(left.pop(place))
+                total -= sizes[row[-1]]
+        rows.append([left.pop(0), *reversed(row)])
     return rows
 
 
@@ -239,14 +239,14 @@ def _rows(contents: Sequence[Sequence[Question]], count: int, room: Room) -> Row
     tokens, positions, places, segments, prompts = (np.zeros((count, room.tokens), np.int32) for _ in range(5))
     segments[:] = prompts[:] = -1
     slots = np.full((count, room.slots), -1, np.int32)
-    target_slots, targets = (np.zeros((count, room.targets), np.int32) for _ in range(2))
+    target_slots, targets = (np.zeros((count, TARGETS_A_SLOT * room.slots), np.int32) for _ in range(2))
     for row, questions in enumerate(contents):
         begin = slot = target = segment = 0
         for question in questions:
-            last, size = len(question.prompt) - 1, _needs(question).tokens
+            last = len(question.prompt) - 1
             end, first, prompt = begin + last + 1, slot, segment
             tokens[row, begin:end], positions[row, begin:end] = question.prompt, np.arange(last + 1)
-            segments[row, begin:end], prompts[row, begin : begin + size] = prompt, prompt
+            segments[row, begin:end] = prompt
             slots[row, slot] = end - 1
             slot += 1
             for option in question.options:
@@ -258,7 +258,7 @@ def _rows(contents: Sequence[Sequence[Question]], count: int, room: Room) -> Row
                 target_slots[row, target] = first
                 target_slots[row, target + 1 : target + len(option)] = np.arange(slot, slot + more)
                 end, slot, target = end + more, slot + more, target + len(option)
-            places[row, begin:end] = positions[row, begin:end] - last
+            places[row, begin:end], prompts[row, begin:end] = positions[row, begin:end] - last, prompt
             begin, segment = end, segment + 1
     return Rows(tokens, positions, places, segments, prompts, slots, target_slots, targets)
 

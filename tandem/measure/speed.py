@@ -19,7 +19,7 @@ from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance, theory
 from tandem.measure.timing import Method, Outcome, compare, draft_seconds, engine_for, law_of, speedup
-from tandem.model.decoder import Decoder, pack_matrices
+from tandem.model.decoder import Decoder, one_position, pack_matrices
 
 # A pass of width 2 can beat one of width 1 on a CPU, where the matrix product has more threads than the matrix-vector
 # product. Whichever is faster is the baseline.
@@ -33,7 +33,8 @@ def autoregressive(
     which for width 1 is another arithmetic than that of wider passes."""
     methods = {}
     for width in widths:
-        graph, own = pack_matrices(primary, weights) if fastest and width == 1 else (primary, weights)
+        narrow = fastest and width == 1
+        graph, own = pack_matrices(*one_position(primary, weights)) if narrow else (primary, weights)
         methods[f"autoregressive, width {width}"] = Method(engine_for(graph, width=width, law=law), own)
     return methods
 

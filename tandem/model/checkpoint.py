@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -147,6 +148,12 @@ def metadata(path: Path) -> dict[str, Any]:
             return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise EnvironmentFailure(f"{path}: not a readable checkpoint: {error}") from error
+
+
+def parameters(path: Path) -> int:
+    """Number of weights in a file."""
+    with safe_open(path, framework="numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _stored(path: Path, name: str) -> Any:

@@ -8,9 +8,11 @@ cached pass, S cache length, D model width, H query heads, K key-value heads, E 
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -36,6 +38,11 @@ States = Sequence[jax.Array] | Mapping[int, jax.Array]
 # it is looked up. And the shortest contraction for which `pack_matrices` turns a matrix around.
 MATRICES = (("query", "key", "value"), ("output",), ("gate", "up"), ("down",), ("unembedding",))
 LEAST_TRANSPOSED = 512
+# A product of one position is made in so many parts at most, one for a core. The width of a panel, and for how many
+# positions at most a product goes by panels.
+MOST_PARTS = 8
+PANEL = 64
+MOST_ROWS_BY_PANELS = 16
 
 
 @jax.tree_util.register_dataclass
@@ -176,20 +183,12 @@ def write(buffer: jax.Array, new: jax.Array, starts: jax.Array, axis: int = 1) -
     return buffer
 
 
-def dot(x: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool = False) -> jax.Array:
-    """`x` […, D] times `kernel` [D, F], or [F, D] if `transposed`, in `dtype`, accumulated and returned in float32 (in
-    float64 if that is `dtype`).
+def dot(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+    """`x` […, D] times `kernel` [D, F] in `dtype`, accumulated and returned in float32 (in float64 if that is `dtype`).
 
     Backwards, the gradient of x is a product in `dtype` too; that of the kernel is one in float32, because it is summed
     into float32 weights.
     """
-    if transposed:  # not for training, so that no gradient needs care
-        # The matrix comes first, and the barrier keeps the compiler from swapping them: a CPU reads the first one as it
-        # lies and packs the second anew in every pass.
-        rows = x.reshape(-1, x.shape[-1]).astype(dtype)
-        product = partial(jax.lax.dot_general, preferred_element_type=at_least_float32(dtype))
-        columns = product(kernel.astype(dtype), rows, dimension_numbers=(((1,), (1,)), ((), ())))
-        return jax.lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], -1)
     return _dot(dtype, x, kernel)  # type: ignore[return-value]
 
 
@@ -225,50 +224,116 @@ def untie(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Deco
     long, since it is turned around in every pass.
     """
     decoder = nnx.merge(model, weights, copy=True)
+    _untie(decoder)
+    return nnx.split(decoder)
+
+
+def _untie(decoder: Decoder) -> None:
     if decoder.config.tie_embeddings:
         decoder.config = dataclasses.replace(decoder.config, tie_embeddings=False)
         decoder.unembedding = nnx.Param(jnp.asarray(decoder.embedding[...].T))
-    return nnx.split(decoder)
 
 
-def pack_matrices(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Decoder], Any]:
-    """The same decoder, untied, with its float32 matrices as a CPU reads them fastest in products of few positions; on
-    another backend, on several devices and in bfloat16 they stay.
+def one_position(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
+    """The same model for passes that read one position: on a CPU in float32.
 
-    Matrices with one input become one: XLA spreads a product over threads only if it is large. Those with
-    `LEAST_TRANSPOSED` rows D or more are held as [F, D] and read along the contraction; shorter ones are slower so.
+    XLA has no other products of one position there: it makes float32 copies of bfloat16 matrices, which are slower than
+    matrices that `pack_matrices` may lay out.
     """
-    model, weights = untie(model, weights)
-    decoder = nnx.merge(model, weights, copy=True)
+    if jax.default_backend() != "cpu":
+        return model, weights
+    module = nnx.merge(model, weights, copy=True)
+    parts: list[Any] = [part for _, part in nnx.iter_modules(module)]
+    for part in parts:
+        if getattr(part, "dtype", None) == jnp.bfloat16:
+            part.dtype = jnp.dtype(jnp.float32)
+    graph, weights = nnx.split(module)
+    return graph, jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), weights)
+
+
+def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
+    """The same decoder, or tandem, with its decoder untied and with float32 matrices as a CPU reads them fastest in
+    products of few positions; on another backend, on several devices and in bfloat16 they stay.
+
+    Matrices with one input become one. Those with `LEAST_TRANSPOSED` rows D or more are held as [F, D] and read along
+    the contraction. Shorter ones are slower so; they are held twice, as [D, F], and as panels [F / PANEL, D, PANEL] for
+    products of a few positions.
+    """
+    module = nnx.merge(model, weights, copy=True)
+    decoder = module if isinstance(module, Decoder) else module.secondary
+    _untie(decoder)
     # Divided over a mesh, parameters keep the names that its rules know.
     helps = jax.default_backend() == "cpu" and decoder.dtype == jnp.float32 and not on_mesh()
-    for module in (*decoder.layers, decoder) if helps else ():
+    for part in (*decoder.layers, decoder) if helps else ():
         for names in MATRICES:
-            matrices = [getattr(module, name) for name in names if hasattr(module, name)]
-            if not matrices or matrices[0].has_metadata("ends"):
-                continue  # packed before
-            for name in names:
-                delattr(module, name)
-            setattr(module, "_".join(names), _packed([matrix[...] for matrix in matrices]))
-    return nnx.split(decoder)
+            matrices = [getattr(part, name) for name in names if hasattr(part, name)]
+            if matrices and not matrices[0].has_metadata("ends"):  # not packed before
+                for name in names:
+                    delattr(part, name)
+                _pack(part, names, [matrix[...] for matrix in matrices])
+    return nnx.split(module)
 
 
-def _packed(matrices: Sequence[jax.Array]) -> nnx.Param:
-    together = jnp.concatenate(matrices, axis=1)
-    transposed = together.shape[0] >= LEAST_TRANSPOSED
+def _pack(part: nnx.Module, names: Sequence[str], matrices: Sequence[jax.Array]) -> None:
+    """Give `part` its packed matrix, under the names of those that it is made of."""
+    kernel = jnp.concatenate(matrices, axis=1)
     ends = tuple(np.cumsum([matrix.shape[1] for matrix in matrices])[:-1].tolist())
-    return nnx.Param(jnp.asarray(together.T) if transposed else together, transposed=transposed, ends=ends)
+    transposed = kernel.shape[0] >= LEAST_TRANSPOSED
+    packed = nnx.Param(jnp.asarray(kernel.T) if transposed else kernel, ends=ends, transposed=transposed)
+    setattr(part, "_".join(names), packed)
+    if not transposed and kernel.shape[1] % PANEL == 0:
+        panels = jnp.stack(jnp.split(kernel, kernel.shape[1] // PANEL, axis=1))
+        setattr(part, "_".join((*names, "panels")), nnx.Param(panels))
 
 
 def products(module: DecoderLayer | Decoder, x: jax.Array, *names: str) -> list[jax.Array]:
     """`x` […, D] times some of the matrices of a module that have one input: […, F] each, as `dot` gives them."""
     together = next(group for group in MATRICES if names[0] in group)
     packed = getattr(module, "_".join(together), None)
-    if packed is None:
+    if packed is None or not packed.has_metadata("ends"):
         return [dot(x, getattr(module, name)[...], module.dtype) for name in names]
-    product = dot(x, packed[...], module.dtype, packed.get_metadata("transposed", False))
-    parts = jnp.split(product, packed.get_metadata("ends", ()), axis=-1)
+    rows, panels = x.reshape(-1, x.shape[-1]), getattr(module, "_".join((*together, "panels")), None)
+    if panels is not None and 1 < len(rows) <= MOST_ROWS_BY_PANELS:
+        product = _dot_panels(rows, panels[...])
+    else:
+        product = _dot_packed(rows, packed[...], packed.get_metadata("transposed"))
+    parts = jnp.split(product.reshape(*x.shape[:-1], -1), packed.get_metadata("ends"), axis=-1)
     return [parts[together.index(name)] for name in names]
+
+
+def _dot_packed(rows: jax.Array, kernel: jax.Array, transposed: bool) -> jax.Array:
+    """`rows` [N, D] times `kernel` [D, F], or [F, D] if `transposed`, with no gradient.
+
+    XLA gives a small product with one row to one core, but each of a batch of products to another. So that product is
+    made in parts: along the contraction, or along the rows of what is turned around, as they lie in memory.
+    """
+    count, parts = len(rows), math.gcd(_parts(), kernel.shape[0]) if len(rows) == 1 else 1
+    kernel = kernel.reshape(parts, -1, kernel.shape[1])
+    if not transposed:
+        return _batched("pnd,pdf->pnf", rows.reshape(count, parts, -1).swapaxes(0, 1), kernel).sum(0)
+    columns = _batched("pfd,pnd->pfn", kernel, jnp.broadcast_to(rows, (parts, *rows.shape)))
+    # The matrix comes first, and the barrier keeps the compiler from swapping them: a CPU reads the first one as it
+    # lies and packs the second anew in every pass.
+    return jax.lax.optimization_barrier(columns).reshape(-1, count).T
+
+
+def _dot_panels(rows: jax.Array, panels: jax.Array) -> jax.Array:
+    """`rows` [N, D] times a matrix [D, F] that is held as `panels` [F / PANEL, D, PANEL], with no gradient.
+
+    XLA's library packs the second operand of a product anew in every pass; a panel is still near the core then.
+    """
+    made = _batched("pnd,pdf->pnf", jnp.broadcast_to(rows, (len(panels), *rows.shape)), panels)
+    return made.swapaxes(0, 1).reshape(len(rows), -1)
+
+
+@cache
+def _parts() -> int:
+    """The greatest power of two that is not more than the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_PARTS, 1 << (cores.bit_length() - 1))
+
+
+_batched = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class RMSNorm(nnx.Module):
