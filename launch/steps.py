@@ -323,10 +323,9 @@ def speed(
             categories,
             rules,
         )
-        for row in tables["speed"]:
-            if row["name"] in models:
-                folder = context.inputs.get(row["name"])
-                row["parameters"] = parameters(folder / WEIGHTS) if folder else 0
+        for row in tables["speed"][1:]:
+            folder = context.inputs.get(row["name"])
+            row["parameters"] = parameters(folder / WEIGHTS) if folder else 0
         write_json_atomic(context.out / RESULTS, tables)
 
     return run
