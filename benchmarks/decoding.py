@@ -40,8 +40,9 @@ from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.engine import Engine
 from tandem.measure import acceptance
 from tandem.model import checkpoint
-from tandem.model.decoder import Decoder, pack_matrices, untie
+from tandem.model.decoder import Decoder
 from tandem.model.families import export_huggingface
+from tandem.model.matrices import pack_matrices, untie
 
 CONTEXT = 512
 PRETRAINED = Path(tandem.__file__).parent / "pretrained" / "laptop"

@@ -19,7 +19,8 @@ from flax import nnx
 from launch.compose import compose
 from tandem.decoding.engine import Engine
 from tandem.measure.timing import Method, run_prompts
-from tandem.model.decoder import Decoder, cast_matrices
+from tandem.model.decoder import Decoder
+from tandem.model.matrices import cast_matrices, pack_matrices
 
 WIDTHS = (1, 2, 4, 6, 8, 16)
 STEPS = 64
@@ -36,8 +37,9 @@ def main() -> None:
     methods = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+        graph, weights = pack_matrices(graph, cast_matrices(weights, dtype))
         for width in WIDTHS:
-            methods[dtype.__name__, width] = Method(Engine(graph, width=width), cast_matrices(weights, dtype))
+            methods[dtype.__name__, width] = Method(Engine(graph, width=width), weights)
     seconds: dict[tuple[str, int], float] = {}
     for round_ in range(ROUNDS + 1):
         for key, method in methods.items():

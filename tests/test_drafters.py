@@ -32,8 +32,9 @@ from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import Confidence
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
-from tandem.model.decoder import KVCache, cast_matrices
+from tandem.model.decoder import KVCache
 from tandem.model.heads import HEADS, HeadConfig, cache_layers, feature_layers, head_config, head_parameters
+from tandem.model.matrices import cast_matrices
 from tandem.training.loop import train
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
 from tandem.training.router import collect

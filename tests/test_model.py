@@ -13,7 +13,8 @@ from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.config import DecoderConfig, parameter_count
-from tandem.model.decoder import Decoder, _dot_packed, cast_matrices, one_position, pack_matrices, untie
+from tandem.model.decoder import Decoder
+from tandem.model.matrices import _dot_packed, cast_matrices, one_position, pack_matrices, untie
 from tandem.model.names import path_name
 from tandem.model.tandem import Tandem, block_numbers
 
@@ -196,7 +197,7 @@ def test_a_product_of_one_position_is_made_in_a_part_for_each_core(monkeypatch):
     rng = np.random.default_rng(0)
     rows, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 24), (24, 40)))
     for parts in (1, 2, 4, 8):
-        monkeypatch.setattr("tandem.model.decoder._parts", lambda parts=parts: parts)
+        monkeypatch.setattr("tandem.model.matrices._parts", lambda parts=parts: parts)
         for given, transposed in ((kernel, False), (kernel.T, True)):
             product = jax.jit(lambda rows, given, transposed=transposed: _dot_packed(rows, given, transposed))
             np.testing.assert_allclose(product(rows, given), rows @ kernel, rtol=1e-5, atol=1e-5)

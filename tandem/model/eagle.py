@@ -24,14 +24,13 @@ from tandem.model.decoder import (
     RMSNorm,
     Source,
     States,
-    at_least_float32,
     attend,
     attend_cached,
-    dot,
     normalise,
     rotary,
 )
 from tandem.model.heads import HeadConfig, feature_layers
+from tandem.model.matrices import at_least_float32, dot
 
 
 class Eagle(nnx.Module):

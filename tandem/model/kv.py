@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import ROWS, SEQUENCES, Decoder, RMSNorm, States, attend_cached, dot, normalise, rotate
+from tandem.model.decoder import ROWS, SEQUENCES, Decoder, RMSNorm, States, attend_cached, normalise, rotate
 from tandem.model.heads import HeadConfig, cache_layers
+from tandem.model.matrices import dot
 
 
 def _matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:

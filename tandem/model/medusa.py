@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, States, dot, normalise
+from tandem.model.decoder import Decoder, States, normalise
 from tandem.model.heads import HeadConfig
+from tandem.model.matrices import dot
 
 
 class MedusaHead(nnx.Module):

@@ -25,9 +25,9 @@ from tandem.model.decoder import (
     States,
     attend,
     causal_mask,
-    dot,
     normalise,
 )
+from tandem.model.matrices import dot
 from tandem.model.scan import scan_layers
 from tandem.parallel.sharding import constrain
 
