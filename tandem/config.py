@@ -254,7 +254,8 @@ class DecodeConfig:
     """How text is generated."""
 
     name: str = "greedy"
-    # The type of products with weights: float32, bfloat16, or auto, which is bfloat16 where the processor has it.
+    # The type of products with weights: float32, bfloat16, or auto, which is bfloat16 where the processor has it. On
+    # a CPU those of one position are float32 in any case.
     dtype: DType = DType.auto
     prompt_tokens: int = 64  # of prompts that are cut from the held-out text
     max_new_tokens: int = 128

@@ -92,12 +92,12 @@ def _untie(decoder: Decoder) -> None:
 
 
 def one_position(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
-    """The same model for passes that read one position: on a CPU in float32.
+    """The same model for passes that read one position: on a CPU in float32, on several devices as it is.
 
     XLA has no other products of one position there: it makes float32 copies of bfloat16 matrices, which are slower than
     matrices that `pack_matrices` may lay out.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or on_mesh():
         return model, weights
     module = nnx.merge(model, weights, copy=True)
     parts: list[Any] = [part for _, part in nnx.iter_modules(module)]
