@@ -31,7 +31,7 @@ LEAST_TRANSPOSED = 512
 # positions at most a product goes by panels.
 MOST_PARTS = 8
 PANEL = 64
-MOST_ROWS_BY_PANELS = 16
+MOST_ROWS_BY_PANELS = 8
 
 
 def at_least_float32(dtype: Any) -> Any:
