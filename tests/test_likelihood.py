@@ -180,6 +180,12 @@ def test_rows_hold_every_question_once_in_few_shapes(shape):
     assert len(shapes) <= 2
 
 
+def test_a_row_is_filled_by_the_sizes_that_fit_best():
+    """First fit takes 5 to the 6 that begins the row, and then needs a third row."""
+    assert likelihood._packed(12, {0: 6, 1: 5, 2: 4, 3: 3, 4: 3, 5: 3}) == [[0, 3, 4], [1, 2, 5]]
+    assert likelihood._packed(12, {0: 12, 1: 7, 2: 7}) == [[0], [1], [2]]
+
+
 def test_batches_side_by_side_score_as_one_after_the_other(monkeypatch):
     monkeypatch.setattr(likelihood, "TOKENS", 64)
     monkeypatch.setattr(likelihood, "LEAST_ROW", 64)
