@@ -60,13 +60,13 @@ Model = tuple[DecoderConfig, nnx.GraphDef[Decoder], Any]
 class Foreign:
     """One side in its own process, so that no library's idle threads disturb another's."""
 
-    def __init__(self, python: str, side: str, model: Path, assistant: Path | None, gamma: int):
+    def __init__(self, python: str, side: str, model: Path, assistant: Path | None, gamma: int, gpu: bool = False):
         script = Path(__file__).with_name("foreign.py")
         self.side = side
         self.process = subprocess.Popen(
             [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        self.ask("load", model=str(model), assistant=assistant and str(assistant), gamma=gamma)
+        self.ask("load", model=str(model), assistant=assistant and str(assistant), gamma=gamma, gpu=gpu)
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         assert self.process.stdin

@@ -2,11 +2,12 @@
 
 It reads one request a line from standard input and answers with one line:
 
-    {"do": "load", "side": SIDE, "model": DIRECTORY, "assistant": DIRECTORY or null, "gamma": γ}
+    {"do": "load", "side": SIDE, "model": DIRECTORY, "assistant": DIRECTORY or null, "gamma": γ, "gpu": false}
     {"do": "generate", "side": SIDE, "prompt": [ids], "new": n}   → {"tokens": [ids], "seconds": s, "primary_runs": r}
 
-Greedy, without stop tokens, `new` tokens exactly, with the prompt's prefill in the time. The environment needs torch,
-transformers, llama-cpp-python and gguf; a side that cannot be loaded answers {"error": why}.
+Greedy, without stop tokens, `new` tokens exactly, with the prompt's prefill in the time. On a GPU weights are random,
+of the shape that DIRECTORY's config.json says, in bfloat16. The environment needs torch, transformers,
+llama-cpp-python and gguf; a side that cannot be loaded answers {"error": why}.
 """
 
 from __future__ import annotations
@@ -25,15 +26,21 @@ CONTEXT = 512
 class HuggingFace:
     """`transformers` generate: eager, with a static cache, compiled, or assisted by a smaller model."""
 
-    def __init__(self, side: str, model: str, assistant: str | None, gamma: int):
+    def __init__(self, side: str, model: str, assistant: str | None, gamma: int, gpu: bool):
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         torch.set_num_threads(THREADS)
         torch.set_grad_enabled(False)
+        self.device = torch.device("cuda" if gpu else "cpu")
 
         def load(path: str) -> Any:
-            loaded = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            if gpu:
+                with self.device:
+                    loaded = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.bfloat16)
+            else:
+                loaded = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            loaded = loaded.eval()
             loaded.generation_config.eos_token_id = None
             loaded.generation_config.pad_token_id = 0
             return loaded
@@ -49,7 +56,7 @@ class HuggingFace:
         if side in ("hf static", "hf compile", "hf max-autotune"):
             self.arguments["cache_implementation"] = "static"
         if side == "hf compile":
-            self.model.forward = torch.compile(self.model.forward)
+            self.model.forward = torch.compile(self.model.forward, mode="reduce-overhead" if gpu else None)
         if side == "hf max-autotune":
             import torch._inductor.config as inductor
 
@@ -61,7 +68,7 @@ class HuggingFace:
         self.runs += 1
 
     def generate(self, prompt: list[int], new: int) -> list[int]:
-        ids = self.torch.tensor([prompt])
+        ids = self.torch.tensor([prompt], device=self.device)
         self.runs = 0
         output = self.model.generate(
             ids, attention_mask=self.torch.ones_like(ids), do_sample=False, max_new_tokens=new, **self.arguments
@@ -155,7 +162,7 @@ def main() -> None:
                 foreign = (
                     LlamaCpp(model)
                     if side == "llama.cpp"
-                    else HuggingFace(side, model, request["assistant"], request["gamma"])
+                    else HuggingFace(side, model, request["assistant"], request["gamma"], request["gpu"])
                 )
                 sides[side] = foreign
                 answer: dict[str, Any] = {}

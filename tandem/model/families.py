@@ -65,18 +65,10 @@ def load_huggingface(directory: Path) -> Loaded:
     return _assemble(directory, config, {k: v.T if _is_matrix(k) else v for k, v in found.items()})
 
 
-def export_huggingface(directory: Path, config: DecoderConfig, weights: Any, *, max_length: int, **about: Any) -> None:
-    """Write a decoder as a Llama directory that `transformers` loads, in float32.
-
-    `max_length` is the longest sequence that the model is said to be good for; `about` are further entries of
-    config.json, such as the ids of special tokens.
-    """
-    flat = {path_name(path): np.asarray(leaf, np.float32) for path, leaf in _leaves(weights)}
-    arrays = {
-        theirs: np.ascontiguousarray(flat[ours].T if _is_matrix(ours) else flat[ours])
-        for ours, theirs in _huggingface_names(config)
-    }
-    described = {
+def huggingface_config(config: DecoderConfig, *, max_length: int) -> dict[str, Any]:
+    """The config.json of a decoder for `transformers`, in float32; `max_length` is the longest sequence that the
+    model is said to be good for."""
+    return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": config.d_model,
@@ -94,8 +86,20 @@ def export_huggingface(directory: Path, config: DecoderConfig, weights: Any, *, 
         "attention_bias": False,
         "mlp_bias": False,
         "dtype": "float32",
-        **about,
     }
+
+
+def export_huggingface(directory: Path, config: DecoderConfig, weights: Any, *, max_length: int, **about: Any) -> None:
+    """Write a decoder as a Llama directory that `transformers` loads, in float32.
+
+    `about` are further entries of config.json, such as the ids of special tokens.
+    """
+    flat = {path_name(path): np.asarray(leaf, np.float32) for path, leaf in _leaves(weights)}
+    arrays = {
+        theirs: np.ascontiguousarray(flat[ours].T if _is_matrix(ours) else flat[ours])
+        for ours, theirs in _huggingface_names(config)
+    }
+    described = huggingface_config(config, max_length=max_length) | about
     temporary = directory / f".model.{os.getpid()}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,8 @@ LEAST_TRANSPOSED = 512
 MOST_PARTS = 8
 PANEL = 64
 MOST_ROWS_BY_PANELS = 8
+# On a GPU a product of one row has kernels that read the matrix more slowly than those of two.
+LEAST_ROWS = 2
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -109,36 +111,37 @@ def one_position(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
 
 
 def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
-    """The same decoder, or tandem, with its decoder untied and with float32 matrices as a CPU reads them fastest in
-    products of few positions; on another backend, on several devices and in bfloat16 they stay.
+    """The same decoder, or tandem, with its decoder untied and its matrices as products of few positions read them
+    fastest; on several devices, and in bfloat16 on a CPU, they stay.
 
-    Matrices with one input become one. Those with `LEAST_TRANSPOSED` rows D or more are held as [F, D] and read along
-    the contraction. Shorter ones are slower so; they are held twice, as [D, F], and as panels [F / PANEL, D, PANEL] for
-    products of a few positions.
+    Matrices with one input become one. On a CPU those with `LEAST_TRANSPOSED` rows D or more are held as [F, D] and
+    read along the contraction. Shorter ones are slower so; they are held twice, as [D, F], and as panels [F / PANEL, D,
+    PANEL] for products of a few positions.
     """
     module = nnx.merge(model, weights, copy=True)
     decoder = getattr(module, "secondary", module)
     _untie(decoder)
+    cpu = jax.default_backend() == "cpu"
     # Divided over a mesh, parameters keep the names that its rules know.
-    helps = jax.default_backend() == "cpu" and decoder.dtype == jnp.float32 and not on_mesh()
+    helps = not on_mesh() and (decoder.dtype == jnp.float32 or not cpu)
     for part in (*decoder.layers, decoder) if helps else ():
         for names in MATRICES:
             matrices = [getattr(part, name) for name in names if hasattr(part, name)]
             if matrices and not matrices[0].has_metadata("ends"):  # not packed before
                 for name in names:
                     delattr(part, name)
-                _pack(part, names, [matrix[...] for matrix in matrices])
+                _pack(part, names, [matrix[...] for matrix in matrices], cpu)
     return nnx.split(module)
 
 
-def _pack(part: nnx.Module, names: Sequence[str], matrices: Sequence[jax.Array]) -> None:
+def _pack(part: nnx.Module, names: Sequence[str], matrices: Sequence[jax.Array], cpu: bool) -> None:
     """Give `part` its packed matrix, under the names of those that it is made of."""
     kernel = jnp.concatenate(matrices, axis=1)
     ends = tuple(np.cumsum([matrix.shape[1] for matrix in matrices])[:-1].tolist())
-    transposed = kernel.shape[0] >= LEAST_TRANSPOSED
-    packed = nnx.Param(jnp.asarray(kernel.T) if transposed else kernel, ends=ends, transposed=transposed)
+    transposed = cpu and kernel.shape[0] >= LEAST_TRANSPOSED
+    packed = nnx.Param(jnp.asarray(kernel.T) if transposed else kernel, ends=ends, transposed=transposed, cpu=cpu)
     setattr(part, "_".join(names), packed)
-    if not transposed and kernel.shape[1] % PANEL == 0:
+    if cpu and not transposed and kernel.shape[1] % PANEL == 0:
         panels = jnp.stack(jnp.split(kernel, kernel.shape[1] // PANEL, axis=1))
         setattr(part, "_".join((*names, "panels")), nnx.Param(panels))
 
@@ -150,12 +153,21 @@ def products(module: Any, x: jax.Array, *names: str) -> list[jax.Array]:
     if packed is None or not packed.has_metadata("ends"):
         return [dot(x, getattr(module, name)[...], module.dtype) for name in names]
     rows, panels = x.reshape(-1, x.shape[-1]), getattr(module, "_".join((*together, "panels")), None)
-    if panels is not None and 1 < len(rows) <= MOST_ROWS_BY_PANELS:
+    if not packed.get_metadata("cpu"):
+        product = _dot_padded(rows, packed[...], module.dtype)
+    elif panels is not None and 1 < len(rows) <= MOST_ROWS_BY_PANELS:
         product = _dot_panels(rows, panels[...])
     else:
         product = _dot_packed(rows, packed[...], packed.get_metadata("transposed"))
     parts = jnp.split(product.reshape(*x.shape[:-1], -1), packed.get_metadata("ends"), axis=-1)
     return [parts[together.index(name)] for name in names]
+
+
+def _dot_padded(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+    """`rows` [N, D] times `kernel` [D, F] as `dot` gives it, made over `LEAST_ROWS` rows at least."""
+    padded = jnp.pad(rows, ((0, max(0, LEAST_ROWS - len(rows))), (0, 0)))
+    # The barrier keeps the compiler from leaving the padding out again.
+    return jax.lax.optimization_barrier(dot(padded, kernel, dtype))[: len(rows)]
 
 
 def _dot_packed(rows: jax.Array, kernel: jax.Array, transposed: bool) -> jax.Array:
