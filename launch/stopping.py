@@ -99,7 +99,7 @@ def comparison_step(
     return Step(
         kind="stopping",
         name="stopping",
-        version=5,
+        version=6,
         config={
             "stops": [stop.value for stop in evaluation.stops],
             "prompts": evaluation.prompts,
@@ -179,17 +179,18 @@ def measure_pair(context: Context, name: str, kind: str, decode: DecodeConfig, d
 
 
 def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, str], dtype: str) -> None:
-    """Table `stopping` of all drafters, and `router`: what their routers are worth."""
-    from tandem.measure.stopping import stopping_rows
+    """Table `stopping` of all drafters, by category too where the prompts have several, and `router`: what their
+    routers are worth."""
+    from tandem.measure.stopping import stopping_tables
 
     evaluation, decode, files = experiment.eval, experiment.decode, steps.prompt_files(experiment)
-    given = steps._prompts(context, evaluation, decode, experiment.seed)
+    given, categories = steps._prompts(context, evaluation, decode, experiment.seed), []
     if files:
         tokenizer = Tokenizer.from_file(context.inputs["corpus"] / steps.TOKENIZER)
-        given = steps.encode_prompts(files, tokenizer, evaluation.prompts, decode)[0]
-    rows: list[dict[str, Any]] = []
+        given, categories = steps.encode_prompts(files, tokenizer, evaluation.prompts, decode)
+    tables: dict[str, list[dict[str, Any]]] = {}
     for done, (name, kind) in enumerate(kinds.items()):
-        rows += stopping_rows(
+        made = stopping_tables(
             name,
             pair_of(context, name, kind, dtype),
             tuned(context.inputs[f"tune_{name}"]),
@@ -201,13 +202,17 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
             lambda at, of, done=done: context.progress(done * of + at, len(kinds) * of),
             lambda: steps._stop_between(context),
             experiment.seed,
+            categories,
         )
-    routers = []
+        for table, rows in made.items():
+            tables[table] = [*tables.get(table, []), *rows]
+    tables["router"] = []
     for name in kinds:
         report = json.loads((context.inputs[f"router_{name}"] / steps.RESULTS).read_text(encoding="utf-8"))
         positions = report.pop("positions")
-        routers += [{"name": name, "head": head, "positions": positions, **about} for head, about in report.items()]
-    write_json_atomic(context.out / steps.RESULTS, {"stopping": rows, "router": routers})
+        heads = ({"name": name, "head": head, "positions": positions, **about} for head, about in report.items())
+        tables["router"] += heads
+    write_json_atomic(context.out / steps.RESULTS, tables)
 
 
 def pair_of(context: Context, name: str, kind: str, dtype: str) -> Pair:

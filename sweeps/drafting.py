@@ -28,7 +28,13 @@ _PAPERS_RULE = ("tandem_distil", "router")
 
 def drafting_tables(results: Results) -> list[Table]:
     """Those that the results have rows for."""
-    made = (_acceptance(results), _by_category(results), _stopping(results), _router(results))
+    made = (
+        _acceptance(results),
+        _by_category(results),
+        _stopping(results),
+        _stopping_by_category(results),
+        _router(results),
+    )
     return [table for table in made if table is not None]
 
 
@@ -63,9 +69,9 @@ def _by_category(results: Results) -> Table | None:
     return Table("speed_by_category", "SPEED by category of prompts", columns, rows, notes) if rows else None
 
 
-def _stopping(results: Results) -> Table | None:
-    columns = [
-        NAME,
+def _rule_columns(*first: Column) -> list[Column]:
+    return [
+        *first,
         Column("stop", "rule", printable, numeric=False),
         Column("gamma", "γ or\nγ_max", integer),
         Column("threshold", "thres-\nhold", decimals(3)),
@@ -78,6 +84,15 @@ def _stopping(results: Results) -> Table | None:
         Column("over_fixed_flat", "the same\nat v = 1", ratio),
         Column("identical_to_primary", "ident.\n%", whole_percent),
     ]
+
+
+_OVER_FIXED = (
+    "Over fixed: over the best fixed block length in the row's column{within}; predicted from the runs and their "
+    "costs, where v = 1 means that verifying a block costs what one token costs."
+)
+
+
+def _stopping(results: Results) -> Table | None:
     rows = rows_of(results, "stopping")
     if not rows:
         return None
@@ -87,13 +102,20 @@ def _stopping(results: Results) -> Table | None:
         if (row.get("name"), row.get("stop")) == _PAPERS_RULE and not any(r.get("paper") for r in shown):
             shown += [_papers(theirs) for theirs in paper.TABLES[9].rows]
     notes = [
-        "Over fixed: over the best fixed block length in the row's column; predicted from the runs and their costs, "
-        "where v = 1 means that verifying a block costs what one token costs.",
+        _OVER_FIXED.format(within=""),
         "The oracle knows what will be accepted: no rule can do better after a draft.",
     ]
     if any(r.get("paper") for r in shown):
         notes.append(f"{paper.CAVEAT}.")
-    return Table("stopping", "When to stop drafting (paper table 9)", columns, shown, notes)
+    return Table("stopping", "When to stop drafting (paper table 9)", _rule_columns(NAME), shown, notes)
+
+
+def _stopping_by_category(results: Results) -> Table | None:
+    rows = rows_of(results, "stopping_by_category")
+    category = Column("category", "", printable, numeric=False, always=True)
+    columns = _rule_columns(category, Column("name", "drafter", printable, numeric=False))
+    title, notes = "When to stop drafting, by category of prompts", [_OVER_FIXED.format(within=" and category")]
+    return Table("stopping_by_category", title, columns, rows, notes) if rows else None
 
 
 def _papers(row: Row) -> Row:

@@ -107,7 +107,12 @@ def render(results: dict[str, Any], metrics: list[dict[str, Any]], config: dict[
             [shown.get(k) for k in ("speed", "costs", "acceptance_by_position", "speed_by_category", "standalone")],
             figures.speed(results),
         ),
-        _section("When should drafting stop?", _STOPPING, [shown.get("stopping"), shown.get("router")], []),
+        _section(
+            "When should drafting stop?",
+            _STOPPING,
+            [shown.get(k) for k in ("stopping", "stopping_by_category", "router")],
+            [],
+        ),
         _section(
             "How good are its answers?",
             _DOWNSTREAM,

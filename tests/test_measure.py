@@ -213,7 +213,7 @@ def test_a_batch_answers_each_prompt_as_if_alone(bison, bison_gecko):
     alone, together = (run_prompts(method, prompts, 8, batch_size=size) for size in (1, 3))
     np.testing.assert_array_equal(together.responses, alone.responses)
     np.testing.assert_array_equal(together.lengths, alone.lengths)
-    np.testing.assert_array_equal(together.runs, alone.runs)
+    np.testing.assert_array_equal(together.by_prompt, alone.by_prompt)
 
 
 def test_one_program_serves_all_prompts_of_a_bucket(bison, bison_gecko):

@@ -193,6 +193,24 @@ def test_a_decoder_with_packed_matrices_is_the_same_model():
     assert nnx.merge(*pack_matrices(half, weights)).layers[1].down[...].shape == (640, 64)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_gpu_has_matrices_with_one_input_as_one_and_products_over_two_rows(monkeypatch, dtype):
+    config = DecoderConfig(2, 64, 4, 2, 640, vocab_size=128)
+    graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    weights = cast_matrices(weights, dtype)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    packed = nnx.merge(*pack_matrices(*pack_matrices(graph, weights)))
+    assert packed.layers[1].query_key_value[...].shape == (64, 64 + 2 * 32)
+    assert packed.layers[1].down[...].shape == (640, 64), "as it was, however long"
+    assert not hasattr(packed.layers[1], "query_key_value_panels")
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 128, (3, 2)))
+    tolerance = 1e-4 if dtype == jnp.float32 else 0.05
+    for rows in (tokens, tokens[:1, :1]):
+        np.testing.assert_allclose(packed(rows), nnx.merge(graph, weights)(rows), rtol=tolerance, atol=tolerance)
+    text = jax.jit(packed.logits).lower(jnp.ones((1, 1, 64))).compile().as_text()
+    assert re.search(r"f32\[2,128\]\S* (dot|fusion|custom-call)\(", text), "two rows, of which one is kept"
+
+
 def test_a_product_of_one_position_is_made_in_a_part_for_each_core(monkeypatch):
     rng = np.random.default_rng(0)
     rows, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 24), (24, 40)))

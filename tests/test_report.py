@@ -205,6 +205,10 @@ def adaptive_results() -> dict[str, Any]:
              "speedup_decode": tokens / 2, "repetition_rate": 0.125}
             for category, tokens in (("writing", 2.25), ("code", 3.5)) for name in ("gecko_distil", "tandem_distil")
         ],
+        "stopping_by_category": [
+            {"category": category, **stopped("survival", 8, 0.1, over)}
+            for category, over in (("lm1b", 1.03), ("reddit", 0.97))
+        ],
     }  # fmt: skip
 
 
@@ -236,6 +240,8 @@ def test_what_a_router_knows_and_what_each_category_gives():
     assert this == ["4,992", "0.580", "0.041", "0.770", "1.25"]
     assert line_of(shown["router"], "tandem_distil", "all")[-1] == "–"
     assert line_of(shown["speed_by_category"], "code", "tandem_distil") == ["16", "3.50", "1.75×", "12.5"]
+    rule = line_of(shown["stopping_by_category"], "reddit", "tandem_distil", "survival")
+    assert rule == ["8", "0.100", "2.41", "3.25", "0.051", "1.46×", "0.97×", "1.02×", "1.07×", "100"]
 
 
 def test_acceptance_by_position_is_a_table_too():
@@ -256,6 +262,7 @@ def test_the_report_has_a_section_on_stopping_where_rules_were_compared(tmp_path
     section = page.split(title)[1].split("</section>")[0]
     assert "What the router knows" in section
     assert "survival" in section
+    assert "When to stop drafting, by category of prompts" in section
     assert "SPEED by category of prompts" in page
 
 
@@ -268,13 +275,14 @@ def test_text_tables_fit_the_terminal_and_hold_no_control_characters():
     results = sample_results()
     results["models"][0]["name"] = "x" * 200
     results["speed"][1]["name"] = "\x1b[31mred\nline"
-    results |= {key: adaptive_results()[key] for key in ("stopping", "router", "speed_by_category")}
+    adaptive = {"stopping", "stopping_by_category", "router", "speed_by_category"}
+    results |= {key: adaptive_results()[key] for key in adaptive}
     results["agreement_by_position"] += [
         {"name": "tandem_ce", "gamma": 32, "position": p, "total_variation": 0.3} for p in range(32)
     ]
     shown = texts(results)
     names = {"models", "agreement", "agreement_by_position", "speed", "costs", "acceptance_by_position", "standalone"}
-    assert set(shown) == names | {"stopping", "router", "speed_by_category"}
+    assert set(shown) == names | adaptive
     for text in shown.values():
         assert max(map(len, text.splitlines())) <= 120
         assert "\x1b" not in text

@@ -35,7 +35,7 @@ from tandem.decoding.stopping.router import (
 )
 from tandem.errors import ConfigurationError
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
-from tandem.measure.stopping import Pair, stopping_rows, tune
+from tandem.measure.stopping import Pair, stopping_tables, tune
 from tandem.measure.timing import Method, run_prompts
 from tandem.training.router import Traces, collect, fit, survival_of_blocks
 
@@ -344,7 +344,10 @@ def test_tuning_and_the_comparison_of_rules(pair):
     for row in tuned["proposals"]:
         cost = row["cost_ratio"] * row["drafts_per_primary_run"] + row["verify_cost"]
         assert row["speedup_predicted"] == pytest.approx(row["tokens_per_primary_run"] / cost)
-    rows = stopping_rows("self", pair, tuned, list(StopRule), 0.5, PROMPTS[:2], decode, 1)
+    tables = stopping_tables(
+        "self", pair, tuned, list(StopRule), 0.5, PROMPTS[:3], decode, 1, categories=("text", "code", "text")
+    )
+    rows = tables["stopping"]
     assert {row["stop"] for row in rows} == set(StopRule)
     for row in rows:
         assert row["identical_to_primary"] == 1.0
@@ -357,6 +360,17 @@ def test_tuning_and_the_comparison_of_rules(pair):
     assert {row["gamma"] for row in rows if row["stop"] == "fixed"} == around
     for key in ("over_fixed", "over_fixed_flat", "over_fixed_decode"):
         assert max(row[key] for row in rows if row["stop"] == StopRule.fixed) == 1.0
+    parts = {category: [] for category in ("text", "code")}
+    for row in tables["stopping_by_category"]:
+        parts[row["category"]].append(row)
+    for whole, text, code in zip(rows, parts["text"], parts["code"], strict=True):
+        assert [row["prompts"] for row in (whole, text, code)] == [3, 2, 1]
+        assert whole["primary_runs"] * 3 == pytest.approx(text["primary_runs"] * 2 + code["primary_runs"])
+        assert whole["secondary_runs"] * 3 == pytest.approx(text["secondary_runs"] * 2 + code["secondary_runs"])
+    for part in parts.values():
+        assert max(row["over_fixed_flat"] for row in part if row["stop"] == StopRule.fixed) == 1.0
+    one = stopping_tables("self", pair, tuned, [], 0.5, PROMPTS[:1], decode, 1, categories=("text",))
+    assert set(one) == {"stopping"}, "one category is the whole"
 
 
 def test_oracle_weights_follow_prompts_of_any_length(pair):

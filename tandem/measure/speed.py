@@ -18,7 +18,7 @@ from tandem.config import DecodeConfig
 from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance, theory
-from tandem.measure.timing import Method, Outcome, compare, draft_seconds, engine_for, law_of, speedup
+from tandem.measure.timing import Method, Outcome, by_category, compare, draft_seconds, engine_for, law_of, speedup
 from tandem.model.decoder import Decoder
 from tandem.model.matrices import one_position, pack_matrices
 
@@ -159,22 +159,17 @@ def category_rows(
     """Each method of `outcomes` on each of the prompts' `categories` [N] (Spec-Bench, arXiv 2401.07851): total tokens
     over total time within the category, never a mean of ratios."""
     rows = []
-    for category in dict.fromkeys(categories):
-        chosen = np.flatnonzero(np.asarray(list(categories)) == category)
+    for category, chosen in by_category(categories).items():
         for name, outcome in outcomes.items():
-            samples = len(outcome.responses) // len(outcome.runs)
-            ratio = baseline.seconds[:, chosen, 1].sum(axis=1) / outcome.seconds[:, chosen, 1].sum(axis=1)
+            part = outcome.of(chosen)
             rows.append(
                 {
                     "name": name,
                     "category": category,
                     "prompts": len(chosen),
-                    "tokens_per_primary_run": len(chosen)
-                    * samples
-                    * max_new_tokens
-                    / float(outcome.runs[chosen].sum()),
-                    "speedup_decode": float(np.median(ratio)),
-                    "repetition_rate": repetition_rate(outcome.of(chosen).reshape(-1, max_new_tokens)),
+                    "tokens_per_primary_run": len(part.responses) * max_new_tokens / part.primary_runs,
+                    "speedup_decode": speedup(baseline.of(chosen), part),
+                    "repetition_rate": repetition_rate(part.responses),
                 }
             )
     return rows

@@ -18,6 +18,8 @@ from tandem.measure import acceptance, theory
 from tandem.measure.speed import BASELINE_WIDTHS, autoregressive, fastest, identical
 from tandem.measure.timing import (
     Method,
+    Outcome,
+    by_category,
     compare,
     draft_seconds,
     engine_for,
@@ -27,6 +29,8 @@ from tandem.measure.timing import (
 )
 from tandem.model.decoder import Decoder
 
+# The rules that a router's predictions go into.
+RULED = (StopRule.router, StopRule.survival)
 # Predicted acceptances to try for the router; the paper's is 0.8.
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 # Thresholds c·θ to try for survival beside the one that theory asks for, which trusts the predictions.
@@ -65,7 +69,7 @@ class Pair:
 
 def rule_of(stop: StopRule, threshold: float, router: RouterWeights | None) -> tuple[StoppingRule | None, Any]:
     """A rule and its weights. The router's threshold is data, so that one program serves all; None is fixed."""
-    if stop in (StopRule.router, StopRule.survival):
+    if stop in RULED:
         assert router is not None
         rule = Router() if stop is StopRule.router else Survival()
         return rule, replace(router, threshold=jnp.asarray(threshold, router.threshold.dtype))
@@ -88,7 +92,7 @@ class Costs:
         return float(np.interp(width, widths, [self.verify[at] for at in widths]))
 
     def of_draft(self, stop: StopRule) -> float:
-        return self.draft_with_router if stop in (StopRule.router, StopRule.survival) else self.draft
+        return self.draft_with_router if stop in RULED else self.draft
 
 
 def measure_costs(
@@ -215,7 +219,7 @@ def tune(
     }
 
 
-def stopping_rows(
+def stopping_tables(
     name: str,
     pair: Pair,
     tuned: Mapping[str, Any],
@@ -227,36 +231,29 @@ def stopping_rows(
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], None] = lambda: None,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Table `stopping` (paper, tables 4, 5 and 9) of one drafter, on the same prompts: fixed block lengths and each of
-    `stops` with the limits and thresholds that `tuned` finds best, with v as measured and with v = 1; fixed lengths of
-    one more and one less; the paper's router at `tau`, and the oracle.
+    categories: Sequence[str] = (),
+) -> dict[str, list[dict[str, Any]]]:
+    """Table `stopping` (paper, tables 4, 5 and 9) of one drafter, and `stopping_by_category` where the prompts have
+    more than one, all on the same prompts: fixed block lengths and each of `stops` with the limits and thresholds that
+    `tuned` finds best, with v as measured and with v = 1; fixed lengths of one more and one less; the paper's router at
+    `tau`, and the oracle.
 
     `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1,
     `over_fixed_decode` the same as measured.
     """
     law, limit = law_of(decode), decode.gamma_max
-    wanted = {StopRule.fixed, *stops}
-    proposed = [row for key in ("proposals", "proposals_flat") for row in tuned[key] if row["stop"] in wanted]
-    chosen = [(StopRule(row["stop"]), row["gamma"], row["threshold"] or 0.0) for row in proposed]
-    chosen += [(stop, limit, at) for stop, at in ((StopRule.router, tau), (StopRule.oracle, 0.0)) if stop in stops]
-    # So that no rule is held against a fixed length that happens to be a bad one on these prompts.
-    near = [gamma + step for stop, gamma, _ in chosen for step in (-1, 1) if stop is StopRule.fixed]
-    chosen += [(StopRule.fixed, gamma, 0.0) for gamma in near if 1 <= gamma <= limit]
-    order = list(StopRule)
-    chosen = sorted(dict.fromkeys(chosen), key=lambda rule: (order.index(rule[0]), *rule[1:]))
-    methods: dict[str, Method] = {}
-    widths = sorted({*BASELINE_WIDTHS, *(gamma + 1 for _, gamma, _ in chosen)})
+    chosen = _chosen(tuned, stops, tau, limit)
+    widths = sorted({*BASELINE_WIDTHS, *(rule.gamma + 1 for rule in chosen)})
     plain = {width: f"autoregressive, width {width}" for width in widths}
-    methods |= {plain[width]: pair.plain(decode, width) for width in widths}
-    for stop, gamma, threshold in chosen:
-        method = pair.method(decode, gamma, stop, threshold)
-        if stop is StopRule.oracle:
+    methods = {plain[width]: pair.plain(decode, width) for width in widths}
+    for rule in chosen:
+        method = pair.method(decode, *rule.asked)
+        if rule.stop is StopRule.oracle:
             known = run_prompts(
-                methods[plain[gamma + 1]], prompts, decode.max_new_tokens, decode.num_samples, decode.batch_size
+                methods[plain[rule.gamma + 1]], prompts, decode.max_new_tokens, decode.num_samples, decode.batch_size
             )
             method = replace(method, reference=known.responses)
-        methods[f"{stop} {gamma} {threshold}"] = method
+        methods[rule.name] = method
     outcomes = compare(
         methods,
         prompts,
@@ -275,38 +272,91 @@ def stopping_rows(
             pair.method(decode, limit, StopRule.survival if ruled else StopRule.fixed), np.asarray(prompts[0])
         )
         / alone
-        for ruled in sorted({stop in (StopRule.router, StopRule.survival) for stop, _, _ in chosen})
+        for ruled in sorted({rule.ruled for rule in chosen})
     }
-    rows = []
-    responses = len(prompts) * decode.num_samples
-    for stop, gamma, threshold in chosen:
-        outcome = outcomes[f"{stop} {gamma} {threshold}"]
-        exact = outcomes[plain[gamma + 1]]
-        cost = costs[stop in (StopRule.router, StopRule.survival)]
-        verify = float(np.median(exact.decode_seconds / baseline.decode_seconds))
-        tokens = acceptance.tokens_per_primary_run(outcome.blocks)
-        drafts = acceptance.drafts_per_primary_run(outcome.blocks)
-        rows.append(
-            {
-                "name": name,
-                "stop": stop.value,
-                "gamma": gamma,
-                "threshold": None if stop in (StopRule.fixed, StopRule.oracle) else threshold,
-                "prompts": len(prompts),
-                "samples": decode.num_samples,
-                "tokens_per_primary_run": tokens,
-                "drafts_per_primary_run": drafts,
-                "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
-                "primary_runs": outcome.primary_runs / responses,
-                "secondary_runs": outcome.drafts / responses,
-                "speedup_decode": speedup(baseline, outcome),
-                "cost_ratio": cost,
-                "verify_cost": verify,
-                "speedup_predicted": theory.speedup(tokens, drafts, cost, verify),
-                "speedup_predicted_flat": theory.speedup(tokens, drafts, cost, 1.0),
-                **({"identical_to_primary": identical(outcome, exact)} if law.greedy else {}),
-            }
-        )
+
+    def rows(numbers: np.ndarray) -> list[dict[str, Any]]:
+        made = []
+        for rule in chosen:
+            outcome, exact, plainly = (
+                of.of(numbers) for of in (outcomes[rule.name], outcomes[plain[rule.gamma + 1]], baseline)
+            )
+            row = {"name": name, **rule.described, "samples": decode.num_samples, "prompts": len(numbers)}
+            row |= _measures(outcome, exact, plainly, costs[rule.ruled])
+            if law.greedy:
+                row["identical_to_primary"] = identical(outcome, exact)
+            made.append(row)
+        return _over_fixed(made)
+
+    tables = {"stopping": rows(np.arange(len(prompts)))}
+    parts = by_category(categories)
+    if len(parts) > 1:
+        tables["stopping_by_category"] = [
+            {"category": category, **row} for category, numbers in parts.items() for row in rows(numbers)
+        ]
+    return tables
+
+
+@dataclass(frozen=True)
+class _Rule:
+    stop: StopRule
+    gamma: int
+    threshold: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.stop} {self.gamma} {self.threshold}"
+
+    @property
+    def asked(self) -> tuple[int, StopRule, float]:
+        return self.gamma, self.stop, self.threshold
+
+    @property
+    def ruled(self) -> bool:
+        """Whether drafts pay for the router."""
+        return self.stop in RULED
+
+    @property
+    def described(self) -> dict[str, Any]:
+        threshold = None if self.stop in (StopRule.fixed, StopRule.oracle) else self.threshold
+        return {"stop": self.stop.value, "gamma": self.gamma, "threshold": threshold}
+
+
+def _chosen(tuned: Mapping[str, Any], stops: Sequence[StopRule], tau: float, limit: int) -> list[_Rule]:
+    """The rules that a comparison runs, each kind's together."""
+    wanted = {StopRule.fixed, *stops}
+    proposed = [row for key in ("proposals", "proposals_flat") for row in tuned[key] if row["stop"] in wanted]
+    chosen = [_Rule(StopRule(row["stop"]), row["gamma"], row["threshold"] or 0.0) for row in proposed]
+    chosen += [_Rule(stop, limit, at) for stop, at in ((StopRule.router, tau), (StopRule.oracle, 0.0)) if stop in stops]
+    # So that no rule is held against a fixed length that happens to be a bad one on these prompts.
+    near = [rule.gamma + step for rule in chosen for step in (-1, 1) if rule.stop is StopRule.fixed]
+    chosen += [_Rule(StopRule.fixed, gamma, 0.0) for gamma in near if 1 <= gamma <= limit]
+    order = list(StopRule)
+    return sorted(set(chosen), key=lambda rule: (order.index(rule.stop), rule.gamma, rule.threshold))
+
+
+def _measures(outcome: Outcome, exact: Outcome, baseline: Outcome, cost: float) -> dict[str, Any]:
+    """What a rule did, and what theory makes of its runs and costs; `exact` is autoregressive decoding at its width."""
+    responses = len(outcome.responses)
+    verify = float(np.median(exact.decode_seconds / baseline.decode_seconds))
+    tokens = acceptance.tokens_per_primary_run(outcome.blocks)
+    drafts = acceptance.drafts_per_primary_run(outcome.blocks)
+    return {
+        "tokens_per_primary_run": tokens,
+        "drafts_per_primary_run": drafts,
+        "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
+        "primary_runs": outcome.primary_runs / responses,
+        "secondary_runs": outcome.drafts / responses,
+        "speedup_decode": speedup(baseline, outcome),
+        "cost_ratio": cost,
+        "verify_cost": verify,
+        "speedup_predicted": theory.speedup(tokens, drafts, cost, verify),
+        "speedup_predicted_flat": theory.speedup(tokens, drafts, cost, 1.0),
+    }
+
+
+def _over_fixed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with their speedups over those of the best fixed block length."""
     ratios = {"predicted": "over_fixed", "predicted_flat": "over_fixed_flat", "decode": "over_fixed_decode"}
     for kind, ratio in ratios.items():
         key = f"speedup_{kind}"

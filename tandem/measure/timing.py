@@ -72,9 +72,13 @@ class Outcome:
     """What one method did with all prompts; seconds are those of each repetition."""
 
     responses: np.ndarray  # [prompts · samples, max_new_tokens]
-    blocks: np.ndarray  # [γ + 1, γ + 1] runs of the primary by drafts and by accepted ones
+    by_prompt: np.ndarray  # [prompts, γ + 1, γ + 1] runs of the primary, all samples of a prompt together
     seconds: np.ndarray  # [repetitions, prompts, 2] of prefill and of decoding
-    runs: np.ndarray  # [prompts] of the primary, all samples of a prompt together
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """[γ + 1, γ + 1] runs of the primary by drafts and by accepted ones."""
+        return self.by_prompt.sum(axis=0)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -94,10 +98,11 @@ class Outcome:
         """[repetitions]"""
         return self.seconds[:, :, 1].sum(axis=1)
 
-    def of(self, prompts: np.ndarray) -> np.ndarray:
-        """Rows of `responses` that belong to the `prompts` with these numbers."""
-        samples = len(self.responses) // len(self.runs)
-        return self.responses.reshape(-1, samples, self.responses.shape[1])[prompts]
+    def of(self, prompts: np.ndarray) -> Outcome:
+        """What was done with the `prompts` of these numbers."""
+        count, width = len(self.by_prompt), self.responses.shape[1]
+        responses = self.responses.reshape(count, -1, width)[prompts].reshape(-1, width)
+        return Outcome(responses, self.by_prompt[prompts], self.seconds[:, prompts])
 
 
 def run_prompts(
@@ -122,9 +127,8 @@ def _nothing_yet(method: Method, prompts: int, max_new_tokens: int, num_samples:
     width = method.engine.gamma + 1
     return Outcome(
         responses=np.zeros((prompts * num_samples, max_new_tokens), np.int32),
-        blocks=np.zeros((width, width), np.int64),
+        by_prompt=np.zeros((prompts, width, width), np.int64),
         seconds=np.zeros((1, prompts, 2)),
-        runs=np.zeros(prompts, np.int64),
     )
 
 
@@ -169,11 +173,10 @@ def _run_batch(
     spent = [middle - begin, time.perf_counter() - middle]
     took = np.asarray(hosts().agree(lambda spent=spent: spent)) / len(group)
     tokens = fetch(state.tokens).reshape(len(group), num_samples, -1)
-    primary_runs = fetch(state.primary_runs).reshape(len(group), num_samples)
+    blocks = fetch(state.blocks).reshape(len(group), num_samples, *outcome.by_prompt.shape[1:]).sum(axis=1)
     for row, index in enumerate(group):
         responses[index] = tokens[row, :, ends[row] : ends[row] + max_new_tokens]
-        outcome.runs[index], outcome.seconds[0, index] = primary_runs[row].sum(), took
-    outcome.blocks += fetch(state.blocks).sum(axis=0)
+        outcome.by_prompt[index], outcome.seconds[0, index] = blocks[row], took
 
 
 def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
@@ -225,6 +228,11 @@ def compare(
                 outcome.seconds = np.concatenate([outcomes[name].seconds, outcome.seconds])
         outcomes = made
     return outcomes
+
+
+def by_category(categories: Sequence[str]) -> dict[str, np.ndarray]:
+    """The numbers of the prompts of each of their `categories` [N], in order of appearance."""
+    return {category: np.flatnonzero(np.asarray([*categories]) == category) for category in dict.fromkeys(categories)}
 
 
 def speedup(baseline: Outcome, outcome: Outcome, end_to_end: bool = False) -> float:
