@@ -111,8 +111,8 @@ def one_position(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
 
 
 def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
-    """The same decoder, or tandem, with its decoder untied and its matrices as products of few positions read them
-    fastest; on several devices, and in bfloat16 on a CPU, they stay.
+    """The same decoder, or tandem, with its decoder untied and its matrices as a GPU, or in float32 a CPU, reads them
+    fastest in products of few positions; elsewhere and on several devices they stay.
 
     Matrices with one input become one. On a CPU those with `LEAST_TRANSPOSED` rows D or more are held as [F, D] and
     read along the contraction. Shorter ones are slower so; they are held twice, as [D, F], and as panels [F / PANEL, D,
@@ -121,16 +121,16 @@ def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]
     module = nnx.merge(model, weights, copy=True)
     decoder = getattr(module, "secondary", module)
     _untie(decoder)
-    cpu = jax.default_backend() == "cpu"
+    backend = jax.default_backend()
     # Divided over a mesh, parameters keep the names that its rules know.
-    helps = not on_mesh() and (decoder.dtype == jnp.float32 or not cpu)
+    helps = not on_mesh() and (backend == "gpu" or (backend == "cpu" and decoder.dtype == jnp.float32))
     for part in (*decoder.layers, decoder) if helps else ():
         for names in MATRICES:
             matrices = [getattr(part, name) for name in names if hasattr(part, name)]
             if matrices and not matrices[0].has_metadata("ends"):  # not packed before
                 for name in names:
                     delattr(part, name)
-                _pack(part, names, [matrix[...] for matrix in matrices], cpu)
+                _pack(part, names, [matrix[...] for matrix in matrices], backend == "cpu")
     return nnx.split(module)
 
 
@@ -165,9 +165,11 @@ def products(module: Any, x: jax.Array, *names: str) -> list[jax.Array]:
 
 def _dot_padded(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
     """`rows` [N, D] times `kernel` [D, F] as `dot` gives it, made over `LEAST_ROWS` rows at least."""
-    padded = jnp.pad(rows, ((0, max(0, LEAST_ROWS - len(rows))), (0, 0)))
+    more = LEAST_ROWS - len(rows)
+    if more <= 0:
+        return dot(rows, kernel, dtype)
     # The barrier keeps the compiler from leaving the padding out again.
-    return jax.lax.optimization_barrier(dot(padded, kernel, dtype))[: len(rows)]
+    return jax.lax.optimization_barrier(dot(jnp.pad(rows, ((0, more), (0, 0))), kernel, dtype))[: len(rows)]
 
 
 def _dot_packed(rows: jax.Array, kernel: jax.Array, transposed: bool) -> jax.Array:
