@@ -173,9 +173,10 @@ def test_an_untied_decoder_is_the_same_model(pair):
     np.testing.assert_allclose(separate(tokens), primary(tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_a_decoder_with_packed_matrices_is_the_same_model():
-    """Matrices with one input are one, those with long contractions are turned, short ones are held as panels too, all
-    of it once; in bfloat16 none is."""
+def test_a_decoder_with_packed_matrices_is_the_same_model(monkeypatch):
+    """Matrices with one input are one, those with long contractions are turned, all but the longest are held as panels
+    too, all of it once; in bfloat16 none is."""
+    monkeypatch.setattr("tandem.model.matrices.LONGEST_PANEL", 639)
     config = DecoderConfig(2, 64, 4, 2, 640, vocab_size=128)
     graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(0)))
     plain, packed = nnx.merge(graph, weights), nnx.merge(*pack_matrices(*pack_matrices(graph, weights)))
@@ -189,6 +190,10 @@ def test_a_decoder_with_packed_matrices_is_the_same_model():
     for shape in ((1, 1), (1, 4), (3, 2), (2, 9)):  # one position, a few, many
         tokens = jnp.asarray(rng.integers(0, 128, shape))
         np.testing.assert_allclose(packed(tokens), plain(tokens), rtol=1e-4, atol=1e-4)
+    monkeypatch.undo()
+    packed = nnx.merge(*pack_matrices(graph, weights))
+    assert packed.layers[1].down_panels[...].shape == (1, 640, 64)
+    np.testing.assert_allclose(packed(tokens[:, :3]), plain(tokens[:, :3]), rtol=1e-4, atol=1e-4)
     half, _ = nnx.split(Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     assert nnx.merge(*pack_matrices(half, weights)).layers[1].down[...].shape == (640, 64)
 

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 # it is looked up. And the shortest contraction for which `pack_matrices` turns a matrix around.
 MATRICES = (("query", "key", "value"), ("output",), ("gate", "up"), ("down",), ("unembedding",))
 LEAST_TRANSPOSED = 512
-# A product of one position is made in so many parts at most, one for a core. The width of a panel, and for how many
-# positions at most a product goes by panels.
+# A product of one position is made in so many parts at most, one for a core.
 MOST_PARTS = 8
+# The width of a panel, its longest contraction (half a megabyte, which a core's second cache holds), and for how many
+# positions at most a product goes by panels.
 PANEL = 64
+LONGEST_PANEL = 2048
 MOST_ROWS_BY_PANELS = 8
 # On a GPU a product of one row has kernels that read the matrix more slowly than those of two.
 LEAST_ROWS = 2
@@ -115,8 +117,8 @@ def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]
     fastest in products of few positions; elsewhere and on several devices they stay.
 
     Matrices with one input become one. On a CPU those with `LEAST_TRANSPOSED` rows D or more are held as [F, D] and
-    read along the contraction. Shorter ones are slower so; they are held twice, as [D, F], and as panels [F / PANEL, D,
-    PANEL] for products of a few positions.
+    read along the contraction; shorter ones, which are slower so, as [D, F]. Unless they are very long, they are held a
+    second time as panels [F / PANEL, D, PANEL], for products of a few positions.
     """
     module = nnx.merge(model, weights, copy=True)
     decoder = getattr(module, "secondary", module)
@@ -141,7 +143,7 @@ def _pack(part: nnx.Module, names: Sequence[str], matrices: Sequence[jax.Array],
     transposed = cpu and kernel.shape[0] >= LEAST_TRANSPOSED
     packed = nnx.Param(jnp.asarray(kernel.T) if transposed else kernel, ends=ends, transposed=transposed, cpu=cpu)
     setattr(part, "_".join(names), packed)
-    if cpu and not transposed and kernel.shape[1] % PANEL == 0:
+    if cpu and kernel.shape[0] <= LONGEST_PANEL and kernel.shape[1] % PANEL == 0:
         panels = jnp.stack(jnp.split(kernel, kernel.shape[1] // PANEL, axis=1))
         setattr(part, "_".join((*names, "panels")), nnx.Param(panels))
 
