@@ -1,8 +1,28 @@
-"""Fixtures that several files share; a file asks for them by name."""
+"""What all tests share: compiled programs, and fixtures that several files ask for by name."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
+
+PROGRAMS = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has this process and those that tests start share what they compile, from nothing in each session.
+
+    Most of a tiny run's time was XLA's, for programs that the run before had compiled too.
+    """
+    # JAX reads both when it is imported, so no fixture may come first.
+    config.stash[PROGRAMS] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tandem-programs-")
+    # The usual second would leave nearly all out.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[PROGRAMS], ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -7,77 +7,42 @@ import dataclasses
 import json
 import subprocess
 import sys
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import PRIMARY as LAW_PRIMARY
-from enumeration import Scripted, distance, output_law, primary_law, random_decoder
+from drafter_heads import KINDS, SIZES, drafter_of, random_head, unrolled_logits
 from flax import nnx
 from pairs import PRIMARY, decoder
 
 from launch.compose import compose
 from launch.experiment import build, build_models
 from launch.graph import topological
-from tandem.config import Drafter, OptimizerConfig, Recipe, Verification
-from tandem.decoding.drafters.eagle import EagleDrafter
-from tandem.decoding.drafters.kv import KVDrafter
-from tandem.decoding.drafters.medusa import MedusaDrafter
+from tandem.config import Drafter, OptimizerConfig, Recipe
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
 from tandem.decoding.engine import Engine
-from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.law import Law
 from tandem.decoding.stopping import Confidence
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
 from tandem.model.decoder import KVCache
-from tandem.model.heads import HEADS, HeadConfig, cache_layers, feature_layers, head_config, head_parameters
+from tandem.model.heads import HEADS, cache_layers, feature_layers, head_config, head_parameters
 from tandem.model.matrices import cast_matrices
 from tandem.training.loop import train
-from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
-from tandem.training.router import collect
+from tandem.training.objective import head_loss
 from tandem.validate import resolve_layer_map
 
 # Small models, but many programs to compile.
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-DEPTH = 4
-SIZES = {
-    Drafter.medusa: HeadConfig(Drafter.medusa, DEPTH, 24),
-    Drafter.eagle: HeadConfig(Drafter.eagle, DEPTH, 24, 32, 3),
-    Drafter.kv: HeadConfig(Drafter.kv, DEPTH, 20, 32, PRIMARY.num_heads, 2),
-}
-DRAFTERS = {Drafter.medusa: MedusaDrafter, Drafter.eagle: EagleDrafter, Drafter.kv: KVDrafter}
-KINDS = [Drafter.prompt_lookup, *HEADS]
 LENGTHS = np.array([9, 5, 7])
 PROMPTS = np.random.default_rng(3).integers(0, 37, (3, 9)).astype(np.int32)
 NEW = 40
-UNROLLED = 60
 UNREAD = KVCache((), ())  # a primary's cache that prompt lookup does not look at
-
-
-def random_head(config: HeadConfig, primary, seed: int, dtype=jnp.float32):
-    """A head whose every weight matters, also those that Medusa starts at 0."""
-    make = lambda: checkpoint.HEADS[config.kind](config, primary, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
-    graph, template = nnx.split(nnx.eval_shape(make))
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf):
-        noise = rng.standard_normal(leaf.shape)
-        return jnp.asarray(1 + 0.3 * noise if leaf.ndim == 1 else 2 * noise * leaf.shape[0] ** -0.5, dtype)
-
-    return graph, jax.tree.map(draw, template)
-
-
-def drafter_of(kind: Drafter, primary, head):
-    """The drafter on `primary` (graph, weights) with `head` (graph, weights), and the weights that it is given."""
-    graph, weights = primary
-    if kind is Drafter.prompt_lookup:
-        return PromptLookup(nnx.merge(graph, weights).config.vocab_size), None
-    return DRAFTERS[kind](head[0], graph), {"head": head[1], "primary": weights}
 
 
 @pytest.fixture(scope="module")
@@ -158,114 +123,7 @@ def test_greedy_output_is_the_primarys_at_the_same_width(kind, gamma, dtype, ada
     assert (drafted[:-1].sum() > 0) == adaptive
 
 
-LAW_SIZES = {
-    Drafter.medusa: HeadConfig(Drafter.medusa, 2, 4),
-    Drafter.eagle: HeadConfig(Drafter.eagle, 2, 4, 4, 1),
-    Drafter.kv: HeadConfig(Drafter.kv, 2, 4, 4, LAW_PRIMARY.num_heads, 1),
-}
-LAW_CASES = {
-    "token": {},
-    "adaptive, block verification, stop token": {
-        "rule": Confidence(0.6),
-        "verification": Verification.block,
-        "stop_tokens": (2,),
-    },
-}
-
-
-@pytest.mark.parametrize(
-    "case", ["token", pytest.param("adaptive, block verification, stop token", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_law_of_the_output_is_the_primarys(kind, case):
-    with jax.enable_x64(True):
-        graph, weights = random_decoder(LAW_PRIMARY, 0)
-        head = None
-        if kind in HEADS:
-            model, head_weights = random_head(LAW_SIZES[kind], LAW_PRIMARY, 1, jnp.float64)
-            head = model, head_weights
-        drafter, drafter_weights = drafter_of(kind, (graph, weights), head)
-        options = {"gamma": 2, "law": Law(temperature=1.0), "chance": Scripted(), **LAW_CASES[case]}
-        engine = Engine(graph, drafter, **options)
-        law = output_law(engine, weights, drafter_weights, [0, 2, 0], 3)
-        assert sum(law.values()) == pytest.approx(1, abs=1e-12)
-        expected = primary_law(graph, weights, engine.law, [0, 2, 0], 3, engine.stop_tokens)
-        assert distance(law, expected) < 1e-12
-
-
 # --- serving is training ----------------------------------------------------------------------------------------------
-
-
-def unrolled_logits(primary, head, text: np.ndarray) -> list[np.ndarray]:
-    """For draft k the training logits [T, V], those of position q at q; not numbers where there are none."""
-
-    @jax.jit
-    def read(weights, primary_weights, text):
-        model, decoder_model = nnx.merge(head[0], weights), nnx.merge(primary[0], primary_weights)
-        states = decoder_model.states(text, PRIMARY.num_layers)
-        return [decoder_model.logits(x)[0] for x in model.unroll(decoder_model, text, states)]
-
-    padded = np.zeros((1, UNROLLED), np.int32)  # one shape for all texts; nothing reads what comes after it
-    padded[0, : len(text)] = text
-    logits = [np.asarray(x) for x in read(head[1], primary[1], padded)]
-    assert [len(x) for x in logits] == [UNROLLED - k - 1 for k in range(DEPTH)]
-    return [np.pad(x, ((k + 1, 0), (0, 0)), constant_values=np.nan)[: len(text)] for k, x in enumerate(logits)]
-
-
-def draft_at(drafter, index, weights, state, tokens, starts, cache):
-    return drafter.draft(weights, state, tokens, starts, index, cache)
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_drafting_logits_are_the_training_logits(kind, primary, heads):
-    """Also after a block whose later drafts were wrong: what they left in the drafter's state must not be read."""
-    text = np.random.default_rng(5).integers(0, 37, 24).astype(np.int32)
-    expected = unrolled_logits(primary, heads[kind], text)
-    drafter, weights = drafter_of(kind, primary, heads[kind])
-    extend = jax.jit(lambda weights, *given: nnx.merge(primary[0], weights).extend(*given))
-    first, later, learn = (
-        jax.jit(partial(draft_at, drafter, 0)),
-        jax.jit(partial(draft_at, drafter)),
-        jax.jit(drafter.learn),
-    )
-    prompt = jnp.asarray(text[None, :8])  # two tokens of padding: six count
-    states, cache = extend(primary[1], prompt, jnp.zeros(1, jnp.int32), nnx.merge(*primary).empty_cache(1, 30))
-    state = jax.jit(drafter.start, static_argnums=4)(weights, prompt, jnp.array([6]), states, 30)
-    position = 5
-    for accepted in (2, 3, 0, 1):
-        block = text[position : position + DEPTH].copy()
-        block[accepted + 1 :] = (block[accepted + 1 :] + 7) % 37  # rejected drafts
-        for index in range(DEPTH):
-            given = jnp.asarray(block[None, index : index + 1])
-            rest = (weights, state, given, jnp.array([position + index]), cache)
-            logits, state = first(*rest) if index == 0 else later(jnp.int32(index), *rest)
-            if index <= accepted:
-                np.testing.assert_allclose(logits[0], expected[index][position + index], rtol=2e-4, atol=2e-4)
-            elif kind is not Drafter.medusa:
-                assert np.abs(logits[0] - expected[index][position + index]).max() > 1e-2, "the token is not read"
-        read, starts = jnp.asarray(np.append(block, 0)[None]), jnp.array([position])
-        states, cache = extend(primary[1], read, starts, cache)
-        state = learn(weights, state, read, states, starts)
-        position += accepted + 1
-    assert np.abs(expected[0][5:] - expected[1][5:]).max() > 1e-2, "two drafts of one position could not be told apart"
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_draft_reads_nothing_of_the_primary_within_its_block(kind, primary, heads):
-    """Gradients: draft k at position q depends on the primary's states and keys up to q - k - 1, and on none later."""
-    model, decoder_model = nnx.merge(*heads[kind]), nnx.merge(*primary)
-    text = jnp.asarray(np.random.default_rng(6).integers(0, 37, (1, 12)))
-    states = jax.jit(lambda text: decoder_model.states(text, PRIMARY.num_layers))(text)
-
-    @jax.jit
-    def gradients_of(states):
-        read = lambda states, k: jnp.sum(model.unroll(decoder_model, text, states)[k][0, 9 - k - 1] ** 2)  # noqa: E731
-        return [jax.grad(read)(states, k) for k in (0, 2)]
-
-    for k, gradients in zip((0, 2), gradients_of(states), strict=True):
-        reached = np.any([np.any(np.asarray(g[0]) != 0, axis=-1) for g in gradients], axis=0)
-        assert reached[9 - k - 1]
-        assert not reached[9 - k :].any()
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -285,17 +143,6 @@ def test_acceptance_in_training_is_acceptance_in_serving(kind, primary, trained,
             counts[accepted] += 1
             position += accepted + 1
         np.testing.assert_array_equal(counts, state.accepted_lengths[row])
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_router_learns_from_a_head_what_it_drafts(kind, primary, heads):
-    text, skip = np.random.default_rng(5).integers(0, 37, 24).astype(np.int32), 6
-    traces = collect(*primary, *heads[kind], text[None], skip, 8, GREEDY)
-    place, likeliest = np.asarray(traces.place[0]), np.asarray(traces.features.tokens[0, :, 0])
-    assert set(place.tolist()) == set(range(DEPTH)), "blocks are no longer than the head is trained for"
-    expected = unrolled_logits(primary, heads[kind], text)
-    for index, draft in enumerate(place):
-        assert likeliest[index] == np.argmax(expected[draft][skip - 1 + index])
 
 
 # --- prompt lookup ----------------------------------------------------------------------------------------------------
@@ -374,32 +221,6 @@ def test_layers_that_are_read_are_spread_over_the_primary():
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize(
-    ("weight", "remat"),
-    [(0.5, False), pytest.param(None, False, marks=pytest.mark.slow), pytest.param(0.5, True, marks=pytest.mark.slow)],
-)
-def test_the_loss_is_the_weighted_mean_over_drafts_at_every_position(kind, weight, remat, primary, heads):
-    tokens = jnp.asarray(np.random.default_rng(8).integers(0, 37, (2, 14)))
-    teacher = jax.jit(nnx.merge(*primary))(tokens[:, :-1])
-    logits = unrolled_logits(primary, heads[kind], np.asarray(tokens[0, :-1]))
-    other = unrolled_logits(primary, heads[kind], np.asarray(tokens[1, :-1]))
-    text = teaching = 0.0
-    shares = np.array([DRAFT_WEIGHT**k for k in range(DEPTH)]) / sum(DRAFT_WEIGHT**k for k in range(DEPTH))
-    for k in range(DEPTH):
-        both = jnp.stack([logits[k][k + 1 :], other[k][k + 1 :]])
-        text += shares[k] * float(jnp.mean(cross_entropy(both, tokens[:, k + 2 :])))
-        teaching += shares[k] * float(jnp.mean(distillation(both, teacher[:, k + 1 :])))
-    total = text if weight is None else (1 - weight) * text + weight * teaching
-    loss = head_loss(heads[kind][0], primary[0], distil_weight=weight, remat=remat)
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, metrics), gradients = step(heads[kind][1], primary[1], tokens, jax.random.key(0))
-    assert value == pytest.approx(total, rel=1e-4)
-    assert metrics["cross_entropy"] == pytest.approx(text, rel=1e-4)
-    assert ("distillation" in metrics) == (weight is not None)
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients)), "a weight that nothing reaches"
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -534,6 +534,9 @@ def test_a_v5litepod_16_is_four_jax_processes_that_find_each_other(api, tmp_path
 def test_the_command_line_runs_a_sweep_on_tpu_vms(api, tmp_path):
     """The whole way: the command, the plan with its shared steps, requests, the worker's check, results."""
     setup = [f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={HERE.parent}", "export JAX_PLATFORMS=cpu"]
+    # The machines share what the session compiles (conftest.py).
+    shared = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    setup += [f"export {name}={os.environ[name]}" for name in shared]
     launcher = {**options(accelerator="v5litepod-1"), "setup": json.dumps(setup)}
     words = [f"hydra.launcher.{key}={value}" for key, value in launcher.items()]
     tiny = ["scale=tiny", "train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "data=text"]
