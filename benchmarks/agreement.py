@@ -24,7 +24,8 @@ import sentencepiece
 from launch.downstream import cut
 from tandem.decoding.engine import Engine
 from tandem.decoding.generate import generate
-from tandem.measure.likelihood import Scorer, encode, score
+from tandem.measure.likelihood import Scorer, score
+from tandem.measure.questions import encode
 from tandem.model import families
 from tasks import registry
 from tasks.example import Example, Kind

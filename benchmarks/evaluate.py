@@ -1,11 +1,12 @@
 """Examples scored in a second, beside lm-evaluation-harness with the Hugging Face model of the same weights.
 
-    uv run python -m benchmarks.evaluate --python .lmeval/bin/python --data ../shared/data --limit 256
+    uv run python -m benchmarks.evaluate --python .lmeval/bin/python --data ../shared/data [--limit 256]
 
 The model is the laptop-sized bison that the package ships, in float32 on both sides; one exemplar, one batch size. Both
 sides are timed from texts to log-likelihoods. Ours is timed twice: with the compiling of its shapes, and without.
-`input_share` is the part of the warm time that goes into token ids and batches; `same_tokens` counts the prompts that
-both tokenizers cut alike, of which `largest_difference` compares the log-likelihoods.
+`input_share` is the part of the warm time that goes into token ids and batches; `prompt_tokens` are
+those of both sides, `same_tokens` counts the prompts that both tokenizers cut alike, of which `largest_difference`
+compares the log-likelihoods.
 benchmarks/agreement.py says how to get the other side.
 """
 
@@ -23,7 +24,8 @@ from typing import Any
 from benchmarks import agreement
 from tandem.config import DecoderConfig
 from tandem.data.tokenizer import EOS_ID, Tokenizer
-from tandem.measure.likelihood import Question, Scorer, batches, encode, score
+from tandem.measure.likelihood import Scorer, score
+from tandem.measure.questions import Question, batches, encode
 from tandem.model import checkpoint
 from tasks import registry
 from tasks.fewshot import build
@@ -52,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="a Python with lm-eval 0.4.13 and transformers")
     parser.add_argument("--data", type=Path, required=True, help="holds evals/")
-    parser.add_argument("--limit", type=int, default=256)
+    parser.add_argument("--limit", type=int, help="examples of each task; all without it, half an hour on two cores")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--batch-size", type=int, default=16)
     options = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp())
@@ -62,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     tokenizer = Tokenizer.from_file(PRETRAINED / "tokenizer.model")
     agreement.export(folder / "model", (config, graph, weights), tokenizer.model, EOS_ID, EOS_ID)
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)
-    examples = {name: [example for example, _ in build(registry.find(name), settings)] for name in TASKS}
-    asked = {name: agreement.requests(name, examples[name], settings) for name in TASKS}
+    examples = {name: [example for example, _ in build(registry.find(name), settings)] for name in options.tasks}
+    asked = {name: agreement.requests(name, examples[name], settings) for name in options.tasks}
     table, answers = [], {}
-    for name in TASKS:
+    for name in options.tasks:
         row: dict[str, Any] = {"task": name, "n": len(examples[name])}
         texts = [(example.prompt, example.options) for example in examples[name]]
         questions = partial(encode, tokenizer.encode_many, texts, [EOS_ID])
@@ -79,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     other = agreement.theirs(options.python, folder, asked, options.batch_size)
     for row in table:
         answered = other[row["task"]]
-        pairs = zip(answers[row["task"]], answered["prompt_ids"], answered["rows"], strict=True)
+        pairs = list(zip(answers[row["task"]], answered["prompt_ids"], answered["rows"], strict=True))
+        row["prompt_tokens"] = [sum(len(ids) for ids, _ in answers[row["task"]]), sum(map(len, answered["prompt_ids"]))]
         same = [(mine, theirs["results"]) for (ids, mine), their_ids, theirs in pairs if ids == their_ids]
         row["lm_eval"] = row["n"] / answered["seconds"]
         row["ratio_cold"], row["ratio_warm"] = (row[f"ours_{run}"] / row["lm_eval"] for run in ("cold", "warm"))

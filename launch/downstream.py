@@ -165,7 +165,7 @@ class _Work:
 
     def _questions(self, found: Sequence[Example]) -> list[Any]:
         """What is scored, with prompts as short as they must be."""
-        from tandem.measure.likelihood import encode
+        from tandem.measure.questions import encode
 
         limit, tokenize, start = self.evaluation.max_length, self.tokenizer.encode_many, self.start
         texts: list[tuple[Example, str, tuple[str, ...]]] = []

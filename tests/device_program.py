@@ -20,7 +20,8 @@ from tandem.decoding.generate import generate
 from tandem.decoding.law import Law
 from tandem.errors import Interrupted
 from tandem.measure.agreement import Reader, means, measure
-from tandem.measure.likelihood import Question, Scorer, score
+from tandem.measure.likelihood import Scorer, score
+from tandem.measure.questions import Question
 from tandem.measure.timing import Method, engine_for, run_prompts
 from tandem.model import checkpoint
 from tandem.parallel.mesh import build_mesh

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pairs import PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.data.batches import bucket
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine
 from tandem.measure import likelihood
-from tandem.measure.likelihood import Question, Scorer
+from tandem.measure import questions as packing
+from tandem.measure.likelihood import Scorer
+from tandem.measure.questions import Question, batches, split
 
 # Small models, but many programs to compile.
 pytestmark = pytest.mark.slow
@@ -114,83 +114,45 @@ def test_what_the_standalone_tandem_writes_is_greedy_to_its_scorer(gamma):
         assert [score.greedy for score in scores] == [True, False]
 
 
-@given(st.integers(1, 5000))
-def test_buckets_hold_and_waste_little(length):
-    size = bucket(length)
-    assert size >= length
-    assert size <= max(16, length * 5 / 4 + 1)
-    assert bucket(size) == size
-
-
-@settings(max_examples=30)
-@given(st.text("ab ", min_size=1, max_size=6), st.text("ab ", min_size=1, max_size=4))
-def test_encoding_cuts_at_the_seam_as_the_whole_text_says(prompt, option):
-    pairs = {"ab": 2, "a": 0, "b": 1, " ": 3}
-
-    def one(text: str) -> np.ndarray:
-        ids = []
-        while text:
-            piece = text[:2] if text[:2] in pairs else text[:1]
-            ids.append(pairs[piece])
-            text = text[len(piece) :]
-        return np.asarray(ids, np.int32)
-
-    (question,) = likelihood.encode(lambda texts: [one(text) for text in texts], [(prompt, [option])], start=[9])
-    assert question.prompt.tolist() == [9, *one(prompt)]
-    rest = one(prompt + option)[len(one(prompt)) :]
-    assert question.options[0].tolist() == (rest if len(rest) else one(option)).tolist()
-
-
-def test_truncation_takes_the_front_of_the_prompt_and_leaves_room_for_the_longest_option():
-    ids = lambda texts: [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]  # noqa: E731
-    (question,) = likelihood.encode(ids, [("abcdefgh", ["xy", "xyz"])], start=[1], max_length=6)
-    assert bytes(question.prompt.tolist()) == b"efgh"
-    assert [bytes(option.tolist()) for option in question.options] == [b"xy", b"xyz"]
-
-
 def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
     questions = questions_like([(5, [6, 3, 9, 1, 7, 7, 9, 9]), (3, [1, 1])], seed=5)
     scorer, weights = scorer_of(None)
     whole = likelihood.score(scorer, weights, questions, batch_size=2)
-    assert len(list(likelihood._parts(questions[0]))) == 1
-    monkeypatch.setattr(likelihood, "LEAST_ROW", 32)
-    assert len(list(likelihood._parts(questions[0]))) == 2
-    split = likelihood.score(scorer, weights, questions, batch_size=2)
-    for ours, theirs in zip(itertools.chain(*split), itertools.chain(*whole), strict=True):
+    assert len(list(split(questions[0]))) == 1
+    monkeypatch.setattr(packing, "LEAST_ROW", 32)
+    assert len(list(split(questions[0]))) == 2
+    parted = likelihood.score(scorer, weights, questions, batch_size=2)
+    for ours, theirs in zip(itertools.chain(*parted), itertools.chain(*whole), strict=True):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=2e-5)
         assert ours.tokens == theirs.tokens
 
 
-@given(st.lists(st.tuples(st.integers(1, 90), st.lists(st.integers(1, 40), min_size=1, max_size=6)), max_size=40))
-def test_rows_hold_every_question_once_in_few_shapes(shape):
-    questions = questions_like(shape, seed=0)
-    found, shapes = [], set()
-    for indices, rows in likelihood.batches(questions, 2):
-        shapes.add((rows.tokens.shape, rows.slots.shape))
-        for row, members in enumerate(indices):
-            found += members
-            texts = [np.concatenate([questions[i].prompt, *(o[:-1] for o in questions[i].options)]) for i in members]
-            held = np.concatenate(texts)
-            assert rows.tokens[row, : len(held)].tolist() == held.tolist()
-            assert (rows.segments[row, len(held) :] == -1).all()
-            assert [
-                rows.tokens[row, slot] for slot in rows.slots[row] if rows.places[row, slot] == 0 and slot >= 0
-            ] == [questions[i].prompt[-1] for i in members]
-    assert sorted(found) == list(range(len(questions)))
-    assert len(shapes) <= 2
-
-
-def test_a_row_is_filled_by_the_sizes_that_fit_best():
-    """First fit takes 5 to the 6 that begins the row, and then needs a third row."""
-    assert likelihood._packed(12, {0: 6, 1: 5, 2: 4, 3: 3, 4: 3, 5: 3}) == [[0, 3, 4], [1, 2, 5]]
-    assert likelihood._packed(12, {0: 12, 1: 7, 2: 7}) == [[0], [1], [2]]
+@pytest.mark.parametrize("gamma", [None, 2, 3], ids=["decoder", "tandem 2", "tandem 3"])
+def test_questions_that_begin_alike_score_as_each_would_alone(gamma):
+    rng = np.random.default_rng(7)
+    exemplars = [rng.integers(0, 37, length) for length in (150, 61, 9)]
+    questions = [
+        Question(
+            np.concatenate([exemplars[0 if n < 5 else 1 + n % 2], question.prompt]).astype(np.int32), question.options
+        )
+        for n, question in enumerate(questions_like([(3 + 11 * n, [1, 1 + n % 4]) for n in range(8)], seed=9))
+    ]
+    # One prompt again with another option, as where the options of a task stand in the prompts.
+    questions.append(Question(questions[0].prompt, questions[1].options))
+    held = sum(len(question.prompt) for question in questions)
+    assert sum((rows.segments >= 0).sum() for _, rows in batches(questions, 4)) < held - 3 * 150
+    together = likelihood.score(*scorer_of(gamma), questions, batch_size=4)
+    for question, scores in zip(questions, together, strict=True):
+        (alone,) = likelihood.score(*scorer_of(gamma), [question], batch_size=4)
+        assert [s.log_likelihood for s in scores] == pytest.approx([s.log_likelihood for s in alone], rel=2e-5)
+        assert [s.greedy for s in scores] == [s.greedy for s in alone]
 
 
 def test_batches_side_by_side_score_as_one_after_the_other(monkeypatch):
-    monkeypatch.setattr(likelihood, "TOKENS", 64)
-    monkeypatch.setattr(likelihood, "LEAST_ROW", 64)
+    monkeypatch.setattr(packing, "TOKENS", 64)
+    monkeypatch.setattr(packing, "LEAST_ROW", 64)
     questions = questions_like([(60 + 8 * n % 50, [1, 1 + n % 3]) for n in range(24)], seed=3)
-    assert len(list(likelihood.batches(questions, 2))) > 6
+    assert len(list(batches(questions, 2))) > 6
     found = []
     for at_a_time in (1, 2, 4):
         monkeypatch.setattr(likelihood, "AT_A_TIME", at_a_time)
@@ -199,8 +161,8 @@ def test_batches_side_by_side_score_as_one_after_the_other(monkeypatch):
 
 
 def test_progress_counts_questions_and_may_stop_the_work(monkeypatch):
-    monkeypatch.setattr(likelihood, "TOKENS", 64)
-    monkeypatch.setattr(likelihood, "LEAST_ROW", 64)
+    monkeypatch.setattr(packing, "TOKENS", 64)
+    monkeypatch.setattr(packing, "LEAST_ROW", 64)
     questions = questions_like([(60, [1, 1])] * 5, seed=1)  # two fill a row
     seen: list[tuple[int, int]] = []
 
