@@ -252,15 +252,15 @@ def tuned(directory: Path) -> dict[str, Any]:
 
 
 def load_router(directory: Path, drafter: Any, drafter_weights: Any) -> Any:
-    """A trained router with the embeddings of its drafter. Raises EnvironmentFailure if it is of another drafter."""
+    """A trained router with the embeddings of its drafter, folded. Raises EnvironmentFailure if it is of another."""
     import jax
 
-    from tandem.decoding.stopping.router import new_router
+    from tandem.decoding.stopping.router import fold, new_router
     from tandem.model import checkpoint
 
     embedding = embedding_of(drafter, drafter_weights)
     template = new_router(jax.random.key(0), embedding[:0])
-    return replace(checkpoint.load(directory / ROUTER, template)[0], embedding=embedding)
+    return fold(replace(checkpoint.load(directory / ROUTER, template)[0], embedding=embedding))
 
 
 def embedding_of(drafter: Any, weights: Any) -> Any:

@@ -24,12 +24,11 @@ from tandem.decoding.stopping.router import (
     NEXT,
     PAPER,
     THIS,
-    TOP,
     Features,
     Router,
     Survival,
     features,
-    greatest,
+    fold,
     log_odds,
     new_router,
 )
@@ -170,13 +169,15 @@ def test_the_router_reads_entropy_top_probabilities_and_their_embeddings():
         router = new_router(jax.random.key(0), jnp.asarray(table))
         router = replace(router, temperature=jnp.asarray([1.0, 2.0, 4.0]), out_bias=jnp.asarray([0.1, 0.2, 0.3]))
         router = replace(router, history=jnp.asarray([[1.0, -2.0], [0.5, 0.25], [3.0, 0.0]]))
-        found = np.asarray(log_odds(router, features(jnp.asarray(logits), jnp.asarray([0.2, 0.75]))))
+        seen = features(jnp.asarray(logits), jnp.asarray([0.2, 0.75]))
+        found = np.asarray(log_odds(router, seen))
+        np.testing.assert_allclose(log_odds(fold(router), seen), found, rtol=1e-9)
     q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     for row in range(2):
-        order = np.argsort(-q[row])[:TOP]
-        embedded = table[order] / np.sqrt(np.mean(table[order] ** 2, axis=-1, keepdims=True) + 1e-6)
+        best = np.argmax(q[row])
+        embedded = table[best] / np.sqrt(np.mean(table[best] ** 2) + 1e-6)
         entropy = -np.sum(q[row] * np.log(q[row])) / np.log(7)
-        given = np.concatenate([[entropy], q[row][order], embedded.ravel()])
+        given = np.concatenate([[entropy, q[row][best]], embedded])
         expected = np.maximum(given @ np.asarray(router.hidden), 0) @ np.asarray(router.out) + [0.1, 0.2, 0.3]
         recent = 4 * ((0.2, 0.75)[row] - 0.5)
         expected[THIS] += recent + 0.5 * recent**2 + 3 * recent * q[row].max()
@@ -191,23 +192,14 @@ def test_the_latest_outcomes_count_most_and_what_follows_a_wrong_draft_not_at_al
     np.testing.assert_allclose(found, [right(right(right(0.5))), wrong(right(0.5)), wrong(0.5), 0.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [5, 64, 1000, 4096])
-def test_the_most_probable_words_are_found_without_sorting_all(size):
-    logits = jnp.asarray(np.random.default_rng(size).normal(size=(2, 3, size)), jnp.float32)
-    values, places = jax.lax.top_k(logits, 4)
-    found, at = greatest(logits, 4)
-    np.testing.assert_array_equal(found, values)
-    np.testing.assert_array_equal(at, places)
-
-
-def test_features_of_a_vocabulary_of_many_groups():
+def test_features_of_a_large_vocabulary():
     logits = np.random.default_rng(0).normal(size=(2, 1000)) * 3
     q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     with jax.enable_x64(True):
         seen = features(jnp.asarray(logits), jnp.asarray([0.2, 0.75]))
     np.testing.assert_allclose(seen.entropy, -(q * np.log(q)).sum(axis=-1) / np.log(1000), rtol=1e-12)
-    np.testing.assert_allclose(seen.probabilities, -np.sort(-q)[:, :TOP], rtol=1e-12)
-    np.testing.assert_array_equal(seen.tokens, np.argsort(-q)[:, :TOP])
+    np.testing.assert_allclose(seen.probability, q.max(axis=-1), rtol=1e-12)
+    np.testing.assert_array_equal(seen.token, np.argmax(q, axis=-1))
 
 
 @pytest.mark.parametrize(("threshold", "drafts"), [(0.5, 1), (0.4, 2), (0.35, 3), (0.3, 4)])
@@ -269,16 +261,15 @@ def test_traces_say_where_a_greedy_drafter_is_right(pair):
 def synthetic(count: int = 60, length: int = 48, vocabulary: int = 11) -> Traces:
     """Drafts that are accepted exactly as often as their highest probability says, but for one token, never."""
     rng = np.random.default_rng(1)
-    tokens = rng.integers(0, vocabulary, (count, length, TOP))
+    tokens = rng.integers(0, vocabulary, (count, length))
     top = rng.uniform(0.05, 0.95, (count, length))
-    chance = np.where(tokens[..., 0] == 3, 0.02, top)
+    chance = np.where(tokens == 3, 0.02, top)
     happened = (rng.random((count, length)) < chance).astype(np.float32)
-    probabilities = np.concatenate([top[..., None], np.zeros((count, length, TOP - 1))], axis=-1)
     targets = np.stack([chance, happened, np.roll(happened, -1, axis=1)], axis=-1)
     weights = np.ones((count, length, 3))
     place = np.broadcast_to(np.arange(length) % 4, (count, length))
-    entropy, probabilities, recent = (jnp.asarray(x, jnp.float32) for x in (1 - top, probabilities, 0 * top + 0.5))
-    seen = Features(entropy, probabilities, jnp.asarray(tokens), recent)
+    entropy, probability, recent = (jnp.asarray(x, jnp.float32) for x in (1 - top, top, 0 * top + 0.5))
+    seen = Features(entropy, probability, jnp.asarray(tokens), recent)
     arrays = (jnp.asarray(values, jnp.float32) for values in (targets, weights, happened))
     return Traces(seen, *arrays, jnp.asarray(place))
 
@@ -294,8 +285,7 @@ def test_a_router_learns_what_its_features_say():
 
     # It has learned the token that is never accepted by its embedding alone.
     def predicted(token):
-        probabilities, tokens = jnp.pad(jnp.asarray([0.8]), (0, TOP - 1)), jnp.pad(jnp.asarray([token]), (0, TOP - 1))
-        seen = Features(jnp.asarray(0.2), probabilities, tokens, jnp.asarray(0.5))
+        seen = Features(jnp.asarray(0.2), jnp.asarray(0.8), jnp.asarray(token), jnp.asarray(0.5))
         return float(jax.nn.sigmoid(log_odds(router, seen)[THIS]))
 
     assert predicted(3) < 0.3 < 0.6 < predicted(4)

@@ -103,6 +103,8 @@ def speed_tables(
     exact, narrow = outcomes[f"autoregressive, width {gamma + 1}"], outcomes["autoregressive, width 1"]
     verify_cost = float(np.median(exact.decode_seconds / baseline.decode_seconds))
     primary_seconds = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
+    drafting = draft_seconds([*speculative.values()], np.asarray(prompts[0])) if gamma else []
+    cost_ratios = {name: seconds / primary_seconds for name, seconds in zip(speculative, drafting, strict=False)}
 
     shown = {"autoregressive": baseline, **{name: outcomes[name] for name in speculative}}
     rows = []
@@ -131,8 +133,7 @@ def speed_tables(
                 "identical_to_width1": identical(outcome, narrow),
                 "divergence_gap": divergence_gap(primary, weights, prompts, outcome, narrow, decode.num_samples),
             }
-        if name in speculative and gamma:
-            cost_ratio = draft_seconds(speculative[name], np.asarray(prompts[0])) / primary_seconds
+        if name in cost_ratios:
             by_position = acceptance.acceptance_by_position(outcome.blocks)
             tokens, drafts = row["tokens_per_primary_run"], acceptance.drafts_per_primary_run(outcome.blocks)
             row |= {
@@ -141,10 +142,10 @@ def speed_tables(
                 "acceptance_by_position": [None if math.isnan(rate) else rate for rate in by_position],
                 "joint_acceptance_by_position": acceptance.joint_acceptance_by_position(outcome.blocks),
                 "accepted_lengths": outcome.lengths.tolist(),
-                "cost_ratio": cost_ratio,
+                "cost_ratio": cost_ratios[name],
                 "verify_cost": verify_cost,
-                "speedup_predicted": theory.speedup(tokens, drafts, cost_ratio, verify_cost),
-                "speedup_predicted_flat": theory.speedup(tokens, drafts, cost_ratio, 1.0),
+                "speedup_predicted": theory.speedup(tokens, drafts, cost_ratios[name], verify_cost),
+                "speedup_predicted_flat": theory.speedup(tokens, drafts, cost_ratios[name], 1.0),
             }
         rows.append(row)
     tables = {"speed": rows}

@@ -111,14 +111,13 @@ def measure_costs(
     baseline = fastest({f"width {width}": methods[f"width {width}"] for width in BASELINE_WIDTHS}, outcomes)
     alone = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
     should_stop()
-    draft = draft_seconds(pair.method(decode, gamma_max), np.asarray(prompts[0])) / alone
-    ruled = draft
-    if pair.router is not None:
-        ruled = draft_seconds(pair.method(decode, gamma_max, StopRule.survival), np.asarray(prompts[0])) / alone
+    rules = (StopRule.fixed, StopRule.survival) if pair.router is not None else (StopRule.fixed,)
+    drafting = [pair.method(decode, gamma_max, rule) for rule in rules]
+    drafts = [seconds / alone for seconds in draft_seconds(drafting, np.asarray(prompts[0]))]
     verify = {
         width: float(np.median(outcomes[f"width {width}"].decode_seconds / baseline.decode_seconds)) for width in widths
     }
-    return Costs(draft, ruled, verify, alone)
+    return Costs(drafts[0], drafts[-1], verify, alone)
 
 
 def tune(
@@ -267,13 +266,10 @@ def stopping_tables(
     )
     baseline = fastest({plain[width]: methods[plain[width]] for width in BASELINE_WIDTHS}, outcomes)
     alone = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
-    costs = {
-        ruled: draft_seconds(
-            pair.method(decode, limit, StopRule.survival if ruled else StopRule.fixed), np.asarray(prompts[0])
-        )
-        / alone
-        for ruled in sorted({rule.ruled for rule in chosen})
-    }
+    kinds = sorted({rule.ruled for rule in chosen})
+    drafting = [pair.method(decode, limit, StopRule.survival if ruled else StopRule.fixed) for ruled in kinds]
+    seconds = draft_seconds(drafting, np.asarray(prompts[0]))
+    costs = {ruled: of_draft / alone for ruled, of_draft in zip(kinds, seconds, strict=True)}
 
     def rows(numbers: np.ndarray) -> list[dict[str, Any]]:
         made = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -244,12 +244,25 @@ def speedup(baseline: Outcome, outcome: Outcome, end_to_end: bool = False) -> fl
     return float(np.median(total(baseline) / total(outcome)))
 
 
-def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats: int = 3) -> float:
-    """Seconds of one draft, as a block's γ drafts and what the drafter learns from its verification, over γ; best of
-    `repeats`.
+def draft_seconds(methods: Sequence[Method], prompt: np.ndarray, blocks: int = 10, repeats: int = 20) -> list[float]:
+    """Seconds of one draft of each method, as a block's γ drafts and what the drafter learns from its verification,
+    over γ; the median of `repeats`, in which methods take turns.
 
-    Measured in a compiled loop without the primary. A router's cost is in it, but it stops no block here.
+    Measured in compiled loops without the primary. A router's cost is in it, but it stops no block here.
     """
+    loops = [_draft_loop(method, prompt, blocks) for method in methods]
+    seconds = np.empty((repeats, len(methods)))
+    for turn in range(repeats):
+        for index, loop in enumerate(loops):
+            begin = time.perf_counter()
+            jax.block_until_ready(loop())
+            seconds[turn, index] = time.perf_counter() - begin
+    gammas = np.asarray([method.engine.gamma for method in methods])
+    return hosts().agree(lambda: (np.median(seconds, axis=0) / blocks / gammas).tolist())
+
+
+def _draft_loop(method: Method, prompt: np.ndarray, blocks: int) -> Callable[[], DecodingState]:
+    """Drafts of so many blocks, compiled."""
     engine, rule_weights = method.engine, method.rule_weights
     if isinstance(rule_weights, RouterWeights):
         rule_weights = replace(rule_weights, threshold=jnp.full_like(rule_weights.threshold, -1))
@@ -282,10 +295,6 @@ def draft_seconds(method: Method, prompt: np.ndarray, blocks: int = 30, repeats:
 
         return jax.lax.fori_loop(0, blocks, body, state)
 
-    jax.block_until_ready(loop(method.drafter_weights, rule_weights, state, primary_states))
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(loop(method.drafter_weights, rule_weights, state, primary_states))
-        seconds.append(time.perf_counter() - begin)
-    return hosts().agree(lambda: min(seconds)) / blocks / engine.gamma
+    run = partial(loop, method.drafter_weights, rule_weights, state, primary_states)
+    jax.block_until_ready(run())
+    return run

@@ -1,24 +1,24 @@
 """The paper's router, and a rule that weighs what it predicts against what a draft costs.
 
-Both read one two-layer MLP over the law of the draft just made: its entropy, the probabilities of its most probable
-tokens, and the drafter's own embeddings of those tokens (paper section 3, adaptive block length). The second rule also
-reads how many drafts of this response were accepted of late, which the paper's does not.
+Both read one two-layer MLP over the law of the draft just made: its entropy, the probability of its most probable
+token, and the drafter's own embedding of that token (paper section 3, adaptive block length; the paper does not say how
+many tokens it looks at, and each further one costs time in every draft). The second rule also reads how many drafts of
+this response were accepted of late, which the paper's does not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
+from tandem.decoding.engine import greedy
 from tandem.decoding.stopping import UNKNOWN, Draft
 from tandem.model.decoder import normalise
 
-# Tokens of the law that the router sees. The paper does not say how many; each further one costs time in every draft.
-TOP = 1
 HIDDEN = 64
-GROUP = 64  # words that are looked at together in the search for the most probable
+FOLDED_AT_A_TIME = 4096
 # What the MLP predicts, each as log-odds: 1 − TV at temperature 1, the paper's target; the acceptance of this draft
 # under the law that is decoded with; and, if this draft is accepted, the acceptance of the next one.
 PAPER, THIS, NEXT = range(3)
@@ -29,8 +29,8 @@ PAPER, THIS, NEXT = range(3)
 class RouterWeights:
     """The MLP; V words, D widths of the drafter's embeddings, H hidden units."""
 
-    embedding: jax.Array  # [V, D] the drafter's own
-    hidden: jax.Array  # [1 + TOP + TOP · D, H]
+    embedding: jax.Array  # [V, D] the drafter's own; folded [V, H], see `fold`
+    hidden: jax.Array  # [2 + D, H] of the entropy, the probability and the embedding; folded [2, H]
     hidden_bias: jax.Array  # [H]
     out: jax.Array  # [H, 3]
     out_bias: jax.Array  # [3]
@@ -45,8 +45,8 @@ class Features:
     """What a router reads; the embeddings are looked up when it does."""
 
     entropy: jax.Array  # [...] over its greatest possible value
-    probabilities: jax.Array  # [..., TOP]
-    tokens: jax.Array  # [..., TOP]
+    probability: jax.Array  # [...] of the most probable token
+    token: jax.Array  # [...] that token
     recent: jax.Array  # [...] share of accepted drafts before the block, the latest counting most
 
 
@@ -54,54 +54,54 @@ def features(logits: jax.Array, recent: jax.Array) -> Features:
     """The features of the laws of `logits` [..., V] at temperature 1, whatever the law that is drawn from, after the
     share `recent` [...] of accepted drafts."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    top = min(TOP, logits.shape[-1])
-    found, tokens = greatest(logits, top)
-    # What follows is written as a CPU runs it fastest: with a maximum of its own, not `found[..., :1]`, and with a
-    # product where a sum of products would run number by number.
     highest = jnp.max(logits, axis=-1, keepdims=True)
     odds = jnp.exp(logits - highest)
-    total = jnp.sum(odds, axis=-1, keepdims=True)
-    mean = jnp.einsum("...v,...v->...", odds, logits - highest) / total[..., 0]
-    entropy = (jnp.log(total[..., 0]) - mean) / jnp.log(logits.shape[-1])
-    probabilities = jnp.exp(found - highest) / total
-    missing = [(0, 0)] * (logits.ndim - 1) + [(0, TOP - top)]
-    return Features(entropy, jnp.pad(probabilities, missing), jnp.pad(tokens, missing), recent)
-
-
-def greatest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` greatest of `values` [..., V] in falling order, and their places.
-
-    They stand in those groups whose greatest values are greatest, so that only these are sorted.
-    """
-    size = values.shape[-1]
-    groups = -(-size // GROUP)
-    if groups <= count:
-        return jax.lax.top_k(values, count)
-    missing = [(0, 0)] * (values.ndim - 1) + [(0, groups * GROUP - size)]
-    grouped = jnp.pad(values, missing, constant_values=-jnp.inf).reshape(*values.shape[:-1], groups, GROUP)
-    chosen = jax.lax.top_k(jnp.max(grouped, axis=-1), count)[1]
-    candidates = jnp.take_along_axis(grouped, chosen[..., None], axis=-2)
-    found, at = jax.lax.top_k(candidates.reshape(*values.shape[:-1], -1), count)
-    return found, jnp.take_along_axis(chosen, at // GROUP, axis=-1) * GROUP + at % GROUP
+    total = jnp.sum(odds, axis=-1)
+    # A product where a sum of products would run number by number on a CPU.
+    mean = jnp.einsum("...v,...v->...", odds, logits - highest) / total
+    entropy = (jnp.log(total) - mean) / jnp.log(logits.shape[-1])
+    return Features(entropy, 1 / total, greedy(logits), recent)
 
 
 def log_odds(weights: RouterWeights, seen: Features) -> jax.Array:
     """Calibrated log-odds [..., 3] of `PAPER`, `THIS` and `NEXT`."""
-    # Tables differ in scale between drafters; the direction is what tells tokens apart.
-    embedded = normalise(weights.embedding[seen.tokens].astype(weights.hidden.dtype), 1e-6)
-    flat = embedded.reshape(*seen.entropy.shape, -1)
-    given = jnp.concatenate([seen.entropy[..., None], seen.probabilities, flat], axis=-1).astype(weights.hidden.dtype)
-    hidden = jax.nn.relu(given @ weights.hidden + weights.hidden_bias)
-    recent = 4 * (seen.recent - UNKNOWN)
-    history = jnp.stack([recent, recent**2, recent * seen.probabilities[..., 0]], axis=-1) @ weights.history
-    added = jnp.pad(history, [(0, 0)] * recent.ndim + [(THIS, 0)])
+    dtype = weights.hidden.dtype
+    token = weights.embedding[seen.token].astype(dtype)
+    if not _folded(weights):
+        token = _normalise(token) @ weights.hidden[2:]
+    entropy, probability, recent = (
+        feature.astype(dtype)[..., None] for feature in (seen.entropy, seen.probability, 4 * (seen.recent - UNKNOWN))
+    )
+    hidden = jax.nn.relu(entropy * weights.hidden[0] + probability * weights.hidden[1] + token + weights.hidden_bias)
+    history = recent * weights.history[0] + recent**2 * weights.history[1] + recent * probability * weights.history[2]
+    added = jnp.pad(history, [(0, 0)] * seen.entropy.ndim + [(THIS, 0)])
     return (hidden @ weights.out + weights.out_bias + added) / weights.temperature
+
+
+def _normalise(embedded: jax.Array) -> jax.Array:
+    """Tables differ in scale between drafters; the direction is what tells tokens apart."""
+    return normalise(embedded, 1e-6)
+
+
+@jax.jit
+def fold(weights: RouterWeights) -> RouterWeights:
+    """The same router for decoding: what it makes of each token's embedding in a table, to be looked up."""
+    dtype = weights.hidden.dtype
+    # Rows at a time, as a large vocabulary's embeddings in float32 may not fit beside the models.
+    table = jax.lax.map(
+        lambda row: _normalise(row.astype(dtype)) @ weights.hidden[2:], weights.embedding, batch_size=FOLDED_AT_A_TIME
+    )
+    return replace(weights, embedding=table, hidden=weights.hidden[:2])
+
+
+def _folded(weights: RouterWeights) -> bool:
+    return weights.hidden.shape[0] == 2
 
 
 def new_router(key: jax.Array, embedding: jax.Array, threshold: float = 0.0) -> RouterWeights:
     """An untrained router for a drafter with the table `embedding` [V, D]."""
     dtype = jnp.promote_types(embedding.dtype, jnp.float32)
-    fan_in = 1 + TOP + TOP * embedding.shape[1]
+    fan_in = 2 + embedding.shape[1]
     first, second = jax.random.split(key)
     return RouterWeights(
         embedding=embedding,
