@@ -9,6 +9,7 @@ this response were accepted of late, which the paper's does not.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +57,10 @@ def features(logits: jax.Array, recent: jax.Array) -> Features:
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     highest = jnp.max(logits, axis=-1, keepdims=True)
     odds = jnp.exp(logits - highest)
-    total = jnp.sum(odds, axis=-1)
-    # A product where a sum of products would run number by number on a CPU.
-    mean = jnp.einsum("...v,...v->...", odds, logits - highest) / total
+    # Products where sums would run number by number on a CPU; exact, as what is summed is subtracted from.
+    product = partial(jnp.einsum, "...v,...v->...", odds, precision=jax.lax.Precision.HIGHEST)
+    total = product(jnp.ones_like(logits))
+    mean = product(logits) / total - highest[..., 0]
     entropy = (jnp.log(total) - mean) / jnp.log(logits.shape[-1])
     return Features(entropy, 1 / total, greedy(logits), recent)
 
