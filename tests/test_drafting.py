@@ -137,7 +137,7 @@ def test_a_draft_reads_nothing_of_the_primary_within_its_block(kind, primary, he
 def test_a_router_learns_from_a_head_what_it_drafts(kind, primary, heads):
     text, skip = np.random.default_rng(5).integers(0, 37, 24).astype(np.int32), 6
     traces = collect(*primary, *heads[kind], text[None], skip, 8, GREEDY)
-    place, likeliest = np.asarray(traces.place[0]), np.asarray(traces.features.tokens[0, :, 0])
+    place, likeliest = np.asarray(traces.place[0]), np.asarray(traces.features.token[0])
     assert set(place.tolist()) == set(range(DEPTH)), "blocks are no longer than the head is trained for"
     expected = unrolled_logits(primary, heads[kind], text)
     for index, draft in enumerate(place):
