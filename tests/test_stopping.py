@@ -162,7 +162,7 @@ def test_no_rule_wastes_fewer_drafts_than_the_oracle(pair):
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_router_reads_entropy_top_probabilities_and_their_embeddings():
+def test_the_router_reads_entropy_and_the_most_probable_token():
     rng = np.random.default_rng(0)
     logits, table = rng.normal(size=(2, 7)) * 2, rng.normal(size=(7, 3))
     with jax.enable_x64(True):
