@@ -34,11 +34,12 @@ from decoding import Foreign, Model, Ours, first_layer
 from flax import nnx
 from jax.profiler import ProfileData
 
-from tandem.config import DecoderConfig, parameter_count
+from tandem.config import DecoderConfig
 from tandem.measure import acceptance, theory
 from tandem.model.decoder import Decoder, DecoderLayer
 from tandem.model.families import huggingface_config
-from tandem.model.matrices import cast_matrices
+from tandem.model.layout import cast_matrices
+from tandem.model.parameters import parameter_count
 
 SIZES = {
     "tiny": DecoderConfig(2, 64, 4, 2, 128, vocab_size=512, tie_embeddings=False),

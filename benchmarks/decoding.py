@@ -34,7 +34,7 @@ import numpy as np
 from flax import nnx
 
 import tandem
-from tandem.config import DecoderConfig, parameter_count
+from tandem.config import DecoderConfig
 from tandem.data.tokenizer import Tokenizer
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.engine import Engine
@@ -42,7 +42,8 @@ from tandem.measure import acceptance
 from tandem.model import checkpoint
 from tandem.model.decoder import Decoder
 from tandem.model.families import export_huggingface
-from tandem.model.matrices import pack_matrices, untie
+from tandem.model.layout import pack_matrices, untie
+from tandem.model.parameters import parameter_count
 
 CONTEXT = 512
 PRETRAINED = Path(tandem.__file__).parent / "pretrained" / "laptop"

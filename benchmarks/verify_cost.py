@@ -20,7 +20,7 @@ from launch.compose import compose
 from tandem.decoding.engine import Engine
 from tandem.measure.timing import Method, run_prompts
 from tandem.model.decoder import Decoder
-from tandem.model.matrices import cast_matrices, pack_matrices
+from tandem.model.layout import cast_matrices, pack_matrices
 
 WIDTHS = (1, 2, 4, 6, 8, 16)
 STEPS = 64

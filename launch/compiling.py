@@ -19,9 +19,10 @@ from launch.compose import CONF
 from launch.graph import Context, Interrupted, Step
 from launch.steps import RESULTS
 from launch.store import write_json_atomic
-from tandem.config import Experiment, Recipe, parameter_count
+from tandem.config import Experiment, Recipe
 from tandem.errors import EnvironmentFailure
 from tandem.measure import roofline
+from tandem.model.parameters import parameter_count
 from tandem.parallel import ahead
 from tandem.validate import resolve_layer_map, validate
 

@@ -284,7 +284,7 @@ def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any,
 def _writing(context: Context, contestant: Contestant, dtype: str, law: Any, stop: int) -> tuple[Any, Any, Any]:
     """The engine of a model, the weights of its primary and of its drafter."""
     from tandem.decoding.drafters.tandem import TandemDrafter
-    from tandem.model.matrices import pack_matrices
+    from tandem.model.layout import pack_matrices
 
     if contestant.way == "decoder":
         graph, weights = pack_matrices(*decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))

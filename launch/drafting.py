@@ -16,7 +16,7 @@ PRIMARY = "primary.safetensors"
 
 def primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
     """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
-    from tandem.model.matrices import pack_matrices
+    from tandem.model.layout import pack_matrices
 
     path = context.inputs["primary"] / WEIGHTS
     for name, kind in models.items():
@@ -28,7 +28,7 @@ def primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tup
 def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     """A model as it is decoded with: products in `dtype`, matrices kept in it."""
     from tandem.model import checkpoint
-    from tandem.model.matrices import cast_matrices
+    from tandem.model.layout import cast_matrices
 
     load: Callable[..., tuple[Any, Any]] = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
     graph, weights = (checkpoint.load_head if kind in HEADS else load)(path, dtype)
@@ -47,7 +47,7 @@ def drafter(
     from tandem.decoding.drafters.medusa import MedusaDrafter
     from tandem.decoding.drafters.prompt_lookup import PromptLookup
     from tandem.decoding.drafters.tandem import TandemDrafter
-    from tandem.model.matrices import one_position, pack_matrices
+    from tandem.model.layout import one_position, pack_matrices
 
     if kind == Drafter.prompt_lookup:
         return PromptLookup(nnx.merge(primary, primary_weights).config.vocab_size, ngram), None

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from launch import downstream
 from launch.experiment import Model, build_models
 from launch.graph import Step
-from tandem.config import DType, Experiment, PrimaryMode, parameter_count
+from tandem.config import DType, Experiment, PrimaryMode
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.heads import HEADS
+from tandem.model.parameters import parameter_count
 from tandem.validate import nearest
 from tasks import registry
 from tasks.example import TaskInfo

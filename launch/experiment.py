@@ -28,12 +28,12 @@ from tandem.config import (
     Recipe,
     StopRule,
     TrainConfig,
-    parameter_count,
 )
 from tandem.data.corpus import corpus_identity
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import EnvironmentFailure
 from tandem.model.heads import HEADS, head_config, head_parameters
+from tandem.model.parameters import parameter_count
 from tandem.validate import resolve_layer_map
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.

@@ -83,7 +83,7 @@ def answer(
     from tandem.decoding.chance import row_keys
     from tandem.decoding.engine import Engine, fan_out
     from tandem.measure.timing import bucket, law_of
-    from tandem.model.matrices import one_position, pack_matrices
+    from tandem.model.layout import one_position, pack_matrices
     from tandem.parallel.sharding import fetch, put
 
     # Of several hosts the first speaks.

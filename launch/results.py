@@ -18,7 +18,8 @@ from typing import Any
 from launch.compose import configuration_hash
 from launch.graph import Step, topological
 from launch.steps import RESULTS
-from tandem.config import Experiment, parameter_count
+from tandem.config import Experiment
+from tandem.model.parameters import parameter_count
 from tandem.validate import resolve_layer_map
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,8 +18,9 @@ import yaml
 from launch.compose import from_container
 from launch.experiment import PRETRAINED, optimizer_meaning
 from launch.steps import TOKENIZER, WEIGHTS
-from tandem.config import DecoderConfig, OptimizerConfig, parameter_count
+from tandem.config import DecoderConfig, OptimizerConfig
 from tandem.errors import ConfigurationError, UserError
+from tandem.model.parameters import parameter_count
 
 CARD = """# {name}: a stand-in
 

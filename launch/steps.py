@@ -338,7 +338,7 @@ def standalone(
 
     def run(context: Context) -> None:
         from tandem.measure.speed import standalone_rows
-        from tandem.model.matrices import one_position, pack_matrices
+        from tandem.model.layout import one_position, pack_matrices
 
         primary, weights = primary_with(context, models, dtype)
         tandems = [name for name, kind in models.items() if kind == "tandem"]

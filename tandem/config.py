@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tandem.architecture import DecoderConfig
+
 
 class Job(StrEnum):
     """What `launch/run.py` does with the experiment."""
@@ -125,33 +127,6 @@ class TrackingMode(StrEnum):
     offline = "offline"
     online = "online"
     disabled = "disabled"
-
-
-@dataclass(unsafe_hash=True)  # never changed once composed; a model's graph is a cache key, and holds its sizes
-class DecoderConfig:
-    """Sizes of one decoder (Llama-shaped: RMSNorm, rotary positions, grouped-query attention, gated MLP)."""
-
-    num_layers: int = 2
-    d_model: int = 64
-    num_heads: int = 4
-    num_kv_heads: int = 4
-    d_ff: int = 128
-    vocab_size: int = 512
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = True
-
-    @property
-    def head_dim(self) -> int:
-        return self.d_model // self.num_heads
-
-
-def parameter_count(config: DecoderConfig) -> int:
-    """Number of weights of a decoder, from its sizes alone."""
-    attention = config.d_model * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
-    layer = attention + 3 * config.d_model * config.d_ff + 2 * config.d_model
-    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
-    return config.num_layers * layer + embeddings + config.d_model
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pairs import PRIMARY, SECONDARY, decoder, tandem
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine, greedy
-from tandem.model.matrices import cast_matrices, pack_matrices
+from tandem.model.layout import cast_matrices, pack_matrices
 
 NEW = 40
 LENGTHS = np.array([9, 5, 7])

@@ -28,9 +28,9 @@ from tandem.decoding.law import Law
 from tandem.decoding.stopping import Confidence
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
-from tandem.model.decoder import KVCache
+from tandem.model.cache import KVCache
 from tandem.model.heads import HEADS, cache_layers, feature_layers, head_config, head_parameters
-from tandem.model.matrices import cast_matrices
+from tandem.model.layout import cast_matrices
 from tandem.training.loop import train
 from tandem.training.objective import head_loss
 from tandem.validate import resolve_layer_map

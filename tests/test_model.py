@@ -12,10 +12,12 @@ import pytest
 from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
-from tandem.config import DecoderConfig, parameter_count
+from tandem.config import DecoderConfig
 from tandem.model.decoder import Decoder
-from tandem.model.matrices import _dot_packed, cast_matrices, one_position, pack_matrices, untie
+from tandem.model.layout import cast_matrices, one_position, pack_matrices, untie
 from tandem.model.names import path_name
+from tandem.model.parameters import parameter_count
+from tandem.model.products import _dot_packed
 from tandem.model.tandem import Tandem, block_numbers
 
 LENGTH = 12
@@ -176,7 +178,7 @@ def test_an_untied_decoder_is_the_same_model(pair):
 def test_a_decoder_with_packed_matrices_is_the_same_model(monkeypatch):
     """Matrices with one input are one, those with long contractions are turned, all but the longest are held as panels
     too, all of it once; in bfloat16 none is."""
-    monkeypatch.setattr("tandem.model.matrices.LONGEST_PANEL", 639)
+    monkeypatch.setattr("tandem.model.layout.LONGEST_PANEL", 639)
     config = DecoderConfig(2, 64, 4, 2, 640, vocab_size=128)
     graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(0)))
     plain, packed = nnx.merge(graph, weights), nnx.merge(*pack_matrices(*pack_matrices(graph, weights)))
@@ -220,7 +222,7 @@ def test_a_product_of_one_position_is_made_in_a_part_for_each_core(monkeypatch):
     rng = np.random.default_rng(0)
     rows, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 24), (24, 40)))
     for parts in (1, 2, 4, 8):
-        monkeypatch.setattr("tandem.model.matrices._parts", lambda parts=parts: parts)
+        monkeypatch.setattr("tandem.model.products._parts", lambda parts=parts: parts)
         for given, transposed in ((kernel, False), (kernel.T, True)):
             product = jax.jit(lambda rows, given, transposed=transposed: _dot_packed(rows, given, transposed))
             np.testing.assert_allclose(product(rows, given), rows @ kernel, rtol=1e-5, atol=1e-5)

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from launch.compose import CONF, compose
 from launch.fleet.manifest import TOPOLOGIES
+from tandem.architecture import Norm
 from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PlatformConfig
 from tandem.decoding.stopping.router import new_router
 from tandem.errors import ConfigurationError, EnvironmentFailure
@@ -20,17 +21,34 @@ from tandem.model.checkpoint import HEADS
 from tandem.model.decoder import Decoder
 from tandem.model.heads import head_config
 from tandem.model.names import path_name
+from tandem.model.parameters import DECLARED, declare
 from tandem.model.tandem import Tandem
 from tandem.parallel.mesh import AXES, build_mesh
-from tandem.parallel.sharding import RULES, logical_axes, matching_rules, weight_shardings
+from tandem.parallel.sharding import logical_axes, matching_rows, weight_shardings
 from tandem.training.optimizer import make_optimizer
 
 PRIMARY = DecoderConfig(
     num_layers=4, d_model=48, num_heads=6, num_kv_heads=2, d_ff=64, vocab_size=64, tie_embeddings=False
 )
 SECONDARY = DecoderConfig(num_layers=2, d_model=16, num_heads=2, num_kv_heads=2, d_ff=24, vocab_size=64)
+EVERYTHING = DecoderConfig(
+    num_layers=2,
+    d_model=16,
+    num_heads=2,
+    num_kv_heads=2,
+    d_ff=24,
+    vocab_size=64,
+    tie_embeddings=False,
+    query_key_norm=True,
+    query_key_value_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    norm=Norm.layer,
+    post_norms=True,
+)
 MAKERS: dict[str, Callable[[], Any]] = {
     "decoder": lambda: Decoder(PRIMARY, rngs=nnx.Rngs(0)),
+    "decoder with everything": lambda: Decoder(EVERYTHING, rngs=nnx.Rngs(0)),
     "tandem": lambda: Tandem(PRIMARY, SECONDARY, [1, 3], rngs=nnx.Rngs(0)),
     **{
         str(kind): lambda kind=kind: HEADS[kind](head_config(kind, PRIMARY, SECONDARY, 2, 3), PRIMARY, rngs=nnx.Rngs(0))
@@ -47,21 +65,26 @@ def shapes(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", [*MAKERS, "router"])
-def test_every_parameter_of_every_model_matches_exactly_one_rule(kind):
+def test_every_parameter_of_every_model_is_declared_exactly_once(kind):
     leaves = jax.tree_util.tree_leaves_with_path(shapes(kind))
     assert leaves
     for path, leaf in leaves:
-        rules = matching_rules(path_name(path))
-        assert len(rules) == 1, f"{path_name(path)}: {[pattern for pattern, _ in rules]}"
+        rows = matching_rows(path_name(path))
+        assert len(rows) == 1, f"{path_name(path)}: {[row for row, _ in rows]}"
         assert len(logical_axes(path_name(path), leaf.ndim)) == leaf.ndim
 
 
-def test_every_rule_is_some_parameters():
+def test_every_declared_parameter_is_one_of_some_model():
     names = [
         path_name(path) for kind in [*MAKERS, "router"] for path, _ in jax.tree_util.tree_leaves_with_path(shapes(kind))
     ]
-    unused = [pattern for pattern, axes in RULES if not any((pattern, axes) in matching_rules(name) for name in names)]
-    assert unused == ["ns_coeffs"]  # of the optimizer
+    unused = [row for row in DECLARED.items() if not any(row in matching_rows(name) for name in names)]
+    assert [name for name, _ in unused] == ["ns_coeffs"]  # of the optimizer
+
+
+def test_a_parameter_has_the_same_axes_wherever_it_is_declared():
+    with pytest.raises(ValueError, match=r"layers\.\*\.query are declared as"):
+        declare({"layers.*.query": ("whole", "whole")})
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))
@@ -84,7 +107,7 @@ def _leaves(tree: Any) -> list[tuple[Any, NamedSharding]]:
 
 
 def test_an_unknown_parameter_is_an_error_and_no_silent_copy():
-    with pytest.raises(ValueError, match=r"layers\.0\.bias with 1 axes: 0 rules"):
+    with pytest.raises(ValueError, match=r"layers\.0\.bias with 1 axes: 0 parameters"):
         logical_axes("secondary.layers.0.bias", 1)
     with pytest.raises(ValueError, match="query with 3 axes"):
         logical_axes("layers.0.query", 3)

@@ -27,8 +27,10 @@ from tandem.decoding.drafters import Drafter, Weights
 from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import UNKNOWN, Draft, Fixed, StoppingRule, remember
 from tandem.decoding.verification import acceptance, accepted_count, residual
-from tandem.model.decoder import ROWS, Decoder, KVCache, write
+from tandem.model.cache import KVCache, write
+from tandem.model.decoder import Decoder
 from tandem.model.reading import read_prompts
+from tandem.model.stack import ROWS
 
 NEVER = np.iinfo(np.int32).max
 

@@ -28,8 +28,11 @@ from flax import nnx
 
 from tandem.decoding.engine import greedy
 from tandem.measure.questions import Question, Rows, batches, split
-from tandem.model.decoder import SEQUENCES, Decoder, DecoderLayer, Source, attend
-from tandem.model.reading import BLOCK, blockwise, cut, read
+from tandem.model.attention import Source, attend, seen
+from tandem.model.decoder import Decoder, DecoderLayer
+from tandem.model.reading import BLOCK, KeysAndValues, blockwise, cut
+from tandem.model.rotary import Angles
+from tandem.model.stack import SEQUENCES, run
 from tandem.model.tandem import Tandem
 from tandem.parallel.sharding import fetch, on_mesh, put
 
@@ -134,7 +137,22 @@ def _compiled(scorer: Scorer) -> Any:
     return jax.jit(partial(_score_rows, scorer))
 
 
-KeysAndValues = tuple[jax.Array, jax.Array]  # of a layer, [B, T, K, E] each
+@dataclass
+class AtSlots:
+    """Queries at slots, on `given` keys and values [B, T, K, E] and, where `own`, on the slots' too; `mask`
+    [B, Q, T or T + Q]."""
+
+    turns: Angles
+    given: KeysAndValues
+    mask: jax.Array
+    own: bool = False
+
+    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, None]:
+        keys_and_values = self.given
+        if self.own:
+            pairs = zip(self.given, layer.keys_and_values(x, self.turns), strict=True)
+            keys_and_values = tuple(jnp.concatenate(pair, axis=1) for pair in pairs)
+        return attend(layer.queries(x, self.turns), [Source(*keys_and_values, self.mask)], layer.softcap), None
 
 
 def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
@@ -142,21 +160,24 @@ def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, ja
     decoder, tandem = _models(scorer, weights)
     layers, whole = list(decoder.layers), Seen(rows.positions, rows.segments, rows.prompts, rows.prefixes)
     slots = Seen(*(_at(array, rows.slots) for array in whole))
-    visible = slots.sees(whole)
     # The last layer is wanted at the slots alone, unless the tandem reads its output at all positions.
     depth = len(layers) - (0 if tandem and tandem.depth == len(layers) else 1)
-    attention = blockwise(
-        whole.begins(), lambda block, first, width: whole.cut(block, BLOCK).sees(whole.cut(first, width))
+    plan = blockwise(
+        decoder,
+        rows.positions,
+        whole.begins(),
+        lambda block, first, width, window: whole.cut(block, BLOCK).sees(whole.cut(first, width), window),
     )
-    states = read(decoder, rows.tokens, rows.positions, attention, depth, SEQUENCES).states
+    states, _ = run(layers, decoder.embed(rows.tokens, SEQUENCES), plan[:depth], axes=SEQUENCES)
     final = _at(states[-1], rows.slots)
     if depth < len(layers):
-        length = rows.tokens.shape[1]
-        source = layers[-1].keys_and_values(states[-1], *decoder.rotary(rows.positions, length))
-        final = _extend(layers[-1], final, decoder.rotary(slots.positions, length), source, visible)
+        length, window = rows.tokens.shape[1], decoder.config.window_of(depth)
+        given = layers[-1].keys_and_values(states[-1], decoder.angles(rows.positions, length)[-1])
+        entry = AtSlots(decoder.angles(slots.positions, length)[-1], given, slots.sees(whole, window))
+        final = run(layers[-1:], final, [entry], axes=SEQUENCES)[0][-1]
     logits = decoder.logits(final)
     if tandem:
-        drafted = _block_mode(tandem, scorer.gamma, states, rows, slots, visible)
+        drafted = _block_mode(tandem, scorer.gamma, states, rows, slots, whole)
         turn = _at(rows.places, rows.slots) % (scorer.gamma + 1)
         logits = jnp.where((turn == scorer.gamma)[..., None], logits, drafted)
     chosen = jax.vmap(lambda logits, slots, targets: logits[slots, targets])(logits, rows.target_slots, rows.targets)
@@ -173,12 +194,12 @@ class Seen(NamedTuple):
     prompts: jax.Array
     prefixes: jax.Array
 
-    def sees(self, keys: Seen) -> jax.Array:
+    def sees(self, keys: Seen, window: int | None = None) -> jax.Array:
         """[…, t, s]: the own prefix, prompt and option, as far as the own position. Padding sees padding."""
         segments = keys.segments[..., None, :]
         own = (segments == self.segments[..., None]) | (segments == self.prompts[..., None])
         own |= segments == self.prefixes[..., None]
-        return own & (keys.positions[..., None, :] <= self.positions[..., None])
+        return own & seen(self.positions[..., None], keys.positions[..., None, :], window)
 
     def cut(self, first: jax.Array, width: int) -> Seen:
         """The entries from one on."""
@@ -200,33 +221,35 @@ def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:
     return nnx.merge(scorer.decoder, weights[0]), nnx.merge(scorer.tandem, weights[1])
 
 
-def _extend(layer: DecoderLayer, x: jax.Array, angles: Any, source: KeysAndValues, mask: jax.Array) -> jax.Array:
-    """The layer's output at slots whose input is `x` [B, Q, D]."""
-    return layer.finish(x, attend(layer.queries(x, *angles), [Source(*source, mask)]))
-
-
 def _block_mode(
-    tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: Rows, slots: Seen, visible: jax.Array
+    tandem: Tandem, gamma: int, states: Sequence[jax.Array], rows: Rows, slots: Seen, whole: Seen
 ) -> jax.Array:
     """The secondary's logits [B, Q, V] at the slots; the only places where it has states of its own."""
     secondary = tandem.secondary
     # The prompt's last token opens block 0; whatever stands before it is earlier.
     blocks = jnp.floor_divide(rows.places, gamma + 1)
     slot_blocks = _at(blocks, rows.slots)
-    earlier = visible & (blocks[:, None] < slot_blocks[..., None])
-    current = slots.sees(slots) & (slot_blocks[:, None] == slot_blocks[..., None])
+    earlier, current = blocks[:, None] < slot_blocks[..., None], slot_blocks[:, None] == slot_blocks[..., None]
     # An unused slot repeats an entry of the row, so that it may be seen by itself alone.
     current &= (rows.slots >= 0)[:, None] | jnp.eye(rows.slots.shape[1], dtype=bool)
-    mask = jnp.concatenate([earlier, current], axis=2)
+
+    def mask(window: int | None) -> jax.Array:
+        return jnp.concatenate([slots.sees(whole, window) & earlier, slots.sees(slots, window) & current], axis=2)
+
     length = rows.tokens.shape[1]
-    angles, row_angles = secondary.rotary(slots.positions, length), secondary.rotary(rows.positions, length)
+    plan = [
+        AtSlots(own, layer.keys_and_values(projection(states), theirs), visible, own=True)
+        for layer, projection, own, theirs, visible in zip(
+            secondary.layers,
+            tandem.projections,
+            secondary.angles(slots.positions, length),
+            secondary.angles(rows.positions, length),
+            secondary.masks(mask),
+            strict=True,
+        )
+    ]
     y = secondary.embed(_at(rows.tokens, rows.slots), SEQUENCES)
-    for layer, projection in zip(secondary.layers, tandem.projections, strict=True):
-        theirs = layer.keys_and_values(projection(states), *row_angles)
-        own = layer.keys_and_values(y, *angles)
-        keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(theirs, own, strict=True))
-        y = _extend(layer, y, angles, (keys, values), mask)
-    return secondary.logits(y)
+    return secondary.logits(run(secondary.layers, y, plan, axes=SEQUENCES)[0][-1])
 
 
 def _at(values: jax.Array, slots: jax.Array) -> jax.Array:

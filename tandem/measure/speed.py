@@ -20,7 +20,7 @@ from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance, theory
 from tandem.measure.timing import Method, Outcome, by_category, compare, draft_seconds, engine_for, law_of, speedup
 from tandem.model.decoder import Decoder
-from tandem.model.matrices import one_position, pack_matrices
+from tandem.model.layout import one_position, pack_matrices
 
 # A pass of width 2 can beat one of width 1 on a CPU, where the matrix product has more threads than the matrix-vector
 # product. Whichever is faster is the baseline.

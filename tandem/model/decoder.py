@@ -1,4 +1,4 @@
-"""One causal decoder for every model: RMSNorm, rotary positions, grouped-query attention, gated MLP (the Llama shape).
+"""One causal decoder for every family: a residual stream, and layers of attention and MLP that add to it.
 
 It runs in two ways over the same weights: `__call__` on whole sequences, for training and measuring, and `extend` on a
 few tokens after a key-value cache, for decoding. Letters in names and comments: B batch, T sequence, W width of a
@@ -7,172 +7,50 @@ cached pass, S cache length, D model width, H query heads, K key-value heads, E 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tandem.config import DecoderConfig
-from tandem.model.matrices import at_least_float32, dot, products
-from tandem.model.scan import scan_layers
-from tandem.parallel.sharding import constrain, on_mesh
+from tandem.architecture import Activation, DecoderConfig, Norm
+from tandem.model.attention import causal_mask, held_within, seen
+from tandem.model.cache import KVCache
+from tandem.model.parameters import AFTER_LAYERS, BEFORE_LAYERS, LAYER, Parameter, Start, present
+from tandem.model.products import at_least_float32, dot, products
+from tandem.model.rotary import Angles, angles, rotate
+from tandem.model.stack import ROWS, SEQUENCES, AfterCache, States, WithinText, run, scan
+from tandem.parallel.sharding import constrain
 
-MOST_ROWS_WRITTEN_ONE_BY_ONE = 16
-
-# On several devices the residual stream [B, T, D] is divided by rows alone; what a matrix's division makes of its
-# products is summed up before it joins the stream.
-SEQUENCES = ("batch", "whole", "whole")
-ROWS = ("rows", "whole", "whole")
-
-# The residual stream by the number of layers that it has been through; a mapping where not all of it is kept.
-States = Sequence[jax.Array] | Mapping[int, jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class Source:
-    """Keys and values [B, S, K, E] of the positions that `mask` [B or 1, T, S] (true: visible) lets each query read."""
-
-    keys: jax.Array
-    values: jax.Array
-    mask: jax.Array
+ACTIVATIONS = {
+    Activation.silu: jax.nn.silu,
+    Activation.gelu: lambda x: jax.nn.gelu(x, approximate=False),
+    Activation.gelu_tanh: lambda x: jax.nn.gelu(x, approximate=True),
+}
 
 
-@jax.tree_util.register_dataclass
-@dataclass
-class KVCache:
-    """Keys and values of every layer, each [B, K, S, E]; entry m belongs to position m, whoever wrote it last.
+class Normalisation(nnx.Module):
+    """A norm with a learned scale, and a bias where the mean is taken off too; computed in float32."""
 
-    Heads come before positions, as the products of attention want them: a CPU would otherwise turn every cache around
-    in every pass.
-    """
+    scale: nnx.Param
+    bias: nnx.Param
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    def __init__(self, kind: Norm, eps: float):
+        self.kind, self.eps = kind, eps
 
     @classmethod
-    def empty(cls, layers: int, batch: int, heads: int, length: int, head_dim: int, dtype: Any) -> KVCache:
-        """A cache of zeros for `length` positions, and one to spare, which `extended` may write beyond the last."""
-        shape, axes = (batch, heads, length + 1, head_dim), ("rows", "kv_heads", "whole", "whole")
-        zeros = [constrain(jnp.zeros(shape, dtype), *axes) for _ in range(2 * layers)]
-        return cls(tuple(zeros[::2]), tuple(zeros[1::2]))
-
-    @property
-    def length(self) -> int:
-        return self.keys[0].shape[2]
-
-    def extended(self, layer: int, keys: jax.Array, values: jax.Array, starts: jax.Array) -> KVCache:
-        """This cache with `keys` and `values` [B, W, K, E] of one layer at positions `starts` [B] and on."""
-
-        def put(buffers: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
-            new = new.swapaxes(1, 2)
-            if new.shape[2] == 1:
-                # XLA takes an update of one position for so cheap that it repeats it for each reader, on a copy of the
-                # whole buffer. The second position written is a later one, not read before it is written again.
-                new = jnp.pad(new, ((0, 0), (0, 0), (0, 1), (0, 0)))
-            return (*buffers[:layer], write(buffers[layer], new, starts, axis=2), *buffers[layer + 1 :])
-
-        return KVCache(put(self.keys, keys), put(self.values, values))
-
-
-def rotary(positions: jax.Array, head_dim: int, theta: float, length: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B or 1, T, 1, E/2] of the rotary embedding (RoFormer, arXiv 2104.09864) at `positions` [B or
-    1, T], all of them less than `length` where that is given.
-
-    With a length they are looked up in a table. XLA otherwise takes them for cheap, and computes them anew in every
-    layer for every head and row, which takes a CPU longer than the rotation.
-    """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = (positions if length is None else jnp.arange(length))[..., None].astype(jnp.float32) * frequencies
-    turns = jnp.cos(angles), jnp.sin(angles)
-    if length is not None:
-        turns = (jnp.take(table, positions, axis=0, mode="clip") for table in turns)
-    cos, sin = (turn[:, :, None, :] for turn in turns)
-    return cos, sin
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """`x` [B, T, heads, E] turned by the rotary angles, the first half of E paired with the second."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def attend(queries: jax.Array, sources: Sequence[Source]) -> jax.Array:
-    """One softmax over all sources, [B, T, H, E] → [B, T, H * E].
-
-    The sources are aligned: entry m of each is position m, and a query sees position m in at most one of them. So the
-    logits of several sources fit in the space of one, and the softmax over them is the softmax over their union.
-    """
-    batch, width, heads, head_dim = queries.shape
-    kv_heads = sources[0].keys.shape[2]
-    grouped = queries.reshape(batch, width, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-    logits = jnp.asarray(-jnp.inf, at_least_float32(queries.dtype))
-    for source in sources:
-        scores = jnp.einsum(
-            "btkge,bske->bkgts", grouped, source.keys, preferred_element_type=at_least_float32(queries.dtype)
-        )
-        logits = jnp.where(source.mask[:, None, None], scores, logits)
-    weights = jax.nn.softmax(logits, axis=-1).astype(queries.dtype)
-    if len(sources) == 1:
-        mixed = jnp.einsum("bkgts,bske->btkge", weights, sources[0].values)
-    else:
-        mixed = sum(
-            jnp.einsum("bkgts,bske->btkge", jnp.where(source.mask[:, None, None], weights, 0), source.values)
-            for source in sources
-        )
-    return mixed.reshape(batch, width, heads * head_dim)  # type: ignore[union-attr]
-
-
-def attend_cached(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention over a cache, [B, W, H, E] → [B, W, H * E]: `keys` and `values` [B, K, S, E], `mask` [B, W, S]."""
-    batch, width, heads, head_dim = queries.shape
-    kv_heads, length = keys.shape[1:3]
-    group = heads // kv_heads
-    # All queries of a key-value head are rows of one matrix.
-    rows = (queries * head_dim**-0.5).reshape(batch, width, kv_heads, group, head_dim).swapaxes(1, 2)
-    rows = rows.reshape(batch, kv_heads, width * group, head_dim)
-    logits = jnp.einsum("bkre,bkse->bkrs", rows, keys, preferred_element_type=at_least_float32(queries.dtype))
-    logits = jnp.where(mask[:, None, :, None], logits.reshape(batch, kv_heads, width, group, length), -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(queries.dtype).reshape(batch, kv_heads, width * group, length)
-    mixed = jnp.einsum("bkrs,bkse->bkre", weights, values)
-    return mixed.reshape(batch, kv_heads, width, group * head_dim).swapaxes(1, 2).reshape(batch, width, -1)
-
-
-def causal_mask(length: int) -> jax.Array:
-    """[1, T, T], true where the key is not after the query."""
-    return jnp.tril(jnp.ones((1, length, length), dtype=bool))
-
-
-def write(buffer: jax.Array, new: jax.Array, starts: jax.Array, axis: int = 1) -> jax.Array:
-    """`buffer` [B, S, …] with `new` [B, W, …] at the positions from `starts` [B] on; positions are the axis `axis`.
-
-    One update per row rather than a scatter, which XLA runs element by element on a CPU; but for many rows the program
-    would grow with them. The caller keeps starts + W ≤ S: an update that reaches over the end would be moved back, onto
-    other positions.
-    """
-    # On a mesh rows may be divided, and an update of one row would gather them all.
-    if buffer.shape[0] > MOST_ROWS_WRITTEN_ONE_BY_ONE or (buffer.shape[0] > 1 and on_mesh()):
-        return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(buffer, new, starts)
-    for row in range(buffer.shape[0]):
-        origin = [jnp.zeros((), starts.dtype)] * buffer.ndim
-        origin[0], origin[axis] = jnp.asarray(row, starts.dtype), starts[row]
-        buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], origin)
-    return buffer
-
-
-class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation with a learned scale (arXiv 1910.07467), computed in float32."""
-
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((width,)))
-        self.eps = eps
+    def of_width(cls, width: int, eps: float) -> Normalisation:
+        """One by the root mean square that belongs to no decoder."""
+        norm = cls(Norm.rms, eps)
+        norm.scale = nnx.Param(jnp.ones((width,)))
+        return norm
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return normalise(x, self.eps) * self.scale[...]
+        if self.kind is Norm.rms:
+            return normalise(x, self.eps) * self.scale[...]
+        x32 = x.astype(at_least_float32(x.dtype))
+        return normalise(x32 - jnp.mean(x32, axis=-1, keepdims=True), self.eps) * self.scale[...] + self.bias[...]
 
 
 def normalise(x: jax.Array, eps: float) -> jax.Array:
@@ -181,46 +59,62 @@ def normalise(x: jax.Array, eps: float) -> jax.Array:
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
-def _matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
-    return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * (scale * fan_in**-0.5))
-
-
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and gated MLP, each added to the residual stream."""
+    """Attention and an MLP, each added to the residual stream; which parameters it has says the table."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
-        width, head_dim = config.d_model, config.head_dim
-        # Residual branches start small, so that the stream's variance does not grow with depth.
-        branch = (2 * config.num_layers) ** -0.5
-        self.head_dim, self.dtype = head_dim, dtype
-        self.attention_norm = RMSNorm(width, config.norm_eps)
-        self.query = _matrix(rngs, width, config.num_heads * head_dim)
-        self.key = _matrix(rngs, width, config.num_kv_heads * head_dim)
-        self.value = _matrix(rngs, width, config.num_kv_heads * head_dim)
-        self.output = _matrix(rngs, config.num_heads * head_dim, width, branch)
-        self.mlp_norm = RMSNorm(width, config.norm_eps)
-        self.gate = _matrix(rngs, width, config.d_ff)
-        self.up = _matrix(rngs, width, config.d_ff)
-        self.down = _matrix(rngs, config.d_ff, width, branch)
+    attention_norm: Normalisation
+    mlp_norm: Normalisation
+    query: nnx.Param
+    key: nnx.Param
+    value: nnx.Param
+    output: nnx.Param
+    gate: nnx.Param
+    up: nnx.Param
+    down: nnx.Param
 
-    def keys_and_values(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs, without: Sequence[str] = ()):
+        """`without` are parameters that a layer with given keys and values does not have."""
+        self.head_dim, self.dtype, self.softcap = config.head_dim, dtype, config.attention_softcap
+        self.activation, self.gated, self.parallel = config.activation, config.gated, config.parallel_residual
+        self.query_scale = (config.head_dim if config.query_scale is None else config.query_scale) ** -0.5
+        add_parameters(self, [row for row in LAYER if row.name not in without], config, rngs)
+
+    def keys_and_values(self, x: jax.Array, turns: Angles) -> tuple[jax.Array, jax.Array]:
         """Rotated keys and plain values [B, T, K, E] of the layer inputs `x` [B, T, D], after the pre-attention
         norm."""
-        keys, values = map(self._heads, products(self, self.attention_norm(x), "key", "value"))
-        return rotate(keys, cos, sin), values
+        keys, values = map(self._heads, self._products(self.attention_norm(x), "key", "value"))
+        return rotate(self._norm("key_norm", keys), turns), values
 
-    def queries(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-        """Rotated queries [B, T, H, E] of the layer inputs `x` [B, T, D]."""
-        return rotate(self._heads(products(self, self.attention_norm(x), "query")[0]), cos, sin)
+    def queries(self, x: jax.Array, turns: Angles) -> jax.Array:
+        """Rotated and scaled queries [B, T, H, E] of the layer inputs `x` [B, T, D]."""
+        queries = self._heads(self._products(self.attention_norm(x), "query")[0])
+        return rotate(self._norm("query_norm", queries), turns) * self.query_scale
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The layer's output [B, T, D] from its input and the attention's result [B, T, H * E]."""
-        x = x + products(self, attended, "output")[0]
-        gate, up = products(self, self.mlp_norm(x), "gate", "up")
-        return x + products(self, jax.nn.silu(gate) * up, "down")[0]
+        attended = self._norm("attention_post_norm", self._products(attended, "output")[0])
+        between = x + attended
+        return between + self._mlp(x if self.parallel else between)
+
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        normed, activation = self.mlp_norm(x), ACTIVATIONS[self.activation]
+        if self.gated:
+            gate, up = self._products(normed, "gate", "up")
+            inner = activation(gate) * up
+        else:
+            inner = activation(self._products(normed, "up")[0])
+        return self._norm("mlp_post_norm", self._products(inner, "down")[0])
+
+    def _products(self, x: jax.Array, *names: str) -> list[jax.Array]:
+        made, biases = products(self, x, *names), [getattr(self, f"{name}_bias", None) for name in names]
+        return [y if bias is None else y + bias[...] for y, bias in zip(made, biases, strict=True)]
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        """A norm that not all families have."""
+        return getattr(self, name)(x) if hasattr(self, name) else x
 
 
 class Decoder(nnx.Module):
@@ -229,13 +123,15 @@ class Decoder(nnx.Module):
     `dtype` is that of its products with weights; everything between them is float32.
     """
 
+    embedding: nnx.Param
+    unembedding: nnx.Param
+    norm: Normalisation
+
     def __init__(self, config: DecoderConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.d_model)) * 0.02)
+        add_parameters(self, BEFORE_LAYERS, config, rngs)
         self.layers = nnx.List([DecoderLayer(config, dtype=self.dtype, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
-        if not config.tie_embeddings:
-            self.unembedding = _matrix(rngs, config.d_model, config.vocab_size)
+        add_parameters(self, AFTER_LAYERS, config, rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.states(tokens, self.config.num_layers)[-1])
@@ -246,39 +142,33 @@ class Decoder(nnx.Module):
         if axes is SEQUENCES:
             # The batch is divided over the axis that divides widths, so widths are brought together before the lookup.
             table = constrain(table, "vocab", "whole")
-        return constrain(table[tokens].astype(at_least_float32(self.dtype)), *axes)
+        x = constrain(table[tokens].astype(at_least_float32(self.dtype)), *axes)
+        return x if self.config.embedding_scale == 1 else x * self.config.embedding_scale
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
         x = self.norm(x)
         if self.config.tie_embeddings:
-            return dot(x, self.embedding[...].T, self.dtype)
-        return products(self, x, "unembedding")[0]
+            logits = dot(x, self.embedding[...].T, self.dtype)
+        else:
+            logits = products(self, x, "unembedding")[0]
+        return held_within(logits, self.config.logits_softcap)
 
     def states(self, tokens: jax.Array, depth: int, *, remat: bool = False) -> list[jax.Array]:
         """The residual stream [B, T, D] after 0, 1, … `depth` layers: x^(0) … x^(depth) in the paper's notation."""
-        run, states = self._layer(tokens.shape[1]), [self.embed(tokens, SEQUENCES)]
-        for layer in list(self.layers)[:depth]:
-            states.append((nnx.remat(run) if remat else run)(layer, states[-1]))
-        return states
+        plan = self.within_text(tokens.shape[1])[:depth]
+        return run(self.layers, self.embed(tokens, SEQUENCES), plan, axes=SEQUENCES, remat=remat)[0]
 
-    def scanned_states(self, tokens: jax.Array, reads: Sequence[int], *, remat: bool = False) -> dict[int, jax.Array]:
+    def scanned_states(self, tokens: jax.Array, reads: Sequence[int], *, remat: bool = False) -> States:
         """`states`, but only those after as many layers as `reads` says, by one loop over the layers."""
-        x, after = self.embed(tokens, SEQUENCES), [read for read in reads if read > 0]
-        run = self._layer(tokens.shape[1])
-        return {0: x, **scan_layers(run, self.layers, x, reads=after, remat=remat)}
+        plan = self.within_text(tokens.shape[1])
+        return scan(self.layers, self.embed(tokens, SEQUENCES), plan, reads=[0, *reads], remat=remat)
 
-    def _layer(self, length: int) -> Callable[[DecoderLayer, jax.Array], jax.Array]:
-        """What a layer makes of its input [B, T, D], as training runs it."""
-        cos, sin = self.rotary(jnp.arange(length)[None], length)
-        mask = causal_mask(length)
-
-        def run(layer: DecoderLayer, x: jax.Array) -> jax.Array:
-            keys, values = layer.keys_and_values(x, cos, sin)
-            attended = attend(layer.queries(x, cos, sin), [Source(keys, values, mask)])
-            return constrain(layer.finish(x, attended), *SEQUENCES)
-
-        return run
+    def within_text(self, length: int) -> list[WithinText]:
+        """The plan of training: whole sequences of that length."""
+        masks = self.masks(lambda window: causal_mask(length, window))
+        turns = self.angles(jnp.arange(length)[None], length)
+        return [WithinText(own, mask) for own, mask in zip(turns, masks, strict=True)]
 
     def extend(self, tokens: jax.Array, starts: jax.Array, cache: KVCache) -> tuple[list[jax.Array], KVCache]:
         """Run `tokens` [B, W] at positions `starts` [B] … starts + W - 1 after what the cache holds before them.
@@ -287,21 +177,46 @@ class Decoder(nnx.Module):
         later positions is not read: rolling back is starting again from an earlier position.
         """
         positions = starts[:, None] + jnp.arange(tokens.shape[1])
-        cos, sin = self.rotary(positions)
-        mask = jnp.arange(cache.length) <= positions[..., None]
-        states = [self.embed(tokens)]
-        for index, layer in enumerate(self.layers):
-            x = states[-1]
-            cache = cache.extended(index, *layer.keys_and_values(x, cos, sin), starts)
-            queries = layer.queries(x, cos, sin)
-            attended = attend_cached(queries, cache.keys[index], cache.values[index], mask)
-            states.append(constrain(layer.finish(x, attended), *ROWS))
-        return states, cache
+        masks = self.masks(lambda window: seen(positions[..., None], jnp.arange(cache.length), window))
+        plan = [
+            AfterCache(*of_layer, starts)
+            for of_layer in zip(self.angles(positions), masks, cache.keys, cache.values, strict=True)
+        ]
+        states, written = run(self.layers, self.embed(tokens), plan)
+        keys, values = zip(*written, strict=True)
+        return states, KVCache(keys, values)
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """A cache of zeros for `batch` rows of `length` positions."""
         heads, dtype = self.config.num_kv_heads, at_least_float32(self.dtype)
         return KVCache.empty(self.config.num_layers, batch, heads, length, self.config.head_dim, dtype)
 
-    def rotary(self, positions: jax.Array, length: int | None = None) -> tuple[jax.Array, jax.Array]:
-        return rotary(positions, self.config.head_dim, self.config.rope_theta, length)
+    def angles(self, positions: jax.Array, length: int | None = None) -> list[Angles]:
+        """What turns queries and keys at `positions` [B or 1, T] in each layer."""
+        return angles(positions, self.config, length)
+
+    def masks(self, of_window: Any) -> list[jax.Array]:
+        """`of_window(window)` for the window of each layer, made once for layers that have the same."""
+        windows = [self.config.window_of(layer) for layer in range(self.config.num_layers)]
+        made = {window: of_window(window) for window in dict.fromkeys(windows)}
+        return [made[window] for window in windows]
+
+
+def add_parameters(module: Any, rows: Iterable[Parameter], config: DecoderConfig, rngs: nnx.Rngs) -> None:
+    """Give a module the parameters of these rows of the table, with their first values."""
+    for row, shape in present(rows, config):
+        owner, _, name = row.name.rpartition(".")
+        if owner and not hasattr(module, owner):
+            setattr(module, owner, Normalisation(config.norm, config.norm_eps))
+        setattr(getattr(module, owner) if owner else module, name, nnx.Param(_first(row.start, shape, config, rngs)))
+
+
+def _first(start: Start, shape: tuple[int, ...], config: DecoderConfig, rngs: nnx.Rngs) -> jax.Array:
+    if start is Start.ones:
+        return jnp.ones(shape)
+    if start is Start.zeros:
+        return jnp.zeros(shape)
+    drawn = jax.random.normal(rngs.params(), shape)
+    if start is Start.embedding:
+        return drawn * 0.02
+    return drawn * (shape[0] ** -0.5 * ((2 * config.num_layers) ** -0.5 if start is Start.branch else 1.0))

@@ -8,29 +8,41 @@ features of step k - 1 one position on.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tandem.config import DecoderConfig
-from tandem.model.decoder import (
-    ROWS,
-    SEQUENCES,
-    Decoder,
-    DecoderLayer,
-    KVCache,
-    RMSNorm,
-    Source,
-    States,
-    attend,
-    attend_cached,
-    normalise,
-    rotary,
-)
-from tandem.model.heads import HeadConfig, feature_layers
-from tandem.model.matrices import at_least_float32, dot
+from tandem.architecture import DecoderConfig
+from tandem.model.attention import Source, attend
+from tandem.model.cache import KVCache, write_positions
+from tandem.model.decoder import Decoder, DecoderLayer, Normalisation, normalise
+from tandem.model.heads import INTO_AND_OUT_OF_HEAD, HeadConfig, feature_layers
+from tandem.model.parameters import declare
+from tandem.model.products import at_least_float32, dot
+from tandem.model.rotary import Angles, angles
+from tandem.model.stack import ROWS, SEQUENCES, AfterCache, States, run
+
+declare(INTO_AND_OUT_OF_HEAD)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class OnSteps:
+    """Within training's unrolled steps: keys and values of `earlier` steps, [B, T, K, E], and the own ones, which are
+    kept; a query sees of step j what `masks`[j] [1, T, T] lets it."""
+
+    turns: Angles
+    earlier: list[tuple[jax.Array, jax.Array]]
+    masks: list[jax.Array]
+
+    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        own = layer.keys_and_values(x, self.turns)
+        steps = zip([*self.earlier, own], self.masks, strict=True)
+        sources = [Source(keys, values, mask) for (keys, values), mask in steps]
+        return attend(layer.queries(x, self.turns), sources, layer.softcap), own
 
 
 class Eagle(nnx.Module):
@@ -49,14 +61,14 @@ class Eagle(nnx.Module):
             norm_eps=primary.norm_eps,
             rope_theta=primary.rope_theta,
         )
-        self.head_dim, self.rope_theta, self.eps = sizes.head_dim, sizes.rope_theta, sizes.norm_eps
+        self.sizes, self.eps = sizes, sizes.norm_eps
 
         def matrix(fan_in: int, fan_out: int) -> nnx.Param:
             return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * fan_in**-0.5)
 
         self.fusion = matrix(3 * primary.d_model, config.d_model)
         self.token = matrix(primary.d_model, config.d_model)
-        self.feature_norm = RMSNorm(config.d_model, primary.norm_eps)
+        self.feature_norm = Normalisation.of_width(config.d_model, primary.norm_eps)
         self.layers = nnx.List([DecoderLayer(sizes, dtype=self.dtype, rngs=rngs)])
         self.output = matrix(config.d_model, primary.d_model)
 
@@ -79,20 +91,18 @@ class Eagle(nnx.Module):
     def unroll(self, primary: Decoder, tokens: jax.Array, states: States) -> list[jax.Array]:
         """For draft k = 0, 1, … the output [B, T - k - 1, D] at positions k + 1 … T - 1, where the primary has read
         up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
-        (layer,) = self.layers
         length = tokens.shape[1]
-        cos, sin = rotary(jnp.arange(length)[None], self.head_dim, self.rope_theta, length)
+        (turns,) = angles(jnp.arange(length)[None], self.sizes, length)
         behind = (jnp.arange(tokens.shape[1])[:, None] - jnp.arange(tokens.shape[1]))[None]  # of key, seen from query
         features, outputs = self.fuse(states), []
         steps: list[tuple[jax.Array, jax.Array]] = []
         for k in range(self.config.depth):
             # The first position has no feature before it; what it outputs is never used.
             x = self.inputs(primary, jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0))), tokens, SEQUENCES)
-            steps.append(layer.keys_and_values(x, cos, sin))
             # The block began k positions earlier: keys of step 0 up to there, then one key of each step after it.
             masks = [behind >= k, *(behind == k - j for j in range(1, k + 1))]
-            sources = [Source(keys, values, mask) for (keys, values), mask in zip(steps, masks, strict=True)]
-            features = layer.finish(x, attend(layer.queries(x, cos, sin), sources))
+            (_, features), (own,) = run(self.layers, x, [OnSteps(turns, list(steps), masks)], axes=SEQUENCES)
+            steps.append(own)
             outputs.append(dot(features[:, k + 1 :], self.output[...], self.dtype))
         return outputs
 
@@ -101,25 +111,25 @@ class Eagle(nnx.Module):
     ) -> tuple[jax.Array, KVCache]:
         """Outputs [B, W, w] at `tokens` [B, W] of positions `starts` [B] and on, given the features [B, W, w] of the
         positions before them and the cache up to there; the cache with these positions written."""
-        (layer,) = self.layers
-        x = self.inputs(primary, features, tokens)
-        cache = self._write(x, starts, cache)
         positions = starts[:, None] + jnp.arange(tokens.shape[1])
         mask = jnp.arange(cache.length) <= positions[..., None]
-        queries = layer.queries(x, *rotary(positions, self.head_dim, self.rope_theta))
-        return layer.finish(x, attend_cached(queries, cache.keys[0], cache.values[0], mask)), cache
+        (turns,) = angles(positions, self.sizes)
+        entry = AfterCache(turns, mask, cache.keys[0], cache.values[0], starts)
+        (_, x), ((keys, values),) = run(self.layers, self.inputs(primary, features, tokens), [entry])
+        return x, KVCache((keys,), (values,))
 
     def absorb(
         self, primary: Decoder, features: jax.Array, tokens: jax.Array, starts: jax.Array, cache: KVCache
     ) -> KVCache:
         """The cache with positions `starts` [B] and on written as `extend` does, without its output."""
-        return self._write(self.inputs(primary, features, tokens), starts, cache)
+        positions = starts[:, None] + jnp.arange(tokens.shape[1])
+        made = self.layers[0].keys_and_values(self.inputs(primary, features, tokens), angles(positions, self.sizes)[0])
+        keys, values = (
+            write_positions(old[0], new, starts) for old, new in zip((cache.keys, cache.values), made, strict=True)
+        )
+        return KVCache((keys,), (values,))
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """A cache of zeros for `batch` rows of `length` positions."""
-        return KVCache.empty(1, batch, self.config.num_heads, length, self.head_dim, at_least_float32(self.dtype))
-
-    def _write(self, x: jax.Array, starts: jax.Array, cache: KVCache) -> KVCache:
-        positions = starts[:, None] + jnp.arange(x.shape[1])
-        angles = rotary(positions, self.head_dim, self.rope_theta)
-        return cache.extended(0, *self.layers[0].keys_and_values(x, *angles), starts)
+        sizes = self.sizes
+        return KVCache.empty(1, batch, sizes.num_heads, length, sizes.head_dim, at_least_float32(self.dtype))

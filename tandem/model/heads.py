@@ -10,8 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from tandem.config import DecoderConfig, Drafter, parameter_count
+from tandem.config import DecoderConfig, Drafter
+from tandem.model.parameters import parameter_count
 
+# The axes of what leads from the primary's width into a head's and back.
+INTO_AND_OUT_OF_HEAD = {
+    "fusion": ("embed", "whole"),
+    "token": ("embed", "whole"),
+    "output": ("whole", "embed"),
+    "feature_norm.scale": ("whole",),
+}
 HEADS = (Drafter.medusa, Drafter.eagle, Drafter.kv)
 
 

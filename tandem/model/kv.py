@@ -15,40 +15,34 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tandem.config import DecoderConfig
-from tandem.model.decoder import ROWS, SEQUENCES, Decoder, RMSNorm, States, attend_cached, normalise, rotate
-from tandem.model.heads import HeadConfig, cache_layers
-from tandem.model.matrices import dot
+from tandem.architecture import DecoderConfig
+from tandem.model.attention import causal_mask
+from tandem.model.decoder import Decoder, DecoderLayer, Normalisation, normalise
+from tandem.model.heads import INTO_AND_OUT_OF_HEAD, HeadConfig, cache_layers
+from tandem.model.parameters import declare
+from tandem.model.products import dot
+from tandem.model.rotary import Angles
+from tandem.model.stack import ROWS, SEQUENCES, OnGiven, States, run
 
 
 def _matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
     return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * (scale * fan_in**-0.5))
 
 
-class QueryLayer(nnx.Module):
-    """Pre-norm attention to given keys and values, and a gated MLP, each added to the residual stream."""
+declare(INTO_AND_OUT_OF_HEAD)
 
-    def __init__(self, config: HeadConfig, primary: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
-        width, attended, branch = config.d_model, primary.num_heads * primary.head_dim, (2 * config.num_layers) ** -0.5
-        self.head_dim, self.dtype = primary.head_dim, dtype
-        self.attention_norm = RMSNorm(width, primary.norm_eps)
-        self.query = _matrix(rngs, width, attended)
-        self.output = _matrix(rngs, attended, width, branch)
-        self.mlp_norm = RMSNorm(width, primary.norm_eps)
-        self.gate = _matrix(rngs, width, config.d_ff)
-        self.up = _matrix(rngs, width, config.d_ff)
-        self.down = _matrix(rngs, config.d_ff, width, branch)
 
-    def __call__(
-        self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, cos: jax.Array, sin: jax.Array
-    ) -> jax.Array:
-        """The layer's output [B, T, w]; `keys` and `values` [B, K, S, E] as a cache holds them."""
-        queries = dot(self.attention_norm(x), self.query[...], self.dtype)
-        queries = rotate(queries.reshape(*x.shape[:-1], -1, self.head_dim), cos, sin)
-        x = x + dot(attend_cached(queries, keys, values, mask), self.output[...], self.dtype)
-        normed = self.mlp_norm(x)
-        gated = jax.nn.silu(dot(normed, self.gate[...], self.dtype)) * dot(normed, self.up[...], self.dtype)
-        return x + dot(gated, self.down[...], self.dtype)
+def query_layers(config: HeadConfig, primary: DecoderConfig) -> DecoderConfig:
+    """Layers of the head's width whose queries are as many and as wide as the primary's."""
+    return DecoderConfig(
+        num_layers=config.num_layers,
+        d_model=config.d_model,
+        d_ff=config.d_ff,
+        num_heads=primary.num_heads,
+        num_kv_heads=primary.num_kv_heads,
+        head_size=primary.head_dim,
+        norm_eps=primary.norm_eps,
+    )
 
 
 class KVHead(nnx.Module):
@@ -61,8 +55,11 @@ class KVHead(nnx.Module):
         self.read_after = (*self.reads, primary.num_layers)
         self.fusion = _matrix(rngs, primary.d_model, config.d_model)
         self.token = _matrix(rngs, primary.d_model, config.d_model)
-        self.feature_norm = RMSNorm(config.d_model, primary.norm_eps)
-        self.layers = nnx.List([QueryLayer(config, primary, dtype=self.dtype, rngs=rngs) for _ in self.reads])
+        self.feature_norm = Normalisation.of_width(config.d_model, primary.norm_eps)
+        sizes = query_layers(config, primary)
+        self.layers = nnx.List(
+            [DecoderLayer(sizes, dtype=self.dtype, rngs=rngs, without=("key", "value")) for _ in self.reads]
+        )
         self.output = _matrix(rngs, config.d_model, primary.d_model)
 
     def fuse(self, states: States) -> jax.Array:
@@ -78,33 +75,38 @@ class KVHead(nnx.Module):
         primary: Decoder,
         features: jax.Array,
         tokens: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
+        turns: Sequence[Angles],
         cached: Sequence[tuple[jax.Array, jax.Array]],
-        mask: jax.Array,
+        masks: Sequence[jax.Array],
         axes: tuple[str, ...] = ROWS,
     ) -> jax.Array:
-        """Outputs [B, T, w] at `tokens` [B, T] at positions of these rotary angles, given the features [B, T, w] of the
-        positions before them and the keys and values [B, K, S, E] that each layer reads, where `mask` [B or 1, T, S]
-        lets it."""
+        """Outputs [B, T, w] at `tokens` [B, T], given the features [B, T, w] of the positions before them and, for each
+        layer, what turns its queries, the keys and values [B, K, S, E] that it reads, and the `masks` [B or 1, T, S]
+        that let it."""
         embedded = normalise(primary.embed(tokens, axes), self.eps)
         x = self.feature_norm(features) + dot(embedded, self.token[...], self.dtype)
-        for layer, keys_and_values in zip(self.layers, cached, strict=True):
-            x = layer(x, *keys_and_values, mask, *angles)
-        return x
+        plan = [
+            OnGiven(own, mask, *keys_and_values)
+            for own, mask, keys_and_values in zip(turns, masks, cached, strict=True)
+        ]
+        return run(self.layers, x, plan, axes=axes)[0][-1]
 
     def unroll(self, primary: Decoder, tokens: jax.Array, states: States) -> list[jax.Array]:
         """For draft k = 0, 1, … the output [B, T - k - 1, D] at positions k + 1 … T - 1, where the primary has read
         up to k + 1 positions earlier. `states` are the primary's after 0 … `primary_layers` layers."""
-        positions = jnp.arange(tokens.shape[1])[None]
-        angles = primary.rotary(positions, tokens.shape[1])
-        written = [primary.layers[layer].keys_and_values(states[layer], *angles) for layer in self.reads]
+        length = tokens.shape[1]
+        positions = jnp.arange(length)[None]
+        every = primary.angles(positions, length)
+        turns = [every[layer] for layer in self.reads]
+        written = [primary.layers[layer].keys_and_values(states[layer], every[layer]) for layer in self.reads]
         cached = [(keys.swapaxes(1, 2), values.swapaxes(1, 2)) for keys, values in written]
+        seen = primary.masks(lambda window: causal_mask(length, window))
         behind = (positions[0][:, None] - positions[0])[None]  # of key, seen from query
         features, outputs = self.fuse(states), []
         for k in range(self.config.depth):
             features = jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0)))
             # Queries before position k + 1 have nothing to read; they get position 0, and are never used.
-            mask = (behind > k) | (positions == 0)[:, None]
-            features = self.step(primary, features, tokens, angles, cached, mask, SEQUENCES)
+            masks = [((behind > k) & seen[layer]) | (positions == 0)[:, None] for layer in self.reads]
+            features = self.step(primary, features, tokens, turns, cached, masks, SEQUENCES)
             outputs.append(dot(features[:, k + 1 :], self.output[...], self.dtype))
         return outputs

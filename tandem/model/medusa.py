@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.model.decoder import Decoder, States, normalise
+from tandem.model.decoder import Decoder, normalise
 from tandem.model.heads import HeadConfig
-from tandem.model.matrices import dot
+from tandem.model.products import dot
+from tandem.model.stack import States
 
 
 class MedusaHead(nnx.Module):

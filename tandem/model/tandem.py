@@ -9,27 +9,47 @@ The secondary's own norm, W_K and W_V turn ŷ into keys and values at position m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tandem.config import DecoderConfig
-from tandem.model.decoder import (
-    SEQUENCES,
-    Decoder,
-    DecoderLayer,
-    KVCache,
-    Source,
-    States,
-    attend,
-    causal_mask,
-    normalise,
-)
-from tandem.model.matrices import dot
-from tandem.model.scan import scan_layers
+from tandem.architecture import DecoderConfig
+from tandem.model.attention import Source, attend, seen
+from tandem.model.cache import KVCache, write_positions
+from tandem.model.decoder import Decoder, DecoderLayer, normalise
+from tandem.model.parameters import declare
+from tandem.model.products import dot
+from tandem.model.rotary import Angles
+from tandem.model.stack import SEQUENCES, States, run, scan
 from tandem.parallel.sharding import constrain
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class TandemAttention:
+    """Equation 2: what a secondary layer's queries read.
+
+    Masks are [B or 1, T, T]: `earlier` lets a query see the positions of all earlier blocks, where keys and values are
+    made of `projected` [B, T, D_S], and `current` those of its own block up to itself, where they are the secondary's.
+    """
+
+    turns: Angles
+    projected: jax.Array
+    earlier: jax.Array
+    current: jax.Array
+
+    def __call__(self, layer: DecoderLayer, y: jax.Array) -> tuple[jax.Array, None]:
+        sources = [
+            Source(*layer.keys_and_values(self.projected, self.turns), self.earlier),
+            Source(*layer.keys_and_values(y, self.turns), self.current),
+        ]
+        return attend(layer.queries(y, self.turns), sources, layer.softcap), None
+
+
+declare({"projections.*.kernel": ("embed", "whole")})
 
 
 class Projection(nnx.Module):
@@ -93,35 +113,32 @@ class Tandem(nnx.Module):
         return max(self.layer_map)
 
     def __call__(
-        self, tokens: jax.Array, primary_states: States, blocks: jax.Array, *, remat: bool = False, scan: bool = False
+        self,
+        tokens: jax.Array,
+        primary_states: States,
+        blocks: jax.Array,
+        *,
+        remat: bool = False,
+        scan_layers: bool = False,
     ) -> jax.Array:
         """Logits [B, T, V] in block mode.
 
         `primary_states` are x^(0) … x^(depth), each [B, T, D_L], or those of them that the layer map names; `blocks`
         [B or 1, T] are block numbers, not falling along a sequence. All positions in
-        one block is the plain secondary, whatever the projections. `scan` makes one loop of the layers.
+        one block is the plain secondary, whatever the projections. `scan_layers` makes one loop of the layers.
         """
-        cos, sin = self.secondary.rotary(jnp.arange(tokens.shape[1])[None], tokens.shape[1])
-        earlier = blocks[:, None, :] < blocks[:, :, None]
-        current = (blocks[:, None, :] == blocks[:, :, None]) & causal_mask(tokens.shape[1])
-
-        def run(layer: DecoderLayer, y: jax.Array, projected: jax.Array) -> jax.Array:
-            sources = [
-                Source(*layer.keys_and_values(projected, cos, sin), earlier),
-                Source(*layer.keys_and_values(y, cos, sin), current),
-            ]
-            return constrain(layer.finish(y, attend(layer.queries(y, cos, sin), sources)), *SEQUENCES)
-
-        y, layers = self.secondary.embed(tokens, SEQUENCES), self.secondary.layers
-        projected = (constrain(projection(primary_states), *SEQUENCES) for projection in self.projections)
-        if scan:
-            given = [jnp.stack(list(projected))]
-            return self.secondary.logits(
-                scan_layers(run, layers, y, given, reads=[len(layers)], remat=remat)[len(layers)]
-            )
-        for layer, instead in zip(layers, projected, strict=True):
-            y = (nnx.remat(run) if remat else run)(layer, y, instead)
-        return self.secondary.logits(y)
+        secondary, places = self.secondary, jnp.arange(tokens.shape[1])
+        turns = secondary.angles(places[None], tokens.shape[1])
+        visible = secondary.masks(lambda window: seen(places[:, None], places, window)[None])
+        earlier, current = (relation(blocks[:, None, :], blocks[:, :, None]) for relation in (jnp.less, jnp.equal))
+        plan = [
+            TandemAttention(own, constrain(projection(primary_states), *SEQUENCES), earlier & mask, current & mask)
+            for own, projection, mask in zip(turns, self.projections, visible, strict=True)
+        ]
+        y, layers = secondary.embed(tokens, SEQUENCES), secondary.layers
+        if scan_layers:
+            return secondary.logits(scan(layers, y, plan, reads=[len(layers)], remat=remat)[len(layers)])
+        return secondary.logits(run(layers, y, plan, axes=SEQUENCES, remat=remat)[0][-1])
 
     def absorb(self, cache: KVCache, primary_states: Sequence[jax.Array], starts: jax.Array) -> KVCache:
         """Write the projected states [B, W, D_L] of positions `starts` [B] … starts + W - 1 over what the cache holds.
@@ -130,11 +147,16 @@ class Tandem(nnx.Module):
         written here are earlier blocks, entries that `extend` writes are the current one.
         """
         positions = starts[:, None] + jnp.arange(primary_states[0].shape[1])
-        cos, sin = self.secondary.rotary(positions)
-        for index, (layer, projection) in enumerate(zip(self.secondary.layers, self.projections, strict=True)):
-            projected = projection(primary_states)
-            cache = cache.extended(index, *layer.keys_and_values(projected, cos, sin), starts)
-        return cache
+        turns, layers = self.secondary.angles(positions), self.secondary.layers
+        made = [
+            layer.keys_and_values(projection(primary_states), own)
+            for layer, projection, own in zip(layers, self.projections, turns, strict=True)
+        ]
+        keys, values = (
+            tuple(write_positions(old, new, starts) for old, new in zip(cached, side, strict=True))
+            for cached, side in zip((cache.keys, cache.values), zip(*made, strict=True), strict=True)
+        )
+        return KVCache(keys, values)
 
 
 def block_numbers(length: int, gamma: jax.Array | int) -> jax.Array:

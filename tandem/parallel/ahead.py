@@ -191,7 +191,7 @@ def _decoder(config: DecoderConfig, dtype: str, untied: bool = False) -> tuple[A
     from flax import nnx
 
     from tandem.model.decoder import Decoder
-    from tandem.model.matrices import cast_matrices, untie
+    from tandem.model.layout import cast_matrices, untie
 
     def make() -> Any:
         graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -204,7 +204,7 @@ def _decoder(config: DecoderConfig, dtype: str, untied: bool = False) -> tuple[A
 def _tandem(experiment: Experiment, dtype: str) -> tuple[Any, Any]:
     from flax import nnx
 
-    from tandem.model.matrices import cast_matrices
+    from tandem.model.layout import cast_matrices
     from tandem.model.tandem import Tandem
 
     pair, models = experiment.model, experiment.scale.models

@@ -1,4 +1,4 @@
-"""Which axis of which array is divided over which axes of the mesh: one table of names, one of parameters.
+"""Which axis of which array is divided over which axes of the mesh; what a parameter's axes are says its own table.
 
 Training divides the batch over `data` and `fsdp`, and gathers a layer's weights over `fsdp` where it needs them.
 Decoding divides its rows over `data` alone: with few rows it is cheaper to add up partial products over `fsdp` than to
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tandem.model.names import path_name
+from tandem.model.parameters import DECLARED
 
 # The axes of arrays by what they mean, and the axes of the mesh that divide them.
 DIVIDED_OVER: dict[str, tuple[str, ...]] = {
@@ -31,44 +33,32 @@ DIVIDED_OVER: dict[str, tuple[str, ...]] = {
     "whole": (),
 }
 
-# The axes of every parameter, by the end of its dotted name; None: whole, whatever its axes. An optimizer's state has
-# the names of the weights it belongs to. Medusa's blocks have an MLP's names for narrowing and widening, the other way
-# round: either way one axis is divided over `tensor` and one over `fsdp`.
-RULES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
-    (r"embedding", ("vocab", "embed")),
-    (r"unembedding", ("embed", "vocab")),
-    (r"layers\.\d+\.query", ("embed", "heads")),
-    (r"layers\.\d+\.(key|value)", ("embed", "kv_heads")),
-    (r"layers\.\d+\.output", ("heads", "embed")),
-    (r"layers\.\d+\.(gate|up)", ("embed", "mlp")),
-    (r"layers\.\d+\.down", ("mlp", "embed")),
-    (r"layers\.\d+\.(attention|mlp)_norm\.scale", None),
-    (r"(feature_)?norm\.scale", None),
-    (r"projections\.\d+\.kernel", ("embed", "whole")),
-    (r"fusion|token", ("embed", "whole")),  # EAGLE and the query-only drafter: into the head's width
-    (r"output", ("whole", "embed")),  # and out of it
-    (r"(hidden|out)(_bias)?|history|temperature|threshold", None),  # routers
-    (r"ns_coeffs", None),  # Muon's constants
-)
-# What may stand before: the model in a pair, the place in an optimizer's state; but no layer.
+# What may stand before a parameter's name: the model in a pair, the place in an optimizer's state; but no layer.
 BEFORE = r"(?:(?!layers\.)\w+\.)*"
 
 
-def matching_rules(name: str) -> list[tuple[str, tuple[str, ...] | None]]:
-    """The rules that a dotted name matches: one, for every parameter that there is."""
-    return [rule for rule in RULES if re.fullmatch(f"{BEFORE}(?:{rule[0]})", name)]
+def matching_rows(name: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The declared parameters that a dotted name may be: one, for every parameter that there is. An optimizer's state
+    has the names of the weights it belongs to."""
+    return [(row, axes) for row, axes in DECLARED.items() if _pattern(row).fullmatch(name)]
 
 
+@cache
+def _pattern(row: str) -> re.Pattern[str]:
+    return re.compile(BEFORE + re.escape(row).replace(r"\*", r"\d+"))
+
+
+@cache
 def logical_axes(name: str, ndim: int) -> tuple[str, ...]:
     """The meaning of each axis of the parameter `name`; that of an optimizer's counters, which have none, is ().
 
-    Raises ValueError if no rule, or more than one, is for it.
+    Raises ValueError if no declared parameter, or more than one, is of that name.
     """
     if ndim == 0:
         return ()
-    found = matching_rules(name)
-    if len(found) != 1 or (found[0][1] is not None and len(found[0][1]) != ndim):
-        raise ValueError(f"{name} with {ndim} axes: {len(found)} rules of tandem/parallel/sharding.py match")
+    found = matching_rows(name)
+    if len(found) != 1 or (found[0][1] and len(found[0][1]) != ndim):
+        raise ValueError(f"{name} with {ndim} axes: {len(found)} parameters are declared by that name")
     return found[0][1] or ("whole",) * ndim
 
 

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.config import Divergence, PrimaryMode
-from tandem.model.decoder import Decoder, States
+from tandem.model.decoder import Decoder
 from tandem.model.eagle import Eagle
 from tandem.model.kv import KVHead
 from tandem.model.medusa import Medusa
+from tandem.model.stack import States
 from tandem.model.tandem import Tandem, block_numbers
 
 Weights = Any  # a pytree of arrays
@@ -153,7 +154,7 @@ def tandem_loss(
 
         gamma = jax.random.choice(key, lengths, (inputs.shape[0], 1))
         blocks = block_numbers(inputs.shape[1], gamma)
-        logits = tandem(inputs, states, blocks, remat=remat, scan=scan_layers)
+        logits = tandem(inputs, states, blocks, remat=remat, scan_layers=scan_layers)
         teacher_logits = None if distil_weight is None else primary_logits
         place = jnp.arange(inputs.shape[1]) % gamma
         weights = None if position_decay == 1 else position_decay ** place.astype(jnp.float32)

@@ -9,6 +9,9 @@ import optax
 
 from tandem.config import Optimizer, OptimizerConfig
 from tandem.model.names import path_name
+from tandem.model.parameters import declare
+
+declare({"ns_coeffs": ()})  # Muon's constants, in its state
 
 
 def learning_rate(config: OptimizerConfig, factor: float = 1.0) -> optax.Schedule:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
-from tandem.model.decoder import KVCache
+from tandem.model.cache import KVCache
 
 State = Any  # a pytree of arrays
 Weights = Any

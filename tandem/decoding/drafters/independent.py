@@ -10,7 +10,8 @@ import jax
 from flax import nnx
 
 from tandem.decoding.drafters import Weights
-from tandem.model.decoder import Decoder, KVCache
+from tandem.model.cache import KVCache
+from tandem.model.decoder import Decoder
 
 
 @dataclass(frozen=True)

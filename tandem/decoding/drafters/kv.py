@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.decoding.drafters import Weights
-from tandem.model.decoder import Decoder, KVCache, write
+from tandem.model.attention import seen
+from tandem.model.cache import KVCache, write
+from tandem.model.decoder import Decoder
 from tandem.model.kv import KVHead
 
 
@@ -47,8 +49,10 @@ class KVDrafter:
         head, primary = nnx.merge(self.model, weights["head"]), nnx.merge(self.primary, weights["primary"])
         before = state[jnp.arange(tokens.shape[0]), starts - 1][:, None]
         cached = [(primary_cache.keys[layer], primary_cache.values[layer]) for layer in head.reads]
-        read = jnp.arange(primary_cache.length) < (starts - index)[:, None, None]
-        output = head.step(primary, before, tokens, primary.rotary(starts[:, None]), cached, read)
+        places, every = jnp.arange(primary_cache.length), primary.angles(starts[:, None])
+        seen_by = primary.masks(lambda window: seen(starts[:, None, None], places, window))
+        masks = [seen_by[layer] & (places < (starts - index)[:, None, None]) for layer in head.reads]
+        output = head.step(primary, before, tokens, [every[layer] for layer in head.reads], cached, masks)
         return head.logits(primary, output)[:, 0], write(state, output, starts)
 
     def learn(

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.decoding.drafters import Weights
-from tandem.model.decoder import Decoder, KVCache, write
+from tandem.model.cache import KVCache, write
+from tandem.model.decoder import Decoder
 from tandem.model.medusa import Medusa
 
 

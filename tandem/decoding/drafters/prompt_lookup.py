@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tandem.decoding.drafters import Weights
-from tandem.model.decoder import KVCache, write
+from tandem.model.cache import KVCache, write
 
 # Logit of every token that is not drafted: e to this power is 0 at any temperature below 10^6, and it is finite.
 NEVER = -1e9

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.decoding.drafters import Weights
-from tandem.model.decoder import KVCache
+from tandem.model.cache import KVCache
 from tandem.model.tandem import Tandem
 
 

@@ -17,12 +17,15 @@ import jax.numpy as jnp
 from tandem.decoding.engine import greedy
 from tandem.decoding.stopping import UNKNOWN, Draft
 from tandem.model.decoder import normalise
+from tandem.model.parameters import declare
 
 HIDDEN = 64
 FOLDED_AT_A_TIME = 4096
 # What the MLP predicts, each as log-odds: 1 − TV at temperature 1, the paper's target; the acceptance of this draft
 # under the law that is decoded with; and, if this draft is accepted, the acceptance of the next one.
 PAPER, THIS, NEXT = range(3)
+
+declare(dict.fromkeys(("hidden", "hidden_bias", "out", "out_bias", "history", "temperature", "threshold"), ()))
 
 
 @jax.tree_util.register_dataclass
