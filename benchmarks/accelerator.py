@@ -37,7 +37,7 @@ from jax.profiler import ProfileData
 from tandem.config import DecoderConfig
 from tandem.measure import acceptance, theory
 from tandem.model.decoder import Decoder, DecoderLayer
-from tandem.model.families import huggingface_config
+from tandem.model.exporting import huggingface_config
 from tandem.model.layout import cast_matrices
 from tandem.model.parameters import parameter_count
 
@@ -107,7 +107,7 @@ def foreign_sides(python: str, wanted: Sequence[str], config: DecoderConfig, pro
     """Hugging Face's decoders of this shape that work, each in a process of its own and warm."""
     sides = {}
     with tempfile.TemporaryDirectory() as directory:
-        described = huggingface_config(config, max_length=PROMPT + ANSWER)
+        described = huggingface_config(replace(config, context_length=PROMPT + ANSWER))
         (Path(directory) / "config.json").write_text(json.dumps(described))
         for name in wanted:
             try:

@@ -15,6 +15,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ import numpy as np
 import sentencepiece
 
 from launch.downstream import cut
+from tandem.data.llama2c_tokenizer import llama2c_tokenizer
 from tandem.decoding.engine import Engine
 from tandem.decoding.generate import generate
 from tandem.measure.likelihood import Scorer, score
 from tandem.measure.questions import encode
-from tandem.model import families
+from tandem.model.exporting import export_huggingface
+from tandem.model.importing import load_checkpoint
 from tasks import registry
 from tasks.example import Example, Kind
 from tasks.fewshot import build
@@ -128,7 +131,7 @@ def compare(name: str, asked: dict[str, Any], mine: dict[str, Any], other: dict[
 def export(folder: Path, model: Any, spm: bytes, start: int, end: int) -> None:
     """The model and its tokenizer as `transformers` reads them."""
     about = {"bos_token_id": start, "eos_token_id": end}
-    families.export_huggingface(folder, model[0], model[2], max_length=MAX_LENGTH, **about)
+    export_huggingface(folder, replace(model.config, context_length=MAX_LENGTH), model.weights, **about)
     (folder / "tokenizer.model").write_bytes(spm)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=spm)
     named = {"bos_token": pieces.id_to_piece(start), "eos_token": pieces.id_to_piece(end)}
@@ -175,8 +178,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--out", type=Path, help="where the two sides' files stay; a temporary folder by default")
     options = parser.parse_args(argv)
     folder = options.out or Path(tempfile.mkdtemp())
-    model = families.load_llama2c(options.data / "checkpoints/stories260K.bin")
-    spm = families.llama2c_tokenizer(options.data / "checkpoints/tok512.bin")
+    model = load_checkpoint(options.data / "checkpoints/stories260K.bin")
+    spm = llama2c_tokenizer(options.data / "checkpoints/tok512.bin")
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=spm)
     export(folder / "model", model, spm, *START, tokenizer.eos_id())
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)

@@ -41,7 +41,7 @@ from tandem.decoding.engine import Engine
 from tandem.measure import acceptance
 from tandem.model import checkpoint
 from tandem.model.decoder import Decoder
-from tandem.model.families import export_huggingface
+from tandem.model.exporting import export_huggingface
 from tandem.model.layout import pack_matrices, untie
 from tandem.model.parameters import parameter_count
 
@@ -217,7 +217,7 @@ def main() -> None:
         for name, model in (("primary", primary), ("drafter", drafter)):
             if options.python and model is not None:
                 directories.append(Path(temporary) / name)
-                export_huggingface(directories[-1], model[0], model[2], max_length=CONTEXT)
+                export_huggingface(directories[-1], dataclasses.replace(model[0], context_length=CONTEXT), model[2])
         for name in wanted if options.python else ():
             try:
                 assistant = directories[1] if drafter else None

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp())
     weights_file = PRETRAINED / "bison.safetensors"
     graph, weights = checkpoint.load_decoder(weights_file)
-    config = DecoderConfig(**checkpoint.metadata(weights_file)["decoder"])
+    config = DecoderConfig.from_described(checkpoint.metadata(weights_file)["decoder"])
     tokenizer = Tokenizer.from_file(PRETRAINED / "tokenizer.model")
     agreement.export(folder / "model", (config, graph, weights), tokenizer.model, EOS_ID, EOS_ID)
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)

@@ -72,8 +72,8 @@ def build(experiment: Experiment) -> list[Step]:
     models = experiment.scale.models
     names = ("data", "fsdp", "tensor", "topology", "peak_flops", "memory_bandwidth", "link_bandwidth")
     shared = {
-        "primary": asdict(models[pair.primary]),
-        "secondary": asdict(models[pair.secondary]),
+        "primary": models[pair.primary].described,
+        "secondary": models[pair.secondary].described,
         "layer_map": resolve_layer_map(pair, experiment.scale),
         "platform": {name: getattr(platform, name) for name in names},
         "compiler": metadata.version(LIBTPU),

@@ -274,7 +274,7 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
         kind="pretrain",
         name=name,
         version=1,
-        config={"decoder": asdict(config), "optimizer": optimizer_meaning(optimizer), "seed": experiment.seed},
+        config={"decoder": config.described, "optimizer": optimizer_meaning(optimizer), "seed": experiment.seed},
         inputs={"corpus": corpus},
         run=steps.pretrain(config, optimizer, experiment.seed),
         size=f"{_millions(config)}, {_tokens(optimizer):,} tokens from scratch{why}",
@@ -299,7 +299,7 @@ def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str
     except (OSError, ValueError, KeyError) as error:
         problem = "not a readable checkpoint; restore it, or delete it to have the model pretrained from scratch"
         raise EnvironmentFailure(f"{path}: {problem}") from error
-    if about.get("decoder") != asdict(config) or about.get("pretrain") != optimizer_meaning(optimizer):
+    if about.get("decoder") != config.described or about.get("pretrain") != optimizer_meaning(optimizer):
         return " (the shipped weights were made with other settings)"
     return ""
 

@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -54,7 +53,7 @@ def models(experiment: Experiment) -> list[dict[str, Any]]:
             "role": role,
             "stand_in": True,
             "parameters": parameter_count(experiment.scale.models[name]),
-            **asdict(experiment.scale.models[name]),
+            **experiment.scale.models[name].described,
             **({"layer_map": resolve_layer_map(pair, experiment.scale)} if role == "secondary" else {}),
         }
         for role, name in roles.items()

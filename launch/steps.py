@@ -137,13 +137,13 @@ def tandem(
         joint = train.primary is not PrimaryMode.frozen
         primary_from = tandem_from / PRIMARY if joint and tandem_from else context.inputs["primary"] / WEIGHTS
         primary, primary_weights = decoding(primary_from, "decoder", dtype)
-        primary_config = DecoderConfig(**checkpoint.metadata(primary_from)["decoder"])
+        primary_config = DecoderConfig.from_described(checkpoint.metadata(primary_from)["decoder"])
         if tandem_from:
             graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS)
-            secondary_config = DecoderConfig(**checkpoint.metadata(tandem_from / WEIGHTS)["secondary"])
+            secondary_config = DecoderConfig.from_described(checkpoint.metadata(tandem_from / WEIGHTS)["secondary"])
         else:
             secondary_from = context.inputs["secondary"] / WEIGHTS
-            secondary_config = DecoderConfig(**checkpoint.metadata(secondary_from)["decoder"])
+            secondary_config = DecoderConfig.from_described(checkpoint.metadata(secondary_from)["decoder"])
             graph, weights = _new_tandem(
                 context, train, layer_map, seed, primary_config, secondary_config, primary, primary_weights
             )

@@ -40,7 +40,7 @@ def test_a_decoder_comes_back_bit_for_bit_with_its_metadata(model, path):
     assert_same(weights, model[1])
     tokens = jnp.arange(8)[None]
     np.testing.assert_array_equal(nnx.merge(graph, weights)(tokens), nnx.merge(*model)(tokens))
-    expected = {"decoder": dataclasses.asdict(SECONDARY), "tokens": 123, "corpus": {"name": "stdlib"}}
+    expected = {"decoder": SECONDARY.described, "tokens": 123, "corpus": {"name": "stdlib"}}
     assert checkpoint.metadata(path) == expected
 
 

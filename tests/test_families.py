@@ -13,14 +13,23 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from shared_data import data
 
-from tandem.config import DecoderConfig
+from tandem.architecture import DecoderConfig
+from tandem.data.llama2c_tokenizer import llama2c_tokenizer
 from tandem.errors import EnvironmentFailure
-from tandem.model import families
 from tandem.model.decoder import Decoder
+from tandem.model.exporting import export_huggingface
+from tandem.model.importing import load_checkpoint
 
-TIED = DecoderConfig(num_layers=2, d_model=24, num_heads=4, num_kv_heads=2, d_ff=40, vocab_size=300)
+TIED = DecoderConfig(num_layers=2, d_model=24, num_heads=4, num_kv_heads=2, d_ff=40, vocab_size=300, context_length=8)
 UNTIED = DecoderConfig(
-    num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, d_ff=20, vocab_size=300, tie_embeddings=False
+    num_layers=1,
+    d_model=16,
+    num_heads=2,
+    num_kv_heads=2,
+    d_ff=20,
+    vocab_size=300,
+    context_length=8,
+    tie_embeddings=False,
 )
 
 
@@ -101,7 +110,7 @@ def logits(graph, weights, tokens) -> np.ndarray:
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
 def test_llama2c_weights_compute_what_llama2c_computes(tmp_path, config):
     path = llama2c_file(tmp_path / "model.bin", config)
-    read, graph, weights = families.load_llama2c(path)
+    read, graph, weights = load_checkpoint(path)
     assert read == config
     tokens = [3, 250, 7, 7, 19, 0]
     assert logits(graph, weights, tokens) == pytest.approx(llama2c_logits(path.read_bytes(), tokens), abs=1e-4)
@@ -109,10 +118,10 @@ def test_llama2c_weights_compute_what_llama2c_computes(tmp_path, config):
 
 def test_the_real_checkpoint_computes_what_llama2c_computes_and_tells_its_story():
     path = data("checkpoints/stories260K.bin")
-    _, graph, weights = families.load_llama2c(path)
+    _, graph, weights = load_checkpoint(path)
     import sentencepiece
 
-    model = families.llama2c_tokenizer(data("checkpoints/tok512.bin"))
+    model = llama2c_tokenizer(data("checkpoints/tok512.bin"))
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
     tokens = [1, *tokenizer.encode("Once upon a time, there was a little")]
     ours = logits(graph, weights, tokens)
@@ -125,8 +134,8 @@ def test_the_real_checkpoint_computes_what_llama2c_computes_and_tells_its_story(
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
 def test_an_exported_llama_comes_back_as_it_was(tmp_path, config):
     graph, weights = small(config)
-    families.export_huggingface(tmp_path, config, weights, max_length=64)
-    read, graph_again, weights_again = families.load_huggingface(tmp_path)
+    export_huggingface(tmp_path, config, weights)
+    read, graph_again, weights_again = load_checkpoint(tmp_path)
     assert read == config
     tokens = [3, 250, 7, 7, 19, 0]
     assert np.array_equal(logits(graph, weights, tokens), logits(graph_again, weights_again, tokens))
@@ -135,7 +144,7 @@ def test_an_exported_llama_comes_back_as_it_was(tmp_path, config):
 def test_shards_are_read_through_their_index_and_bfloat16_is_widened(tmp_path):
     config = UNTIED
     _, weights = small(config)
-    families.export_huggingface(tmp_path, config, weights, max_length=64)
+    export_huggingface(tmp_path, config, weights)
     whole = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     names = sorted(whole)
@@ -146,7 +155,7 @@ def test_shards_are_read_through_their_index_and_bfloat16_is_widened(tmp_path):
 
         save_jax(held, tmp_path / file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    _, _, read = families.load_huggingface(tmp_path)
+    _, _, read = load_checkpoint(tmp_path)
     expected = np.asarray(weights["layers"][0]["query"].get_value(), jnp.bfloat16).astype(np.float32)
     assert np.array_equal(np.asarray(read["layers"][0]["query"].get_value()), expected)
 
@@ -154,44 +163,106 @@ def test_shards_are_read_through_their_index_and_bfloat16_is_widened(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "gemma"}, "model_type gemma"),
-        ({"hidden_act": "gelu"}, "hidden_act gelu"),
-        ({"attention_bias": True}, "biases"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rotary positions of type llama3"),
-        ({"head_dim": 64}, "width is not"),
+        ({"model_type": "bloom"}, "model_type=bloom is not a family that is known; there are gemma2, "),
+        ({"hidden_act": "relu"}, "hidden_act='relu' is not supported, only silu, "),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 8.0}}, r"rope_scaling.type='longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn", "mscale": 0.7}}, r"rope_scaling.mscale=0.7 is not supported with yarn"),
+        ({"attention_bias": True}, "lacks model.layers.0.self_attn.q_proj.bias"),
+        ({"num_attention_heads": 5}, "5 heads do not divide|2 key-value heads do not divide 5"),
+        ({"hidden_size": None}, "hidden_size=None must be a number above 0"),
+        ({"head_dim": 64}, "makes layers.0.query"),
         ({"num_hidden_layers": 3}, "lacks model.layers.2"),
-        ({"intermediate_size": 41}, "its sizes make it"),
+        ({"intermediate_size": 41}, "its configuration makes it"),
     ],
 )
 def test_what_the_decoder_is_not_is_refused_in_words(tmp_path, change, said):
     _, weights = small(TIED)
-    families.export_huggingface(tmp_path, TIED, weights, max_length=64)
+    export_huggingface(tmp_path, TIED, weights)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(EnvironmentFailure, match=said):
-        families.load_huggingface(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_an_extra_tensor_is_not_overlooked(tmp_path):
     _, weights = small(TIED)
-    families.export_huggingface(tmp_path, TIED, weights, max_length=64)
+    export_huggingface(tmp_path, TIED, weights)
     arrays = load_file(tmp_path / "model.safetensors")
     arrays["model.layers.0.self_attn.q_proj.bias"] = np.zeros(24, np.float32)
     save_file(arrays, tmp_path / "model.safetensors")
     with pytest.raises(EnvironmentFailure, match=r"has model.layers.0.self_attn.q_proj.bias"):
-        families.load_huggingface(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_damaged_files_are_named(tmp_path):
     path = llama2c_file(tmp_path / "model.bin", TIED)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(EnvironmentFailure, match="and its sizes ask for"):
-        families.load_llama2c(path)
+        load_checkpoint(path)
     path.write_bytes(b"short")
     with pytest.raises(EnvironmentFailure, match="too few"):
-        families.load_llama2c(path)
+        load_checkpoint(path)
     (tmp_path / "tok.bin").write_bytes(struct.pack("<ifi", 3, 0.0, 90) + b"abc")
     with pytest.raises(EnvironmentFailure, match=r"not a llama2\.c tokenizer"):
-        families.llama2c_tokenizer(tmp_path / "tok.bin")
-    with pytest.raises(EnvironmentFailure, match=r"config\.json: cannot be read"):
-        families.load_huggingface(tmp_path / "nowhere")
+        llama2c_tokenizer(tmp_path / "tok.bin")
+    with pytest.raises(EnvironmentFailure, match="does not exist"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_new_family_is_one_registration(tmp_path, monkeypatch):
+    """Biases, rotary positions on half of a head, two matrices in one tensor: read, run both ways, and written."""
+    from tandem.model import families
+    from tandem.model.families import Family, Layout, Stored
+    from tandem.model.families.fields import Fields
+
+    def read_config(said):
+        fields = Fields(said)
+        return fields.done(
+            family="mine",
+            num_layers=fields.number("depth"),
+            d_model=fields.number("width"),
+            num_heads=2,
+            num_kv_heads=2,
+            d_ff=fields.number("inner"),
+            vocab_size=fields.number("words"),
+            rotary_fraction=0.5,
+            query_key_value_bias=True,
+            gated=True,
+        )
+
+    def write_config(config):
+        sizes = {"depth": config.num_layers, "width": config.d_model, "inner": config.d_ff, "words": config.vocab_size}
+        return {"model_type": "mine", **sizes}
+
+    def halves(array, config):
+        return np.split(array, 2)
+
+    def joined(arrays, config):
+        return np.concatenate(arrays)
+
+    stored = (
+        Stored("words", ("embedding",)),
+        Stored("block*.n1", ("layers.*.attention_norm.scale",)),
+        Stored("block*.n2", ("layers.*.mlp_norm.scale",)),
+        *(Stored(f"block*.{name[0]}", (f"layers.*.{name}",)) for name in ("query", "key", "value", "output")),
+        *(Stored(f"block*.{name[0]}b", (f"layers.*.{name}_bias",)) for name in ("query", "key", "value")),
+        Stored("block*.gate_up", ("layers.*.gate", "layers.*.up"), halves, joined),
+        Stored("block*.down", ("layers.*.down",)),
+        Stored("last", ("norm.scale",)),
+    )
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    families.register(Family("mine", ("mine",), Layout(stored, read_config), write_config))
+    config = read_config({"depth": 2, "width": 16, "inner": 20, "words": 37})
+    graph, weights = small(config)
+    export_huggingface(tmp_path, config, weights)
+    assert "block1.gate_up" in load_file(tmp_path / "model.safetensors")
+    again = load_checkpoint(tmp_path)
+    assert again.config == config
+    tokens = jnp.asarray([[3, 25, 7, 7, 19, 0]])
+    model = nnx.merge(again.graph, again.weights)
+    expected = np.asarray(nnx.merge(graph, weights)(tokens))
+    np.testing.assert_array_equal(model(tokens), expected)
+    states, _ = model.extend(tokens, jnp.zeros(1, jnp.int32), model.empty_cache(1, 8))
+    np.testing.assert_allclose(model.logits(states[-1]), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="two families are called mine"):
+        families.register(Family("other", ("mine",), Layout(stored, read_config), write_config))

@@ -148,11 +148,11 @@ class AtSlots:
     own: bool = False
 
     def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, None]:
-        keys_and_values = self.given
+        keys, values = self.given
         if self.own:
-            pairs = zip(self.given, layer.keys_and_values(x, self.turns), strict=True)
-            keys_and_values = tuple(jnp.concatenate(pair, axis=1) for pair in pairs)
-        return attend(layer.queries(x, self.turns), [Source(*keys_and_values, self.mask)], layer.softcap), None
+            own = layer.keys_and_values(x, self.turns)
+            keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(self.given, own, strict=True))
+        return attend(layer.queries(x, self.turns), [Source(keys, values, self.mask)], layer.softcap), None
 
 
 def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:

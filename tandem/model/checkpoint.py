@@ -94,7 +94,7 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
 
 def save_decoder(path: Path, config: DecoderConfig, weights: Any, dtype: Any = None, **about: Any) -> None:
     """Write a decoder's weights with its sizes, and whatever else is known `about` it."""
-    save(path, weights, {"decoder": dataclasses.asdict(config), **about}, dtype)
+    save(path, weights, {"decoder": config.described, **about}, dtype)
 
 
 def load_decoder(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Decoder], Any]:
@@ -108,7 +108,7 @@ def save_tandem(
     path: Path, primary: DecoderConfig, secondary: DecoderConfig, layer_map: Sequence[int], weights: Any
 ) -> None:
     """Write a tandem's weights (secondary and projections) with what they were built for."""
-    sizes = {"primary": dataclasses.asdict(primary), "secondary": dataclasses.asdict(secondary)}
+    sizes = {"primary": primary.described, "secondary": secondary.described}
     save(path, weights, {**sizes, "layer_map": list(layer_map)})
 
 
@@ -126,7 +126,7 @@ def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tand
 
 def save_head(path: Path, config: HeadConfig, primary: DecoderConfig, weights: Any) -> None:
     """Write the own weights of a head on a frozen primary, with what they were built for."""
-    save(path, weights, {"head": dataclasses.asdict(config), "primary": dataclasses.asdict(primary)})
+    save(path, weights, {"head": dataclasses.asdict(config), "primary": primary.described})
 
 
 def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Any], Any]:
@@ -165,6 +165,6 @@ def _stored(path: Path, name: str) -> Any:
 
 def _sizes(path: Path, name: str) -> DecoderConfig:
     try:
-        return DecoderConfig(**_stored(path, name))
-    except TypeError as error:
+        return DecoderConfig.from_described(_stored(path, name))
+    except (TypeError, ValueError, AttributeError) as error:
         raise EnvironmentFailure(f"{path}: its {name} has other sizes than this version knows: {error}") from error
