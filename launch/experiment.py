@@ -305,7 +305,7 @@ def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str
 
 
 def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
-    train = at_rate_of(experiment.train, f"secondary_{STAGES[stage]}")
+    train = of_row(experiment.train, f"secondary_{STAGES[stage]}", stage)
     config = {"stage": stage, "optimizer": optimizer_meaning(train), "seed": experiment.seed}
     if stage == 2:
         config |= {**distillation_meaning(train), "primary_dtype": resolve_dtype(train.primary_dtype)}
@@ -324,7 +324,7 @@ def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapp
 
 
 def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int], inputs: Mapping[str, Step]) -> Step:
-    train = at_rate_of(experiment.train, f"tandem_{STAGES[stage]}")
+    train = of_row(experiment.train, f"tandem_{STAGES[stage]}", stage)
     config: dict[str, Any] = {
         "stage": stage,
         "optimizer": optimizer_meaning(train),
@@ -360,19 +360,20 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
 
 def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) -> dict[str, Model]:
     """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
-    train, models, pair = at_rate_of(experiment.train, kind.value), experiment.scale.models, experiment.model
+    models, pair = experiment.scale.models, experiment.model
     primary = models[pair.primary]
     reads = len(resolve_layer_map(pair, experiment.scale))
     head = head_config(kind, primary, models[pair.secondary], reads, experiment.drafter.depth)
     count = head_parameters(head, primary)
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
-    dtype = resolve_dtype(train.primary_dtype)
+    dtype = resolve_dtype(experiment.train.primary_dtype)
     made: dict[str, Model] = {}
     for stage, suffix in STAGES.items():
         name = f"{kind}_{suffix}"
-        if stage == 2 and train.recipe is not Recipe.distil:
+        if stage == 2 and experiment.train.recipe is not Recipe.distil:
             break
+        train = of_row(experiment.train, kind.value, stage)
         config = {
             "head": asdict(head),
             "stage": stage,
@@ -397,9 +398,10 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
     return made
 
 
-def at_rate_of(train: TrainConfig, row: str) -> TrainConfig:
-    """The training of one row of the tables."""
-    return replace(train, learning_rate=train.learning_rate * getattr(train.rates, row))
+def of_row(train: TrainConfig, row: str, stage: int) -> TrainConfig:
+    """The training of one row of the tables in one stage."""
+    steps = train.steps if stage == 1 else train.distil_steps
+    return replace(train, steps=steps, learning_rate=train.learning_rate * getattr(train.rates, row))
 
 
 def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:

@@ -199,6 +199,7 @@ class ScaleConfig:
     # The further training of a pair at this scale; `train` starts from it.
     further: OptimizerConfig = field(default_factory=OptimizerConfig)
     rates: RatesConfig = field(default_factory=RatesConfig)
+    distil_steps: int = 100  # of stage 2
     # Use the weights in the package, where it ships some made by exactly this configuration.
     shipped: bool = False
 
@@ -219,9 +220,10 @@ class PairConfig:
 @dataclass
 class TrainConfig(OptimizerConfig):
     """Tandem training; all rows and stages use the same optimisation, which starts from `scale.further`, but for their
-    rates."""
+    rates. Stage 1 has `steps`, stage 2 `distil_steps`."""
 
     name: str = "distil"
+    distil_steps: int = 100
     rates: RatesConfig = field(default_factory=RatesConfig)
     recipe: Recipe = Recipe.distil
     primary: PrimaryMode = PrimaryMode.frozen

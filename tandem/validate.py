@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 from tandem.config import (
@@ -20,6 +21,7 @@ from tandem.config import (
     OptimizerConfig,
     PairConfig,
     PrimaryMode,
+    RatesConfig,
     Recipe,
     ScaleConfig,
     StopRule,
@@ -125,6 +127,8 @@ def _scale(scale: ScaleConfig, check: _Checks) -> None:
         if name not in scale.models:
             check.wrong("scale.pretrain", name, f"is not a model of scale.models{nearest(name, scale.models)}")
     _optimizer("scale.further", scale.further, check)
+    check.at_least("scale.distil_steps", scale.distil_steps, 1)
+    _rates("scale.rates", scale.rates, check)
 
 
 def _decoder(key: str, decoder: DecoderConfig, check: _Checks) -> None:
@@ -140,6 +144,11 @@ def _decoder(key: str, decoder: DecoderConfig, check: _Checks) -> None:
             check.wrong(f"{key}.num_kv_heads", decoder.num_kv_heads, f"must divide num_heads={decoder.num_heads}")
     check.positive(f"{key}.rope_theta", decoder.rope_theta)
     check.positive(f"{key}.norm_eps", decoder.norm_eps)
+
+
+def _rates(key: str, rates: RatesConfig, check: _Checks) -> None:
+    for field in fields(rates):
+        check.positive(f"{key}.{field.name}", getattr(rates, field.name))
 
 
 def _optimizer(key: str, optimizer: OptimizerConfig, check: _Checks) -> None:
@@ -194,6 +203,8 @@ def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderC
 
 def _train(train: TrainConfig, check: _Checks) -> None:
     _optimizer("train", train, check)
+    check.at_least("train.distil_steps", train.distil_steps, 1)
+    _rates("train.rates", train.rates, check)
     check.block_lengths("train.gamma", train.gamma)
     check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
     check.positive("train.temperature", train.temperature)
