@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from launch.drafting import WEIGHTS, decoding, primary_of
 from launch.graph import Context
-from launch.steps import PRIMARY, RESULTS, TOKENIZER, WEIGHTS, decoding
+from launch.steps import RESULTS, TOKENIZER
 from launch.store import write_json_atomic, write_text_atomic
 from tandem.config import EvalConfig
 from tandem.data.tokenizer import Tokenizer
@@ -28,14 +29,17 @@ from tasks.example import Example, Kind, Normalisation, TaskInfo, shorten
 
 EXAMPLES = "examples.jsonl"
 PREDICTIONS = "predictions.jsonl"
+# Ways of a model that decodes without another.
+ALONE = ("decoder", "primary")
 
 
 @dataclass(frozen=True)
 class Contestant:
     """A model as it is evaluated.
 
-    `way`: "decoder"; "standalone", a tandem by itself at block length γ with the free token; "speed", a tandem whose
-    drafts the primary verifies. `width` is the number of positions of a pass of the primary (`Engine`).
+    `way`: "decoder"; "primary", the one that belongs to a tandem; "standalone", a tandem by itself at block length γ
+    with the free token; "speed", a tandem whose drafts the primary verifies. `width` is the number of positions of a
+    pass of the primary (`Engine`).
     """
 
     name: str
@@ -273,8 +277,8 @@ def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any,
     """The scorer of a model, and its weights."""
     from tandem.measure.likelihood import Scorer
 
-    if contestant.way == "decoder":
-        graph, weights = decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype)
+    if contestant.way in ALONE:
+        graph, weights = decoding(_alone(context, contestant), "decoder", dtype)
         return Scorer(graph), weights
     primary, primary_weights = decoding(_primary(context), "decoder", dtype)
     graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
@@ -286,8 +290,8 @@ def _writing(context: Context, contestant: Contestant, dtype: str, law: Any, sto
     from tandem.decoding.drafters.tandem import TandemDrafter
     from tandem.model.matrices import pack_matrices
 
-    if contestant.way == "decoder":
-        graph, weights = pack_matrices(*decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))
+    if contestant.way in ALONE:
+        graph, weights = pack_matrices(*decoding(_alone(context, contestant), "decoder", dtype))
         return _engine(graph, None, 0, contestant.width, True, law, stop), weights, None
     primary, primary_weights = pack_matrices(*decoding(_primary(context), "decoder", dtype))
     graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
@@ -304,10 +308,13 @@ def _engine(primary: Any, drafter: Any, gamma: int, width: int, verify: bool, la
     return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, law=law, stop_tokens=(stop,))
 
 
+def _alone(context: Context, contestant: Contestant) -> Path:
+    return _primary(context) if contestant.way == "primary" else context.inputs["model"] / WEIGHTS
+
+
 def _primary(context: Context) -> Path:
-    """The primary that a tandem reads: after joint training its own."""
-    own = context.inputs["model"] / PRIMARY
-    return own if own.exists() else context.inputs["primary"] / WEIGHTS
+    """The primary that a tandem reads."""
+    return primary_of(context.inputs["model"], "", ("", context.inputs["primary"] / WEIGHTS))[1]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

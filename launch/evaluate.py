@@ -213,10 +213,15 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
             contestant = downstream.Contestant(name, "decoder", 0, width if name == pair.primary else 1)
         made[name] = step(contestant, model.step)
     tandems = [name for name, model in models.items() if model.kind == "tandem"]
-    # A primary that was trained jointly is another model, with no evaluation here to be equal to.
-    if tandems and experiment.gamma > 0 and experiment.train.primary is PrimaryMode.frozen:
-        contestant = downstream.Contestant(f"{tandems[-1]}_speed", "speed", experiment.gamma, width)
-        made[contestant.name] = step(contestant, models[tandems[-1]].step, reference=made[pair.primary])
+    if tandems and experiment.gamma > 0:
+        name, reference = tandems[-1], pair.primary
+        if experiment.train.primary is not PrimaryMode.frozen:
+            # SPEED writes what the primary that was trained with the tandem writes.
+            reference = f"{pair.primary}_of_{name}"
+            contestant = downstream.Contestant(reference, "primary", 0, width)
+            made[reference] = step(contestant, models[name].step)
+        contestant = downstream.Contestant(f"{name}_speed", "speed", experiment.gamma, width)
+        made[contestant.name] = step(contestant, models[name].step, reference=made[reference])
     return list(made.values())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tandem
-from launch import steps, stopping
+from launch import measures, steps, stopping
 from launch.graph import Step
 from tandem.config import (
     Corpus,
@@ -102,26 +102,29 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     made: list[Step] = []
     if Measure.agreement in evaluation.measures:
         seq_len = experiment.train.seq_len
-        kinds = {name: model.kind for name, model in models.items()}
+        kinds, held = {name: model.kind for name, model in models.items()}, controls(experiment, models)
         made.append(
             Step(
                 kind="agreement",
                 name="agreement",
-                version=1,
+                version=2,
                 config={
                     "gammas": evaluation.gammas,
                     "sequences": evaluation.sequences,
                     "seq_len": seq_len,
                     "models": kinds,
+                    "primary": pair.primary,
+                    "controls": held,
                 },
                 inputs={"corpus": corpus, **{name: model.step for name, model in models.items()}},
-                run=steps.agreement(evaluation, seq_len, kinds, pair.primary),
+                run=measures.agreement(evaluation, seq_len, kinds, pair.primary, held),
                 size=f"{evaluation.sequences * seq_len:,} held-out tokens",
                 estimate_s=30,
             )
         )
     dtype = resolve_dtype(decode.dtype)
     decoding = {
+        "primary": pair.primary,
         "dtype": dtype,
         "prompts": evaluation.prompts,
         "prompt_tokens": decode.prompt_tokens,
@@ -141,11 +144,12 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
         find_rule = None if fixed else partial(stopping.rule_for, experiment)
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
         files = steps.prompt_files(experiment)
+        options = (gamma, drafters, pair.primary, ngram, experiment.seed, files, find_rule)
         made.append(
             Step(
                 kind="speed",
                 name="speed",
-                version=5,
+                version=6,
                 config={
                     "gamma": gamma,
                     **({} if fixed else stopping.rule_meaning(experiment)),
@@ -160,7 +164,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "prompts_from": steps.prompts_meaning(files),
                 },
                 inputs={"corpus": corpus, "primary": primary, **trained, **ruled},
-                run=steps.speed(evaluation, decode, dtype, gamma, drafters, ngram, experiment.seed, files, find_rule),
+                run=measures.speed(evaluation, decode, dtype, *options),
                 size=sizes,
                 estimate_s=90,
             )
@@ -175,10 +179,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="standalone",
                 name="standalone",
-                version=4,
+                version=5,
                 config={"gamma": evaluation.standalone_gamma, "models": alone, **decoding},
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in alone}},
-                run=steps.standalone(evaluation, decode, dtype, alone, experiment.seed),
+                run=measures.standalone(evaluation, decode, dtype, alone, pair.primary, experiment.seed),
                 size=sizes,
                 estimate_s=60,
             )
@@ -210,6 +214,16 @@ def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict
     chosen = dict.fromkeys(names.get(drafter, drafter.value) for drafter in experiment.drafter.drafters)
     kinds = {name: model.kind for name, model in models.items()} | {Drafter.prompt_lookup.value: "prompt_lookup"}
     return {name: kinds[name] for name in chosen if name in kinds}
+
+
+def controls(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, list[str]]:
+    """For each tandem the decoders that it is compared with: the secondary as pretrained, and trained further on its
+    own for no longer than the tandem."""
+    name = experiment.model.secondary
+    stages = {"tandem_ce": [name, f"{name}_ce"], "tandem_distil": [name, f"{name}_ce", f"{name}_distil"]}
+    return {
+        tandem: [control for control in stages[tandem] if control in models] for tandem in stages if tandem in models
+    }
 
 
 def _corpus(experiment: Experiment) -> Step:

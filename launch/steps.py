@@ -1,7 +1,7 @@
 """What each step of a run does: read its inputs, call the science, leave files. JAX is imported only when a step runs.
 
 Files of a step: models are `weights.safetensors` (a jointly trained primary `primary.safetensors` beside it), measures
-`results.json`, the corpus `tokenizer.model` and `tokens/`.
+`results.json` (`launch/measures.py`), the corpus `tokenizer.model` and `tokens/`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter, primary_with
+from launch.drafting import PRIMARY, WEIGHTS, decoding
 from launch.graph import Context
-from launch.store import write_json_atomic
 from tandem.config import (
     DataConfig,
     DecodeConfig,
@@ -29,7 +28,7 @@ from tandem.config import (
     TrainConfig,
 )
 from tandem.data.corpus import documents, is_heldout, split_group
-from tandem.data.iterator import Batches, heldout_windows, prompts
+from tandem.data.iterator import Batches, prompts
 from tandem.data.packing import open_tokens, pack
 from tandem.data.prompts import file_category, prompt_file, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
@@ -228,143 +227,6 @@ def _new_tandem(
     return graph, weights
 
 
-def agreement(
-    evaluation: EvalConfig, seq_len: int, models: Mapping[str, str], reference: str
-) -> Callable[[Context], None]:
-    """Tables `agreement` and `agreement_by_position` of `models` {row name: kind}. Inputs: corpus, the models by name.
-
-    Decoders are compared with `reference`, a tandem with the primary that it reads. A primary that was trained jointly
-    is another model than `reference` and gets a row of its own.
-    """
-
-    def run(context: Context) -> None:
-        from tandem.measure.agreement import Reader, means, means_by_position, measure
-        from tandem.model import checkpoint
-
-        tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout").array
-        windows = heldout_windows(tokens, evaluation.sequences, seq_len)
-        bison = checkpoint.load_decoder(context.inputs[reference] / WEIGHTS)
-        # Each row's name, the number of the primary that it is compared with, and the model.
-        primaries, compared = [bison], list[tuple[str, int, Reader]]()
-        for name, kind in models.items():
-            folder, own = context.inputs[name], 0
-            if kind == "decoder":
-                compared.append((name, own, Reader(*checkpoint.load_decoder(folder / WEIGHTS))))
-                continue
-            if (folder / PRIMARY).exists():
-                own = len(primaries)
-                primaries.append(checkpoint.load_decoder(folder / PRIMARY))
-            model = checkpoint.load_tandem(folder / WEIGHTS)
-            compared += [(name, own, Reader(*model, gamma)) for gamma in evaluation.gammas]
-            if own:
-                compared.append((f"{reference}_of_{name}", 0, Reader(*primaries[own])))
-        measured: dict[int, dict[str, np.ndarray]] = {}
-        for number, primary in enumerate(primaries):
-
-            def progress(done: int, total: int, number: int = number) -> None:
-                _stop_between(context)
-                context.progress(number * total + done, len(primaries) * total)
-
-            chosen = [place for place, (_, own, _) in enumerate(compared) if own == number]
-            values = measure(*primary, [compared[place][2] for place in chosen], windows, progress=progress)
-            measured |= dict(zip(chosen, values, strict=True))
-        rows: list[dict[str, Any]] = []
-        positions: list[dict[str, Any]] = []
-        for place, (name, _, reader) in enumerate(compared):
-            row = {"name": name} if reader.gamma is None else {"name": name, "gamma": reader.gamma}
-            values, count = measured[place], _count(reader.weights)
-            rows.append({**row, **means(values), "parameters": count, "tokens": windows[:, 1:].size})
-            if reader.gamma is not None:
-                by_position = enumerate(means_by_position(values, reader.gamma))
-                positions.extend({**row, "position": index, **at} for index, at in by_position)
-        write_json_atomic(context.out / RESULTS, {"agreement": rows, "agreement_by_position": positions})
-
-    return run
-
-
-def speed(
-    evaluation: EvalConfig,
-    decode: DecodeConfig,
-    dtype: str,
-    gamma: int,
-    drafters: Mapping[str, str],
-    ngram: int,
-    seed: int,
-    files: Mapping[str, Path] | None = None,
-    find_rule: Callable[..., tuple[Any, Any]] | None = None,
-) -> Callable[[Context], None]:
-    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the prompts of `files` by
-    name, and then `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs,
-    name, drafter, weights) needs to find a drafter's stopping rule."""
-
-    def run(context: Context) -> None:
-        from tandem.measure.speed import speed_tables
-        from tandem.model.checkpoint import parameters
-
-        given, categories = _prompts(context, evaluation, decode, seed), []
-        if files:
-            tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
-            given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
-        primary, weights = primary_with(context, drafters, dtype)
-        models = {
-            name: drafter(context.inputs.get(name), kind, dtype, primary, weights, ngram)
-            for name, kind in drafters.items()
-        }
-        rules = {name: find_rule(context.inputs, name, *model) for name, model in models.items() if find_rule}
-        tables = speed_tables(
-            primary,
-            weights,
-            models,
-            gamma,
-            given,
-            decode,
-            evaluation.repeats,
-            context.progress,
-            lambda: _stop_between(context),
-            seed,
-            categories,
-            rules,
-        )
-        for row in tables["speed"][1:]:
-            folder = context.inputs.get(row["name"])
-            row["parameters"] = parameters(folder / WEIGHTS) if folder else 0
-        write_json_atomic(context.out / RESULTS, tables)
-
-    return run
-
-
-def standalone(
-    evaluation: EvalConfig, decode: DecodeConfig, dtype: str, models: Mapping[str, str], seed: int
-) -> Callable[[Context], None]:
-    """Table `standalone`: each of `models` {row name: kind} alone. Inputs: corpus, primary, and the models by name."""
-
-    def run(context: Context) -> None:
-        from tandem.measure.speed import standalone_rows
-        from tandem.model.matrices import one_position, pack_matrices
-
-        primary, weights = primary_with(context, models, dtype)
-        tandems = [name for name, kind in models.items() if kind == "tandem"]
-        rows = standalone_rows(
-            primary,
-            weights,
-            {name: drafter(context.inputs[name], "tandem", dtype, primary, weights) for name in tandems},
-            {
-                name: pack_matrices(*one_position(*decoding(context.inputs[name] / WEIGHTS, kind, dtype)))
-                for name, kind in models.items()
-                if kind == "decoder"
-            },
-            evaluation.standalone_gamma,
-            _prompts(context, evaluation, decode, seed),
-            decode.max_new_tokens,
-            evaluation.repeats,
-            context.progress,
-            lambda: _stop_between(context),
-        )
-        write_json_atomic(context.out / RESULTS, {"standalone": rows})
-
-    return run
-
-
 def _train(context: Context, loss: Any, trained: Any, fixed: Any, config: OptimizerConfig, seed: int) -> Any:
     from tandem.training.loop import CHECKPOINT, train
 
@@ -439,12 +301,6 @@ def check_fits(prompt_tokens: int, decode: DecodeConfig, what: str) -> None:
     if prompt_tokens + decode.max_new_tokens > decode.cache_tokens:
         problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={decode.max_new_tokens} that is more "
         raise ConfigurationError([problem + f"than decode.cache_tokens={decode.cache_tokens}"])
-
-
-def _count(weights: Any) -> int:
-    import jax
-
-    return sum(int(leaf.size) for leaf in jax.tree.leaves(weights))
 
 
 def _stop_between(context: Context) -> None:

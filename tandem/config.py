@@ -262,7 +262,7 @@ class DrafterConfig:
     """The drafters that SPEED is measured with."""
 
     name: str = "paper"
-    drafters: list[Drafter] = field(default_factory=lambda: [Drafter.distilled, Drafter.tandem])
+    drafters: list[Drafter] = field(default_factory=lambda: [Drafter.independent, Drafter.distilled, Drafter.tandem])
     # How many drafts of a block medusa, eagle and kv are trained for; medusa can make no more.
     depth: int = 5
     ngram: int = 3  # the longest that prompt_lookup searches for

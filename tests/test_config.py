@@ -59,7 +59,7 @@ def test_defaults():
     assert experiment.scale.shipped
     assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (3, 0.8, [2])
     assert experiment.train.recipe is Recipe.distil
-    assert experiment.drafter.drafters == [Drafter.distilled, Drafter.tandem]
+    assert experiment.drafter.drafters == [Drafter.independent, Drafter.distilled, Drafter.tandem]
 
 
 def test_only_laptop_ships_weights():

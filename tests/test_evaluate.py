@@ -58,6 +58,16 @@ def test_a_task_is_read_once_and_answered_by_every_model(data):
     assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is made["boolq_v1 bison"]
 
 
+def test_what_speed_writes_is_held_against_the_primary_that_verifies_it(data):
+    """After joint training that is the tandem's own, which is evaluated too."""
+    made = steps(data, "eval.tasks=[boolq_v1]", "train=joint_both")
+    own = made["boolq_v1 bison_of_tandem_distil"]
+    assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is own
+    assert own.inputs["model"] is made["boolq_v1 tandem_distil"].inputs["model"]
+    assert own.config["contestant"]["width"] == made["boolq_v1 tandem_distil_speed"].config["contestant"]["width"]
+    assert own.fingerprint != made["boolq_v1 bison"].fingerprint
+
+
 def test_heads_that_only_draft_are_not_evaluated(data):
     assert set(steps(data, "eval.tasks=[boolq_v1]", "drafter=all")) == set(steps(data, "eval.tasks=[boolq_v1]"))
 
