@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,11 @@ from tandem.data.tokenizer import Tokenizer
 from tandem.errors import Interrupted
 from tandem.parallel.hosts import hosts
 from tasks.example import Example, Kind, Normalisation, TaskInfo, shorten
+from tasks.sources import Settings
+from tasks.task import Task
 
 EXAMPLES = "examples.jsonl"
+SOURCES = "sources"  # the role of the files that they are made of
 PREDICTIONS = "predictions.jsonl"
 
 
@@ -44,13 +47,13 @@ class Contestant:
     width: int = 1
 
 
-def examples(task: str, data_dir: str | None, shots: int, seed: int, limit: int | None, download: bool) -> Any:
-    """The step that reads a task's examples through its SeqIO task."""
+def examples(task: Task, settings: Settings) -> Callable[[Context], None]:
+    """The step that reads a task's examples through its SeqIO task, from the `sources` that it declares."""
 
     def run(context: Context) -> None:
-        from tasks.registry import examples as read
+        from tasks.seqio_tasks import read
 
-        found = read(task, data_dir, shots, seed, limit, download)
+        found = read(task, replace(settings, files=context.files[SOURCES]))
         write_text_atomic(context.out / EXAMPLES, "".join(f"{json.dumps(asdict(example))}\n" for example in found))
 
     return run

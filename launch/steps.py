@@ -6,63 +6,64 @@ Files of a step: models are `weights.safetensors` (a jointly trained primary `pr
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter, primary_with
 from launch.graph import Context
+from launch.prompts import PROMPTS, encode_prompts, heldout_prompts
 from launch.store import write_json_atomic
 from tandem.config import (
     DataConfig,
     DecodeConfig,
     DecoderConfig,
     EvalConfig,
-    Experiment,
     OptimizerConfig,
     PrimaryMode,
     ProjectionInit,
     TrainConfig,
 )
 from tandem.data.corpus import documents, is_heldout, split_group
-from tandem.data.iterator import Batches, heldout_windows, prompts
+from tandem.data.iterator import Batches, heldout_windows
 from tandem.data.packing import open_tokens, pack
-from tandem.data.prompts import file_category, prompt_file, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
-from tandem.errors import ConfigurationError, Interrupted
+from tandem.errors import Interrupted
 from tandem.model.heads import HeadConfig
 from tandem.parallel.hosts import hosts
 
 RESULTS = "results.json"
 TOKENIZER = "tokenizer.model"
+# The roles of files of texts, of a tokenizer and of weights that the package ships.
+CORPUS, GIVEN_TOKENIZER, SHIPPED = "sha256", "tokenizer", "sha256"
 
 # Batches of training text that the closed-form projections are fitted to.
 LEAST_SQUARES_BATCHES = 16
 
 
-def corpus(data: DataConfig, vocab_size: int, tokenizer: Path | None) -> Callable[[Context], None]:
-    """The corpus tokenised and split; with `tokenizer` None one is trained on the training documents."""
+def corpus(data: DataConfig, vocab_size: int) -> Callable[[Context], None]:
+    """The corpus tokenised and split; without a file of a `tokenizer` one is trained on the training documents."""
 
     def run(context: Context) -> None:
         from tasks.text import tfds_documents
 
-        group = split_group(data)
-        if tokenizer is None:
+        group, files = split_group(data), context.files.get(CORPUS)
+        if given := context.files.get(GIVEN_TOKENIZER):
+            with given.open(given.entries[0][1]) as file:
+                model = file.read()
+        else:
             training = (
-                d for d in documents(data, tfds_documents) if not is_heldout(group(d.name), data.heldout_fraction)
+                document
+                for document in documents(data, tfds_documents, files)
+                if not is_heldout(group(document.name), data.heldout_fraction)
             )
             model = train_tokenizer((document.text for document in training), vocab_size)
-        else:
-            model = tokenizer.read_bytes()
         (context.out / TOKENIZER).write_bytes(model)
-        meta = pack(
-            documents(data, tfds_documents), Tokenizer(model), context.out / "tokens", data.heldout_fraction, group
-        )
+        found = documents(data, tfds_documents, files)
+        meta = pack(found, Tokenizer(model), context.out / "tokens", data.heldout_fraction, group)
         context.log(train_tokens=meta["train"]["tokens"], heldout_tokens=meta["heldout"]["tokens"])
 
     return run
@@ -86,16 +87,14 @@ def pretrain(config: DecoderConfig, optimizer: OptimizerConfig, seed: int) -> Ca
     return run
 
 
-def shipped(path: Path) -> Callable[[Context], None]:
+def shipped(context: Context) -> None:
     """A stand-in that the package ships trained."""
+    from tandem.model import checkpoint
 
-    def run(context: Context) -> None:
-        from tandem.model import checkpoint
-
-        checkpoint.load_decoder(path)  # a damaged file is found here, under its own name
-        shutil.copyfile(path, context.out / WEIGHTS)
-
-    return run
+    files = context.files[SHIPPED]
+    path = files.named(files.entries[0][1])
+    checkpoint.load_decoder(path)  # a damaged file is found here, under its own name
+    shutil.copyfile(path, context.out / WEIGHTS)
 
 
 def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
@@ -288,19 +287,18 @@ def speed(
     drafters: Mapping[str, str],
     ngram: int,
     seed: int,
-    files: Mapping[str, Path] | None = None,
     find_rule: Callable[..., tuple[Any, Any]] | None = None,
 ) -> Callable[[Context], None]:
-    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the prompts of `files` by
-    name, and then `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs,
-    name, drafter, weights) needs to find a drafter's stopping rule."""
+    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the prompts of files, and then
+    `speed_by_category`. Inputs: corpus, primary, the drafters by name, and what `find_rule` (inputs, name, drafter,
+    weights) needs to find a drafter's stopping rule."""
 
     def run(context: Context) -> None:
         from tandem.measure.speed import speed_tables
         from tandem.model.checkpoint import parameters
 
-        given, categories = _prompts(context, evaluation, decode, seed), []
-        if files:
+        given, categories = heldout_prompts(context, evaluation, decode, seed), []
+        if files := context.files.get(PROMPTS):
             tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
             given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
         primary, weights = primary_with(context, drafters, dtype)
@@ -352,7 +350,7 @@ def standalone(
                 if kind == "decoder"
             },
             evaluation.standalone_gamma,
-            _prompts(context, evaluation, decode, seed),
+            heldout_prompts(context, evaluation, decode, seed),
             decode.max_new_tokens,
             evaluation.repeats,
             context.progress,
@@ -395,48 +393,6 @@ def _batches(context: Context, config: OptimizerConfig, seed: int) -> Batches:
 def _stage_seed(seed: int, stage: int) -> int:
     """Stages read the corpus in different orders, equal for all models that are compared."""
     return 10 * seed + stage
-
-
-def prompt_files(experiment: Experiment) -> dict[str, Path]:
-    """The files that `data.prompts` names, by the names."""
-    return {name: prompt_file(name, experiment.tasks.data_dir) for name in experiment.data.prompts or ()}
-
-
-def prompts_meaning(files: Mapping[str, Path]) -> list[list[str]] | None:
-    """The prompts of these files as a fingerprint knows them; null for those cut from the held-out text."""
-    return [[file_category(name), digest(file)] for name, file in files.items()] or None
-
-
-def digest(path: Path) -> str:
-    """The content of a file as a fingerprint knows it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
-    tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
-    return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
-
-
-def encode_prompts(
-    files: Mapping[str, Path], tokenizer: Tokenizer, count: int, decode: DecodeConfig
-) -> tuple[list[np.ndarray], list[str]]:
-    """`count` prompts of each file as ids, and their categories. Raises ConfigurationError where one fits no cache."""
-    encoded, categories = [], []
-    for name, path in files.items():
-        for prompt in read_prompts(path, count, file_category(name)):
-            ids = tokenizer.encode_prompt(prompt.text)
-            encoded.append(ids if prompt.whole else ids[: decode.prompt_tokens])
-            categories.append(prompt.category)
-            check_fits(len(encoded[-1]), decode, f"data.prompts={path}: a prompt")
-    return encoded, categories
-
-
-def check_fits(prompt_tokens: int, decode: DecodeConfig, what: str) -> None:
-    """Raises ConfigurationError where a prompt and its response take more than the cache."""
-    if prompt_tokens + decode.max_new_tokens > decode.cache_tokens:
-        problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={decode.max_new_tokens} that is more "
-        raise ConfigurationError([problem + f"than decode.cache_tokens={decode.cache_tokens}"])
 
 
 def _count(weights: Any) -> int:

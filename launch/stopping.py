@@ -16,6 +16,7 @@ import numpy as np
 from launch import steps
 from launch.drafting import drafter, primary_with
 from launch.graph import Context, Step
+from launch.prompts import PROMPTS, encode_prompts, heldout_prompts, prompt_files
 from launch.store import write_json_atomic
 from tandem.config import DecodeConfig, Experiment, StopRule
 from tandem.data.iterator import prompts
@@ -94,8 +95,7 @@ def comparison_step(
     given = {name: model.step for name, model in drafters.items()}
     given |= rule_steps(experiment, StopRule.survival, drafters, inputs, dtype)
     tau = {"tau": experiment.tau} if StopRule.router in evaluation.stops else {}
-    meaning = steps.prompts_meaning(steps.prompt_files(experiment))
-    source = {"prompts_from": meaning} if meaning else {}
+    files = prompt_files(experiment)
     return Step(
         kind="stopping",
         name="stopping",
@@ -106,9 +106,9 @@ def comparison_step(
             "repeats": evaluation.repeats,
             "drafters": kinds,
             **tau,
-            **source,
         },
         inputs={**inputs, **given},
+        files={PROMPTS: files} if files else {},
         run=lambda context: compare_rules(context, experiment, kinds, dtype),
         size=f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each",
         estimate_s=120,
@@ -183,11 +183,11 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
     routers are worth."""
     from tandem.measure.stopping import stopping_tables
 
-    evaluation, decode, files = experiment.eval, experiment.decode, steps.prompt_files(experiment)
-    given, categories = steps._prompts(context, evaluation, decode, experiment.seed), []
-    if files:
+    evaluation, decode = experiment.eval, experiment.decode
+    given, categories = heldout_prompts(context, evaluation, decode, experiment.seed), []
+    if files := context.files.get(PROMPTS):
         tokenizer = Tokenizer.from_file(context.inputs["corpus"] / steps.TOKENIZER)
-        given, categories = steps.encode_prompts(files, tokenizer, evaluation.prompts, decode)
+        given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
     tables: dict[str, list[dict[str, Any]]] = {}
     for done, (name, kind) in enumerate(kinds.items()):
         made = stopping_tables(
