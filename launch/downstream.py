@@ -19,7 +19,7 @@ import numpy as np
 
 from launch.graph import Context
 from launch.steps import PRIMARY, RESULTS, TOKENIZER, WEIGHTS, decoding
-from launch.store import write_json_atomic, write_text_atomic
+from launch.store import read_lines, write_json_atomic, write_text_atomic
 from tandem.config import EvalConfig
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import Interrupted
@@ -61,7 +61,7 @@ def examples(task: Task, settings: Settings) -> Callable[[Context], None]:
 
 def read_examples(path: Path) -> list[Example]:
     """The examples that a step of them has left."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(path)
     fields: list[dict[str, Any]] = [{k: tuple(v) if k in _TUPLES else v for k, v in row.items()} for row in rows]
     return [Example(**row) for row in fields]
 
@@ -78,7 +78,7 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
         about: dict[str, Any] = {}
         if contestant.way == "speed" and info.kind is not Kind.generate:
             # Nothing is drafted where options are scored: the verified model's likelihoods are the primary's.
-            lines = _read_lines(context.inputs["reference"] / PREDICTIONS)
+            lines = read_lines(context.inputs["reference"] / PREDICTIONS)
         else:
             tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
             work = _Work(context, info, evaluation, tokenizer)
@@ -89,7 +89,7 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
                 lines = work.rank(found, *_scoring(context, contestant, dtype))
             about |= work.about
             if contestant.way == "speed":
-                reference = _read_lines(context.inputs["reference"] / PREDICTIONS)
+                reference = read_lines(context.inputs["reference"] / PREDICTIONS)
                 pairs = zip(lines, reference, strict=True)
                 about["identical_to_primary"] = sum(_identical(a, b) for a, b in pairs) / len(lines)
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
@@ -311,7 +311,3 @@ def _primary(context: Context) -> Path:
     """The primary that a tandem reads: after joint training its own."""
     own = context.inputs["model"] / PRIMARY
     return own if own.exists() else context.inputs["primary"] / WEIGHTS
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

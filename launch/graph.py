@@ -116,15 +116,18 @@ def topological(targets: Iterable[Step]) -> list[Step]:
     return list(steps.values())
 
 
-def needed(targets: list[Step], store: Store) -> set[str]:
-    """Fingerprints of the targets, and of the inputs of whatever among them is not finished."""
+def needed(targets: list[Step], store: Store, content: bool = False) -> set[str]:
+    """Fingerprints of the targets, and of the inputs of whatever among them is not finished.
+
+    With `content` all that is finished among these is compared with what was written: see `Store.find`.
+    """
     found: set[str] = set()
     waiting = list(targets)
     while waiting:
         step = waiting.pop()
         if step.fingerprint not in found:
             found.add(step.fingerprint)
-            if store.find(step) is None:
+            if store.find(step, content) is None:
                 waiting.extend(step.inputs.values())
     return found
 
@@ -138,14 +141,15 @@ def execute(
 ) -> dict[str, Path]:
     """Bring every target about and return the directories of all finished steps met, by step name.
 
-    Finished steps are found and not run; inputs that nothing unfinished needs are not made again. `sink` receives every
+    Finished steps are found and not run; inputs that nothing unfinished needs are not made again. What is finished and
+    needed is compared with what was written, and done again where it is damaged. `sink` receives every
     record that a step logs. Raises `Interrupted` once `should_stop()` is true, with all unfinished work kept.
     """
     here = hosts()
     display = display or Display(None if here.first else io.StringIO())
     targets = list(targets)
     names = _names(targets)
-    wanted = here.agree(lambda: sorted(needed(targets, store)))
+    wanted = here.agree(lambda: sorted(needed(targets, store, content=True)))
     found: dict[str, Path] = {}
     for step in topological(targets):
         directory = _agreed(lambda step=step: store.find(step))

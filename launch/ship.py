@@ -17,6 +17,7 @@ import yaml
 
 from launch.compose import from_container
 from launch.experiment import PRETRAINED, optimizer_meaning
+from launch.manifest import require_whole
 from launch.steps import TOKENIZER, WEIGHTS
 from tandem.config import DecoderConfig, OptimizerConfig, parameter_count
 from tandem.errors import ConfigurationError, UserError
@@ -57,6 +58,8 @@ def ship(run: Path) -> list[Path]:
     target = PRETRAINED / experiment.scale.name
     target.mkdir(parents=True, exist_ok=True)
     corpus = store / f"corpus-{fingerprints['corpus']}"
+    for directory in (corpus, *made.values()):
+        require_whole(directory)
     shutil.copyfile(corpus / TOKENIZER, target / TOKENIZER)
     meta = json.loads((corpus / "tokens" / "meta.json").read_text(encoding="utf-8"))
     written = [target / TOKENIZER]

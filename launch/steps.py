@@ -362,7 +362,7 @@ def standalone(
 
 
 def _train(context: Context, loss: Any, trained: Any, fixed: Any, config: OptimizerConfig, seed: int) -> Any:
-    from tandem.training.loop import CHECKPOINT, train
+    from tandem.training.loop import CHECKPOINT, DAMAGED, train
 
     def report(step: int, total: int, metrics: dict[str, float]) -> None:
         context.log(step=step, **metrics)
@@ -378,10 +378,12 @@ def _train(context: Context, loss: Any, trained: Any, fixed: Any, config: Optimi
         seed=seed,
         folder=context.left,
         report=report,
+        say=context.display.line,
         should_stop=context.should_stop,
     )
     # The optimizer's state is needed no more, and is three times the size of the weights.
-    (context.out / CHECKPOINT).unlink(missing_ok=True)
+    for name in (CHECKPOINT, f"{CHECKPOINT}{DAMAGED}"):
+        (context.out / name).unlink(missing_ok=True)
     return weights
 
 

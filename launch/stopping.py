@@ -5,7 +5,6 @@ Files of a step: a router `router.safetensors` without the drafter's embeddings,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from launch import steps
 from launch.drafting import drafter, primary_with
 from launch.graph import Context, Step
 from launch.prompts import PROMPTS, encode_prompts, heldout_prompts, prompt_files
-from launch.store import write_json_atomic
+from launch.store import read_json, write_json_atomic
 from tandem.config import DecodeConfig, Experiment, StopRule
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
@@ -208,7 +207,7 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
             tables[table] = [*tables.get(table, []), *rows]
     tables["router"] = []
     for name in kinds:
-        report = json.loads((context.inputs[f"router_{name}"] / steps.RESULTS).read_text(encoding="utf-8"))
+        report = read_json(context.inputs[f"router_{name}"] / steps.RESULTS)
         positions = report.pop("positions")
         heads = ({"name": name, "head": head, "positions": positions, **about} for head, about in report.items())
         tables["router"] += heads
@@ -248,7 +247,7 @@ def rule_for(
 
 
 def tuned(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / steps.RESULTS).read_text(encoding="utf-8"))
+    return read_json(directory / steps.RESULTS)
 
 
 def load_router(directory: Path, drafter: Any, drafter_weights: Any) -> Any:

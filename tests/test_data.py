@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import lzma
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,27 @@ def test_token_files_hold_every_document_once_in_its_split(
     assert meta["heldout_groups"] == sorted({group(document.name) for document in expected["heldout"]})
     assert not set(meta["heldout_groups"]) & {group(document.name) for document in expected["train"]}
     assert meta["tokenizer_sha256"] == tokenizer.sha256
+
+
+@pytest.mark.parametrize("name", ["train.bin", "train.offsets.npy", "meta.json"])
+@pytest.mark.parametrize("keep", [0, 2, 100])
+def test_token_files_that_are_cut_are_named(tmp_path: Path, packed: Path, name: str, keep: int) -> None:
+    shutil.copytree(packed, tmp_path / "tokens")
+    path = tmp_path / "tokens" / name
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(EnvironmentFailure, match=f"{tmp_path}/tokens: its train tokens .*; remove the step's folder"):
+        open_tokens(tmp_path / "tokens", "train")
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for content in (b"", b"text", tokenizer.model[:1000]):
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        with pytest.raises(
+            EnvironmentFailure, match=r"tokenizer\.model: cannot be read as a tokenizer: not a Sentence"
+        ):
+            Tokenizer.from_file(tmp_path / "tokenizer.model")
+    with pytest.raises(EnvironmentFailure, match="gone: cannot be read as a tokenizer: No such file"):
+        Tokenizer.from_file(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(("fraction", "split"), [(0.0, "held-out"), (1.0, "training")])

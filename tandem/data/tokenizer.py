@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from tandem.errors import ConfigurationError
+from tandem.errors import ConfigurationError, EnvironmentFailure
 
 PAD_ID, EOS_ID, UNK_ID, NEWLINE_ID = 0, 1, 2, 3
 
@@ -88,7 +88,16 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
-        return cls(Path(path).read_bytes())
+        """The tokenizer of a model's file. Raises EnvironmentFailure that names it where it is none."""
+        what = "not a SentencePiece model"
+        try:
+            if model := Path(path).read_bytes():  # SentencePiece takes nothing for a model that is to come
+                return cls(model)
+        except OSError as error:
+            what = error.strerror
+        except RuntimeError:
+            pass
+        raise EnvironmentFailure(f"{path}: cannot be read as a tokenizer: {what}")
 
     def encode(self, text: str) -> np.ndarray:
         """The ids [n] int32 of `text`, without a document end."""
