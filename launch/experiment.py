@@ -15,6 +15,7 @@ from typing import Any
 import tandem
 from launch import steps, stopping
 from launch.graph import Step
+from launch.manifest import require_shipped
 from launch.prompts import PROMPTS, check_fits, encode_prompts, prompt_files
 from tandem.config import (
     Corpus,
@@ -218,7 +219,7 @@ def _corpus(experiment: Experiment) -> Step:
     data, scale = experiment.data, experiment.scale
     vocab_size = scale.models[experiment.model.primary].vocab_size
     tokenizer = shipped_tokenizer(experiment)
-    files = {steps.GIVEN_TOKENIZER: Files.one(tokenizer)} if tokenizer else {}
+    files = {steps.GIVEN_TOKENIZER: _shipped_file(tokenizer)} if tokenizer else {}
     if data.corpus is not Corpus.stdlib:
         files[steps.CORPUS] = text_files(data) if data.corpus is Corpus.text else tfds_files(data)
     return Step(
@@ -272,7 +273,7 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
                 version=1,
                 config={},
                 inputs={"corpus": corpus},
-                files={steps.SHIPPED: Files.one(path)},
+                files={steps.SHIPPED: _shipped_file(path)},
                 run=steps.shipped,
                 on_devices=False,
                 size=f"{_millions(config)}, shipped pretrained",
@@ -288,6 +289,12 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
         size=f"{_millions(config)}, {_tokens(optimizer):,} tokens from scratch{why}",
         estimate_s=6 * parameter_count(config) * _tokens(optimizer) / TRAINING_FLOPS,
     )
+
+
+def _shipped_file(path: Path) -> Files:
+    files = Files.one(path)
+    require_shipped(path, files.meaning)
+    return files
 
 
 def _ships(experiment: Experiment) -> bool:

@@ -11,6 +11,7 @@ from tandem.errors import EnvironmentFailure
 
 ABOUT = "step.json"
 FILES = "files"
+SHIPPED = "files.json"  # beside the files that the package ships: their names, sizes and hashes
 
 Manifest = dict[str, list[Any]]  # name inside the step's directory: [bytes, SHA-256]
 
@@ -42,6 +43,29 @@ def damage(directory: Path, content: bool) -> str:
         where = getattr(error, "filename", None)
         return f"{where} cannot be read" if where else _unreadable(directory)
     return ""
+
+
+def list_shipped(folder: Path) -> Path:
+    """Write what models and tokenizer a folder of the package ships beside them; the file written."""
+    files = {name: entry for name, entry in manifest_of(folder).items() if name.endswith((".safetensors", ".model"))}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in files.items())
+    (folder / SHIPPED).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    return folder / SHIPPED
+
+
+def require_shipped(path: Path, sha256: str) -> None:
+    """Raises EnvironmentFailure where a file of the package with this content is not the one that it ships."""
+    try:
+        entry = json.loads((path.parent / SHIPPED).read_text(encoding="utf-8"))[path.name]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError) as error:
+        raise EnvironmentFailure(
+            f"{path.parent / SHIPPED}: does not list {path.name} ({error!r}); restore it"
+        ) from None
+    if entry[1] != sha256:
+        remedy = "restore it, or delete it to have it made from the corpus"
+        raise EnvironmentFailure(f"{path}: not what the package ships; {remedy}")
 
 
 def require_whole(directory: Path) -> None:

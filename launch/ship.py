@@ -17,7 +17,7 @@ import yaml
 
 from launch.compose import from_container
 from launch.experiment import PRETRAINED, optimizer_meaning
-from launch.manifest import require_whole
+from launch.manifest import list_shipped, require_whole
 from launch.steps import TOKENIZER, WEIGHTS
 from tandem.config import DecoderConfig, OptimizerConfig, parameter_count
 from tandem.errors import ConfigurationError, UserError
@@ -71,7 +71,7 @@ def ship(run: Path) -> list[Path]:
         card = _card(name, roles[name], config, optimizer, meta, results, source)
         (target / f"{name}.md").write_text(card, encoding="utf-8")
         written += [target / f"{name}.safetensors", target / f"{name}.md"]
-    return written
+    return [*written, list_shipped(target)]
 
 
 def _card(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from launch import ship
 from launch.compose import compose
 from launch.experiment import build, build_models
 from launch.graph import topological
+from launch.manifest import list_shipped
+from tandem.errors import EnvironmentFailure
 from tandem.model import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -318,6 +321,34 @@ def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path
     assert str(damaged) in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["gecko.safetensors", "tokenizer.model"])
+def test_a_shipped_file_that_is_another_is_named(tmp_path, monkeypatch, name):
+    """It would be another model, or other tokens, with other numbers."""
+    shutil.copytree(ROOT / "tandem" / "pretrained" / "laptop", tmp_path / "laptop")
+    monkeypatch.setattr("launch.experiment.PRETRAINED", tmp_path)
+    assert graph("scale=laptop")["gecko"].kind == "shipped"
+    changed = bytearray((tmp_path / "laptop" / name).read_bytes())
+    changed[-3] ^= 1
+    (tmp_path / "laptop" / name).write_bytes(changed)
+    with pytest.raises(
+        EnvironmentFailure, match=f"{tmp_path / 'laptop' / name}: not what the package ships; restore it"
+    ):
+        graph("scale=laptop")
+
+
+def test_what_the_package_ships_is_listed(tmp_path):
+    folder = ROOT / "tandem" / "pretrained" / "laptop"
+    shutil.copytree(folder, tmp_path / "laptop")
+    written = list_shipped(tmp_path / "laptop").read_text(encoding="utf-8")
+    assert (folder / "files.json").read_text(encoding="utf-8") == written
+    assert set(json.loads(written)) == {
+        "bison.safetensors",
+        "otter.safetensors",
+        "gecko.safetensors",
+        "tokenizer.model",
+    }
 
 
 def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):
