@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import lzma
+import random
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tandem.data.corpus import Document, corpus_identity, documents, is_heldout,
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
 from tandem.data.prompts import Prompt, prompt_file, read_prompts
+from tandem.data.sentences import LONGEST, sample_sentences, sentences
 from tandem.data.tokenizer import EOS_ID, NEWLINE_ID, Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks.text import tfds_documents
@@ -189,6 +191,52 @@ def test_training_is_deterministic_and_bounded(stdlib: list[Document], tokenizer
     sampled = train_tokenizer(texts, 1024, max_bytes=200_000)
     assert sampled != tokenizer.model
     assert Tokenizer(sampled).vocab_size == tokenizer.vocab_size == 1024
+
+
+WORDS = ["river", "stone", "lamp", "kettle", "garden", "window", "night", "собака", "кошка", "хлеб", "вода", "песня"]
+
+
+def test_a_long_line_is_learnt_from_as_the_same_words_in_short_ones_are() -> None:
+    """SentencePiece leaves a line of more than 4,192 bytes out, without a word."""
+    generator = random.Random(0)
+    words = [generator.choice(WORDS) for _ in range(6000)]
+    long = " ".join(words)
+    short = "\n".join(" ".join(words[start : start + 12]) for start in range(0, len(words), 12))
+    lengths = [len(Tokenizer(train_tokenizer([text], 420)).encode(long)) for text in (long, short)]
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.02)
+    assert lengths[0] < 1.5 * len(words)
+    # Beside short lines a long one counts as much as they do.
+    assert len(Tokenizer(train_tokenizer([long.upper(), short], 480)).encode(long.upper())) < 1.5 * len(words)
+
+
+PARTS = ["ab", " ", "  ", "é", "猫", "\U0001f600", "\t", "\n", "x" * 3000, "猫" * 900, " ".join(["word"] * 1000)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=8))
+def test_sentences_are_the_text_in_parts_that_fit(parts: list[str]) -> None:
+    text = "".join(parts)
+    found = list(sentences(text))
+    assert all(sentence.strip() and "\n" not in sentence and len(sentence.encode()) <= LONGEST for sentence in found)
+    assert "".join("".join(found).split()) == "".join(text.split())
+    assert all(line in found for line in text.split("\n") if line.strip() and len(line.encode()) <= LONGEST)
+    # Only what is longer than fits is cut within a word.
+    words = set(text.split())
+    longer = "".join(word for word in words if len(word.encode()) > LONGEST)
+    pieces = {piece for sentence in found for piece in sentence.split()}
+    assert all(piece in longer for piece in pieces - words)
+
+
+def test_a_line_with_the_character_that_sentencepiece_keeps_for_itself_is_not_left_out() -> None:
+    assert list(sentences("one \u2585 two\n\u2585\nthree")) == ["one ", " two", "three"]
+    bars = Tokenizer(train_tokenizer(["\n".join(f"quokka \u2585 {word}" for word in WORDS * 20)], 380))
+    assert len(bars.encode(" quokka" * 10)) <= 20
+    assert bars.decode(bars.encode("\u2585")) == "\u2585"
+
+
+def test_a_text_of_one_line_is_sampled_within_bounds() -> None:
+    chosen = sample_sentences(["word " * 200_000], max_bytes=100_000)
+    assert 50_000 <= sum(map(len, chosen)) <= 100_000
 
 
 @pytest.mark.parametrize(
