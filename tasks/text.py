@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tandem.config import DataConfig
 from tandem.data.corpus import Document
@@ -45,7 +46,12 @@ def _folder(config: DataConfig) -> Path:
         raise ConfigurationError([f'data.dataset={config.dataset}: must read "name:1.0.0" or "name/config:1.0.0"'])
     data_dir = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     parts = [part for part in match.group("name", "config", "version") if part]
-    folder = Path(data_dir).expanduser().joinpath(*parts)
+    if "://" in data_dir:
+        from etils import epath
+
+        folder: Any = epath.Path(data_dir).joinpath(*parts)
+    else:
+        folder = Path(data_dir).expanduser().joinpath(*parts)
     if not (folder / "dataset_info.json").exists():
         # The `tfds build` command needs Apache Beam, which is not installed.
         raise EnvironmentFailure(

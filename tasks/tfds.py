@@ -47,7 +47,7 @@ def prepared_files(folder: Path, splits: Collection[str]) -> list[Path]:
         if not path.is_file():
             raise EnvironmentFailure(f"{path} is missing: {folder / DESCRIPTION} counts it among the dataset's files")
     others = {path for of_split in shards.values() for path in of_split} - needed
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in others)
+    return sorted(needed | {path for path in folder.iterdir() if path.is_file() and path not in others})
 
 
 def prepared_examples(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from launch.graph import Context, Step, execute
 from launch.store import Store
@@ -107,6 +108,25 @@ def test_a_file_is_hashed_once_unless_it_has_just_been_written(tmp_path, monkeyp
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(EnvironmentFailure, match=rf"cannot read {tmp_path / 'a'}: No such file"):
         _ = reading(tmp_path / "a").fingerprint
+
+
+def test_a_file_of_another_file_system_is_known_by_its_size_and_time(tmp_path):
+    """As gs:// paths are, whose files are not copied here to be hashed; this one stands for such a path."""
+    path = epath.Path(note(tmp_path / "a.txt"))
+    assert not isinstance(path, Path)
+    means = lambda: Files([("a", path)], summed=True).meaning  # noqa: E731
+    before = means()
+    assert means() == before
+    os.utime(path, (2.0, 2.0))
+    assert means() != before
+    files = Files([("a", path)], summed=True)
+    assert (files.meaning, files.named(path)) == (means(), path)
+    os.utime(path, (3.0, 3.0))
+    with pytest.raises(EnvironmentFailure, match="changed while it was being used"):
+        files.named(path)
+    Path(path).unlink()
+    with pytest.raises(EnvironmentFailure, match="cannot read"):
+        means()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Files outside of the store: a step declares them, its fingerprint holds their content, and it opens no others.
 
-What is installed (Python with its library, packages) is no such file: it is known by its version.
+What is installed (Python with its library, packages) is no such file: it is known by its version. A file of another
+file system (gs://…), a path that is not pathlib's, is known by its size and time and not copied here to be hashed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Files:
     """
 
     def __init__(self, entries: Iterable[tuple[str, Path]] = (), summed: bool = False) -> None:
-        self.entries = tuple(dict.fromkeys((name, Path(path)) for name, path in entries))
+        self.entries = tuple(dict.fromkeys(entries))
         self.summed = summed
         self._paths = {path for _, path in self.entries}
         self._stamps: dict[Path, Stamp] = {}  # as they were when they were hashed
@@ -74,7 +75,7 @@ class Files:
         self._declared(path)
         try:
             with open(path, "rb") as file:
-                self._unchanged(path, os.fstat(file.fileno()))
+                self._unchanged(path, _stamp(os.fstat(file.fileno())))
                 yield file
         except OSError as error:
             raise _unreadable(path, error) from None
@@ -83,7 +84,7 @@ class Files:
         """The path of a declared file, for a library that opens it itself; raises as `open` does."""
         self._declared(path)
         try:
-            self._unchanged(path, os.stat(path))
+            self._unchanged(path, _stamp(path.stat()))
         except OSError as error:
             raise _unreadable(path, error) from None
         return path
@@ -94,11 +95,11 @@ class Files:
             raise UndeclaredFile(f"{path} is read and not declared; declared: {declared}")
 
     def _hashed(self, path: Path) -> str:
-        content, self._stamps[path] = _sha256(path)
+        content, self._stamps[path] = _sha256(path) if isinstance(path, Path) else _elsewhere(path)
         return content
 
-    def _unchanged(self, path: Path, now: os.stat_result) -> None:
-        if self._stamps.get(path, _stamp(now)) != _stamp(now):
+    def _unchanged(self, path: Path, now: Stamp) -> None:
+        if self._stamps.get(path, now) != now:
             raise EnvironmentFailure(f"{path}: changed while it was being used; the same command reads it anew")
 
 
@@ -119,7 +120,17 @@ def _sha256(path: Path) -> tuple[str, Stamp]:
     return known, stamp
 
 
-def _stamp(entry: os.stat_result) -> Stamp:
+def _elsewhere(path: Any) -> tuple[str, Stamp]:
+    try:
+        stamp = _stamp(path.stat())
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return hashlib.sha256(repr(stamp).encode()).hexdigest(), stamp
+
+
+def _stamp(entry: Any) -> Stamp:
+    if not isinstance(entry, os.stat_result):
+        return entry.length, int(entry.mtime * 1e9), 0, 0
     return entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns, entry.st_ino
 
 
