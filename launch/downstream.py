@@ -29,6 +29,7 @@ from tasks.sources import Settings
 from tasks.task import Task
 
 EXAMPLES = "examples.jsonl"
+INFINITE = "inf: more than a number of 64 bits holds"
 SOURCES = "sources"  # the role of the files that they are made of
 PREDICTIONS = "predictions.jsonl"
 
@@ -109,7 +110,10 @@ def _rows(
     predictions: Sequence[Any],
     about: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """A row for each metric: its value in percent (perplexity: as it is) and the ends of its 95 % interval."""
+    """A row for each metric: its value in percent (perplexity: as it is) and the ends of its 95 % interval.
+
+    A value that no float holds is null, with a `note`.
+    """
     from tasks.registry import estimates, signatures
 
     settings = {"n": len(found), "limit": evaluation.limit, "shots": evaluation.shots, "seed": evaluation.seed}
@@ -122,16 +126,22 @@ def _rows(
             "task": info.name,
             "metric": metric,
             "primary_metric": metric == info.primary,
-            "score": estimate.value,
-            # Null where no resample defines the metric.
-            "low": None if math.isnan(estimate.low) else estimate.low,
-            "high": None if math.isnan(estimate.high) else estimate.high,
+            "score": _number(estimate.value),
+            # Null also where no resample defines the metric.
+            "low": _number(estimate.low),
+            "high": _number(estimate.high),
+            **({} if math.isfinite(estimate.value) else {"note": INFINITE}),
             **settings,
             **({"signature": made[metric]} if metric in made else {}),
             **about,
         }
         for metric, estimate in estimates(info.name, found, predictions, evaluation.seed).items()
     ]
+
+
+def _number(value: float) -> float | None:
+    """What JSON can hold of a number."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import lzma
+import os
 import random
 import shutil
 import subprocess
@@ -399,6 +400,45 @@ def test_prompts_are_read_from_each_kind_of_file(tmp_path: Path, name: str) -> N
     found = read_prompts(tmp_path / name, 9, "mine")
     assert found == [Prompt(text, "mine", whole=name == "a.jsonl") for text in texts]
     assert read_prompts(tmp_path / name, 1, "mine") == found[:1]
+
+
+@pytest.mark.parametrize("name", PROMPT_FILES)
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path, name: str) -> None:
+    content, texts = PROMPT_FILES[name]
+    content = content.replace(",text,y", "text,i,y").replace('0,"one', '"one').replace("1,,s\n2,two,s", ",1,s\ntwo,2,s")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert [prompt.text for prompt in read_prompts(tmp_path / name, 9, "mine")] == texts
+
+
+def test_a_byte_order_mark_is_no_part_of_a_corpus(tmp_path: Path) -> None:
+    for name, content in (("a.txt", TEXT), ("b.txt.gz", gzip.compress(TEXT)), ("c.txt", b"<|endoftext|>\none")):
+        (tmp_path / name).write_bytes(content)
+    before = list(documents(text_config(tmp_path)))
+    for name, content in (("a.txt", TEXT), ("b.txt.gz", TEXT), ("c.txt", b"<|endoftext|>\none")):
+        marked = b"\xef\xbb\xbf" + content
+        (tmp_path / name).write_bytes(gzip.compress(marked) if name.endswith(".gz") else marked)
+    assert list(documents(text_config(tmp_path))) == before
+
+
+@pytest.mark.parametrize("entry", ['{"prompt": "print(\\ud83d)"}', '{"prompt": "a", "category": "\\ude00"}'])
+def test_half_of_a_surrogate_pair_is_no_prompt(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "\\ud83d\\ude00"}}\n{entry}\n')
+    with pytest.raises(EnvironmentFailure, match=r"a\.jsonl:2: .ud83d is half of|a\.jsonl:2: .ude00 is half of"):
+        read_prompts(tmp_path / "a.jsonl", 9, "mine")
+
+
+def test_files_whose_names_are_not_utf8_are_read(tmp_path: Path) -> None:
+    """Of old archives."""
+    for number in range(40):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 %d.txt" % number)).write_text(f"text {number}\n")
+    found = list(documents(text_config(tmp_path)))
+    assert len(found) == 40
+    assert 0 < sum(is_heldout(document.name, 0.5) for document in found) < 40
+    assert len(text_files(text_config(tmp_path)).meaning) == 64
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    path.write_bytes(b"\xff")
+    with pytest.raises(EnvironmentFailure, match="is not UTF-8"):
+        list(documents(text_config(path)))
 
 
 def test_a_table_without_texts_is_refused(tmp_path: Path) -> None:

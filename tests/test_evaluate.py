@@ -14,13 +14,15 @@ import pytest
 
 from launch import evaluate
 from launch.compose import compose
-from launch.downstream import cut
+from launch.downstream import Contestant, _rows, cut
 from launch.experiment import build
 from launch.graph import topological
+from launch.store import write_json_atomic
 from sweeps.downstream import downstream_tables, shaped
 from sweeps.tables import to_text
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks import invented, registry
+from tasks.example import Example
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["experiment=debug", "job=evaluate"]
@@ -216,6 +218,19 @@ def test_the_list_names_every_task_without_jax_or_tensorflow(data):
     assert "superglue/BoolQ/val.jsonl" in listed["boolq_v1"]
     assert "rank" in listed["boolq_v1"]
     assert "pass@1" in listed["mbpp_v1"]
+
+
+def test_a_score_that_no_float_holds_is_null_with_a_note(tmp_path):
+    evaluation = compose([*WORDS, "eval.tasks=[lambada_v1]"]).eval
+    examples = [Example(str(n), "", (), None) for n in range(2)]
+    said = [[(-3000.0, True)], [(-1.0, False)]]
+    made = _rows(registry.info("lambada_v1"), Contestant("bison", "decoder"), evaluation, examples, said, {})
+    write_json_atomic(tmp_path / "results.json", made)  # which JSON has no infinity for
+    rows = {row["metric"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert rows["accuracy"]["score"] == 50
+    assert "note" not in rows["accuracy"]
+    assert (rows["perplexity"]["score"], rows["perplexity"]["high"]) == (None, None)
+    assert rows["perplexity"]["note"].startswith("inf: ")
 
 
 def test_a_text_ends_before_its_first_stop_sequence():

@@ -88,4 +88,11 @@ def _prompt(line: str, where: str, category: str) -> Prompt:
     text = entry.get("prompt", turns[0] if isinstance(turns, list) and turns else None)
     if not isinstance(text, str) or not text:
         raise EnvironmentFailure(f"{where}: needs a `prompt` or `turns` with a text that is not empty")
-    return Prompt(text, str(entry.get("category", category)))
+    found = Prompt(text, str(entry.get("category", category)))
+    for words in (found.text, found.category):
+        try:
+            words.encode()
+        except UnicodeEncodeError as error:
+            escape = f"\\u{ord(words[error.start]):04x}"
+            raise EnvironmentFailure(f"{where}: {escape} is half of a surrogate pair, and no text") from None
+    return found
