@@ -15,6 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from wandb_log import history, logs, only, read_log
 
 import launch.experiment as experiment_module
@@ -217,6 +219,56 @@ def test_two_runs_at_once_do_each_step_once(tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     ran = [step for event, step in events(tmp_path) if event == "run"]
     assert sorted(ran) == sorted({"corpus", "gecko", "otter", "bison", "agreement"})
+
+
+@pytest.mark.slow
+def test_what_is_damaged_in_the_store_is_made_again_and_gives_the_same_numbers(tmp_path):
+    words = ("train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "name=one", "model.middle=null")
+    launch_run(tmp_path, *words)
+    results = tmp_path / "runs" / "one" / "results.json"
+    before = json.loads(results.read_text())["agreement"]
+    store = tmp_path / "runs" / "store"
+
+    def first(pattern: str) -> Path:
+        return min(path for path in store.glob(pattern) if ".damaged" not in str(path.relative_to(store)))
+
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 4 * 2])
+
+    def spoil(path: Path) -> None:
+        tensors = load_file(path)
+        next(iter(tensors.values())).flat[0] = np.nan
+        with safe_open(path, "numpy") as file:
+            save_file(tensors, path, file.metadata())
+
+    for pattern, damage in (
+        ("agreement-*/results.json", cut),
+        ("corpus-*/tokens/heldout.bin", cut),
+        ("pretrain-*/weights.safetensors", spoil),
+    ):
+        path = first(pattern)
+        damage(path)
+        if not pattern.startswith("agreement"):  # so that somebody reads it
+            shutil.rmtree(first("agreement-*"))
+        done = launch_run(tmp_path, *words)
+        (said,) = [line for line in done.stderr.splitlines() if line.startswith("damaged")]
+        assert path.name in said
+        assert said.endswith("doing it again")
+        assert json.loads(results.read_text())["agreement"] == before
+
+    # Of a step that was finished before its files were listed the file is named.
+    path = first("pretrain-*/weights.safetensors")
+    about = json.loads((path.parent / "step.json").read_text())
+    del about["files"]
+    (path.parent / "step.json").write_text(json.dumps(about))
+    spoil(path)
+    shutil.rmtree(first("agreement-*"))
+    done = launch_run(tmp_path, *words, check=False)
+    assert done.returncode == 1
+    assert re.search(
+        rf"^error: .*{path.name}: damaged, since .* not finite; remove the folder", done.stderr, re.MULTILINE
+    )
+    assert "Traceback" not in done.stderr
 
 
 def graph(*words: str):
