@@ -15,6 +15,8 @@ from typing import Any
 import tandem
 from launch import measures, steps, stopping
 from launch.graph import Step
+from launch.manifest import require_shipped
+from launch.prompts import PROMPTS, check_fits, encode_prompts, prompt_files
 from tandem.config import (
     Corpus,
     DecoderConfig,
@@ -30,11 +32,13 @@ from tandem.config import (
     TrainConfig,
     parameter_count,
 )
-from tandem.data.corpus import corpus_identity
+from tandem.data.corpus import corpus_identity, text_files
+from tandem.data.files import Files
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import EnvironmentFailure
 from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.validate import resolve_layer_map
+from tasks.text import tfds_files
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
 PRETRAINED = Path(tandem.__file__).parent / "pretrained"
@@ -143,8 +147,8 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
         gamma = experiment.gamma if fixed else decode.gamma_max
         find_rule = None if fixed else partial(stopping.rule_for, experiment)
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
-        files = steps.prompt_files(experiment)
-        options = (gamma, drafters, pair.primary, ngram, experiment.seed, files, find_rule)
+        files = prompt_files(experiment)
+        options = (gamma, drafters, pair.primary, ngram, experiment.seed, find_rule)
         made.append(
             Step(
                 kind="speed",
@@ -161,9 +165,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "num_samples": decode.num_samples,
                     "batch_size": decode.batch_size,
                     "exact": decode.exact,
-                    "prompts_from": steps.prompts_meaning(files),
+                    **({} if files else {PROMPTS: None}),
                 },
                 inputs={"corpus": corpus, "primary": primary, **trained, **ruled},
+                files={PROMPTS: files} if files else {},
                 run=measures.speed(evaluation, decode, dtype, *options),
                 size=sizes,
                 estimate_s=90,
@@ -230,17 +235,22 @@ def _corpus(experiment: Experiment) -> Step:
     data, scale = experiment.data, experiment.scale
     vocab_size = scale.models[experiment.model.primary].vocab_size
     tokenizer = shipped_tokenizer(experiment)
+    files = {steps.GIVEN_TOKENIZER: _shipped_file(tokenizer)} if tokenizer else {}
+    if data.corpus is not Corpus.stdlib:
+        files[steps.CORPUS] = text_files(data) if data.corpus is Corpus.text else tfds_files(data)
     return Step(
         kind="corpus",
         name="corpus",
-        version=1,
+        # Since 2 long lines are cut for training a tokenizer, and not left out.
+        version=1 if tokenizer else 2,
         config={
             **corpus_identity(data),
             "vocab_size": vocab_size,
             "heldout_fraction": data.heldout_fraction,
-            "tokenizer": steps.digest(tokenizer) if tokenizer else "trained",
+            **({} if tokenizer else {steps.GIVEN_TOKENIZER: "trained"}),
         },
-        run=steps.corpus(data, vocab_size, tokenizer),
+        files=files,
+        run=steps.corpus(data, vocab_size),
         on_devices=False,
         size=f"{data.corpus.value}, {'shipped' if tokenizer else 'own'} tokenizer of {vocab_size}",
         estimate_s=5,
@@ -261,8 +271,8 @@ def check_prompts(experiment: Experiment) -> None:
         return
     tokenizer = Tokenizer.from_file(path)
     if experiment.prompt is not None:
-        steps.check_fits(len(tokenizer.encode_prompt(experiment.prompt)), experiment.decode, "prompt")
-    steps.encode_prompts(steps.prompt_files(experiment), tokenizer, experiment.eval.prompts, experiment.decode)
+        check_fits(len(tokenizer.encode_prompt(experiment.prompt)), experiment.decode, "prompt")
+    encode_prompts(prompt_files(experiment), tokenizer, experiment.eval.prompts, experiment.decode)
 
 
 def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
@@ -277,9 +287,10 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
                 kind="shipped",
                 name=name,
                 version=1,
-                config={"sha256": steps.digest(path)},
+                config={},
                 inputs={"corpus": corpus},
-                run=steps.shipped(path),
+                files={steps.SHIPPED: _shipped_file(path)},
+                run=steps.shipped,
                 on_devices=False,
                 size=f"{_millions(config)}, shipped pretrained",
                 estimate_s=0,
@@ -294,6 +305,12 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
         size=f"{_millions(config)}, {_tokens(optimizer):,} tokens from scratch{why}",
         estimate_s=6 * parameter_count(config) * _tokens(optimizer) / TRAINING_FLOPS,
     )
+
+
+def _shipped_file(path: Path) -> Files:
+    files = Files.one(path)
+    require_shipped(path, files.meaning)
+    return files
 
 
 def _ships(experiment: Experiment) -> bool:

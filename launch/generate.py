@@ -14,7 +14,8 @@ import numpy as np
 from launch.drafting import WEIGHTS, decoding, drafter, primary_of
 from launch.experiment import build_models, check_prompts, chosen_drafters, resolve_dtype
 from launch.graph import describe, execute
-from launch.steps import TOKENIZER, check_fits
+from launch.prompts import check_fits
+from launch.steps import TOKENIZER
 from launch.stopping import rule_for, rule_steps
 from launch.store import Store
 from tandem.config import Experiment, StopRule

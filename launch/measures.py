@@ -15,6 +15,7 @@ import numpy as np
 from launch import steps
 from launch.drafting import WEIGHTS, decoding, drafter, load_primary, primary_of
 from launch.graph import Context
+from launch.prompts import PROMPTS, encode_prompts, heldout_prompts
 from launch.store import write_json_atomic
 from tandem.config import DecodeConfig, EvalConfig
 from tandem.data.iterator import heldout_windows
@@ -108,21 +109,20 @@ def speed(
     reference: str,
     ngram: int,
     seed: int,
-    files: Mapping[str, Path] | None = None,
     find_rule: Callable[..., tuple[Any, Any]] | None = None,
 ) -> Callable[[Context], None]:
-    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the prompts of `files` by
-    name, and then `speed_by_category`. Inputs: corpus, primary (named `reference`), the drafters by name, and what
-    `find_rule` (inputs, name, drafter, weights) needs to find a drafter's stopping rule."""
+    """Table `speed`: SPEED with each of `drafters` {row name: kind} on held-out text or the prompts of files, and then
+    `speed_by_category`. Inputs: corpus, primary (named `reference`), the drafters by name, and what `find_rule`
+    (inputs, name, drafter, weights) needs to find a drafter's stopping rule."""
 
     def run(context: Context) -> None:
         from tandem.measure.speed import Candidate, speed_tables
         from tandem.model.checkpoint import parameters
 
-        given, categories = steps._prompts(context, evaluation, decode, seed), []
-        if files:
+        given, categories = heldout_prompts(context, evaluation, decode, seed), []
+        if files := context.files.get(PROMPTS):
             tokenizer = Tokenizer.from_file(context.inputs["corpus"] / steps.TOKENIZER)
-            given, categories = steps.encode_prompts(files, tokenizer, evaluation.prompts, decode)
+            given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
         primaries, verifiers = _primaries(context, drafters, reference, dtype)
         candidates = {}
         for name, kind in drafters.items():
@@ -178,7 +178,7 @@ def standalone(
                 if kind == "decoder"
             },
             evaluation.standalone_gamma,
-            steps._prompts(context, evaluation, decode, seed),
+            heldout_prompts(context, evaluation, decode, seed),
             decode.max_new_tokens,
             evaluation.repeats,
             context.progress,

@@ -6,61 +6,57 @@ Files of a step: models are `weights.safetensors` (a jointly trained primary `pr
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from launch.drafting import PRIMARY, WEIGHTS, decoding
 from launch.graph import Context
 from tandem.config import (
     DataConfig,
-    DecodeConfig,
     DecoderConfig,
-    EvalConfig,
-    Experiment,
     OptimizerConfig,
     PrimaryMode,
     ProjectionInit,
     TrainConfig,
 )
 from tandem.data.corpus import documents, is_heldout, split_group
-from tandem.data.iterator import Batches, prompts
+from tandem.data.iterator import Batches
 from tandem.data.packing import open_tokens, pack
-from tandem.data.prompts import file_category, prompt_file, read_prompts
 from tandem.data.tokenizer import Tokenizer, train_tokenizer
-from tandem.errors import ConfigurationError, Interrupted
+from tandem.errors import Interrupted
 from tandem.model.heads import HeadConfig
 from tandem.parallel.hosts import hosts
 
 RESULTS = "results.json"
 TOKENIZER = "tokenizer.model"
+# The roles of files of texts, of a tokenizer and of weights that the package ships.
+CORPUS, GIVEN_TOKENIZER, SHIPPED = "sha256", "tokenizer", "sha256"
 
 # Batches of training text that the closed-form projections are fitted to.
 LEAST_SQUARES_BATCHES = 16
 
 
-def corpus(data: DataConfig, vocab_size: int, tokenizer: Path | None) -> Callable[[Context], None]:
-    """The corpus tokenised and split; with `tokenizer` None one is trained on the training documents."""
+def corpus(data: DataConfig, vocab_size: int) -> Callable[[Context], None]:
+    """The corpus tokenised and split; without a file of a `tokenizer` one is trained on the training documents."""
 
     def run(context: Context) -> None:
         from tasks.text import tfds_documents
 
-        group = split_group(data)
-        if tokenizer is None:
+        group, files = split_group(data), context.files.get(CORPUS)
+        if given := context.files.get(GIVEN_TOKENIZER):
+            with given.open(given.entries[0][1]) as file:
+                model = file.read()
+        else:
             training = (
-                d for d in documents(data, tfds_documents) if not is_heldout(group(d.name), data.heldout_fraction)
+                document
+                for document in documents(data, tfds_documents, files)
+                if not is_heldout(group(document.name), data.heldout_fraction)
             )
             model = train_tokenizer((document.text for document in training), vocab_size)
-        else:
-            model = tokenizer.read_bytes()
         (context.out / TOKENIZER).write_bytes(model)
-        meta = pack(
-            documents(data, tfds_documents), Tokenizer(model), context.out / "tokens", data.heldout_fraction, group
-        )
+        found = documents(data, tfds_documents, files)
+        meta = pack(found, Tokenizer(model), context.out / "tokens", data.heldout_fraction, group)
         context.log(train_tokens=meta["train"]["tokens"], heldout_tokens=meta["heldout"]["tokens"])
 
     return run
@@ -84,16 +80,14 @@ def pretrain(config: DecoderConfig, optimizer: OptimizerConfig, seed: int) -> Ca
     return run
 
 
-def shipped(path: Path) -> Callable[[Context], None]:
+def shipped(context: Context) -> None:
     """A stand-in that the package ships trained."""
+    from tandem.model import checkpoint
 
-    def run(context: Context) -> None:
-        from tandem.model import checkpoint
-
-        checkpoint.load_decoder(path)  # a damaged file is found here, under its own name
-        shutil.copyfile(path, context.out / WEIGHTS)
-
-    return run
+    files = context.files[SHIPPED]
+    path = files.named(files.entries[0][1])
+    checkpoint.load_decoder(path)  # a damaged file is found here, under its own name
+    shutil.copyfile(path, context.out / WEIGHTS)
 
 
 def decoder_further(train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
@@ -228,7 +222,7 @@ def _new_tandem(
 
 
 def _train(context: Context, loss: Any, trained: Any, fixed: Any, config: OptimizerConfig, seed: int) -> Any:
-    from tandem.training.loop import CHECKPOINT, train
+    from tandem.training.loop import CHECKPOINT, DAMAGED, train
 
     def report(step: int, total: int, metrics: dict[str, float]) -> None:
         context.log(step=step, **metrics)
@@ -244,10 +238,12 @@ def _train(context: Context, loss: Any, trained: Any, fixed: Any, config: Optimi
         seed=seed,
         folder=context.left,
         report=report,
+        say=context.display.line,
         should_stop=context.should_stop,
     )
     # The optimizer's state is needed no more, and is three times the size of the weights.
-    (context.out / CHECKPOINT).unlink(missing_ok=True)
+    for name in (CHECKPOINT, f"{CHECKPOINT}{DAMAGED}"):
+        (context.out / name).unlink(missing_ok=True)
     return weights
 
 
@@ -259,48 +255,6 @@ def _batches(context: Context, config: OptimizerConfig, seed: int) -> Batches:
 def _stage_seed(seed: int, stage: int) -> int:
     """Stages read the corpus in different orders, equal for all models that are compared."""
     return 10 * seed + stage
-
-
-def prompt_files(experiment: Experiment) -> dict[str, Path]:
-    """The files that `data.prompts` names, by the names."""
-    return {name: prompt_file(name, experiment.tasks.data_dir) for name in experiment.data.prompts or ()}
-
-
-def prompts_meaning(files: Mapping[str, Path]) -> list[list[str]] | None:
-    """The prompts of these files as a fingerprint knows them; null for those cut from the held-out text."""
-    return [[file_category(name), digest(file)] for name, file in files.items()] or None
-
-
-def digest(path: Path) -> str:
-    """The content of a file as a fingerprint knows it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
-    tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
-    return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
-
-
-def encode_prompts(
-    files: Mapping[str, Path], tokenizer: Tokenizer, count: int, decode: DecodeConfig
-) -> tuple[list[np.ndarray], list[str]]:
-    """`count` prompts of each file as ids, and their categories. Raises ConfigurationError where one fits no cache."""
-    encoded, categories = [], []
-    for name, path in files.items():
-        for prompt in read_prompts(path, count, file_category(name)):
-            ids = tokenizer.encode_prompt(prompt.text)
-            encoded.append(ids if prompt.whole else ids[: decode.prompt_tokens])
-            categories.append(prompt.category)
-            check_fits(len(encoded[-1]), decode, f"data.prompts={path}: a prompt")
-    return encoded, categories
-
-
-def check_fits(prompt_tokens: int, decode: DecodeConfig, what: str) -> None:
-    """Raises ConfigurationError where a prompt and its response take more than the cache."""
-    if prompt_tokens + decode.max_new_tokens > decode.cache_tokens:
-        problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={decode.max_new_tokens} that is more "
-        raise ConfigurationError([problem + f"than decode.cache_tokens={decode.cache_tokens}"])
 
 
 def _stop_between(context: Context) -> None:

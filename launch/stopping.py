@@ -5,7 +5,6 @@ Files of a step: a router `router.safetensors` without the drafter's embeddings,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy as np
 from launch import steps
 from launch.drafting import WEIGHTS, drafter, load_primary, primary_of
 from launch.graph import Context, Step
-from launch.store import write_json_atomic
+from launch.prompts import PROMPTS, encode_prompts, heldout_prompts, prompt_files
+from launch.store import read_json, write_json_atomic
 from tandem.config import DecodeConfig, Experiment, StopRule
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
@@ -101,8 +101,7 @@ def comparison_step(
     given = {name: model.step for name, model in drafters.items()}
     given |= rule_steps(experiment, StopRule.survival, drafters, inputs, dtype)
     tau = {"tau": experiment.tau} if StopRule.router in evaluation.stops else {}
-    meaning = steps.prompts_meaning(steps.prompt_files(experiment))
-    source = {"prompts_from": meaning} if meaning else {}
+    files = prompt_files(experiment)
     return Step(
         kind="stopping",
         name="stopping",
@@ -114,9 +113,9 @@ def comparison_step(
             "repeats": evaluation.repeats,
             "drafters": kinds,
             **tau,
-            **source,
         },
         inputs={**inputs, **given},
+        files={PROMPTS: files} if files else {},
         run=lambda context: compare_rules(context, experiment, kinds, dtype),
         size=f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each",
         estimate_s=120,
@@ -193,11 +192,11 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
     routers are worth."""
     from tandem.measure.stopping import stopping_tables
 
-    evaluation, decode, files = experiment.eval, experiment.decode, steps.prompt_files(experiment)
-    given, categories = steps._prompts(context, evaluation, decode, experiment.seed), []
-    if files:
+    evaluation, decode = experiment.eval, experiment.decode
+    given, categories = heldout_prompts(context, evaluation, decode, experiment.seed), []
+    if files := context.files.get(PROMPTS):
         tokenizer = Tokenizer.from_file(context.inputs["corpus"] / steps.TOKENIZER)
-        given, categories = steps.encode_prompts(files, tokenizer, evaluation.prompts, decode)
+        given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
     tables: dict[str, list[dict[str, Any]]] = {}
     for done, (name, kind) in enumerate(kinds.items()):
         made = stopping_tables(
@@ -218,7 +217,7 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
             tables[table] = [*tables.get(table, []), *rows]
     tables["router"] = []
     for name in kinds:
-        report = json.loads((context.inputs[f"router_{name}"] / steps.RESULTS).read_text(encoding="utf-8"))
+        report = read_json(context.inputs[f"router_{name}"] / steps.RESULTS)
         positions = report.pop("positions")
         heads = ({"name": name, "head": head, "positions": positions, **about} for head, about in report.items())
         tables["router"] += heads
@@ -265,7 +264,7 @@ def rule_for(
 
 
 def tuned(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / steps.RESULTS).read_text(encoding="utf-8"))
+    return read_json(directory / steps.RESULTS)
 
 
 def load_router(directory: Path, drafter: Any, drafter_weights: Any) -> Any:

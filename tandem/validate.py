@@ -76,6 +76,8 @@ def validate(experiment: Experiment) -> list[str]:
         check.wrong("sweep", experiment.sweep, rule)
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
+    if experiment.prompt is not None and not _is_text(experiment.prompt):
+        check.problems.append("prompt holds bytes that are not UTF-8, or half of a surrogate pair")
     if experiment.job is Job.generate and not experiment.prompt:
         check.problems.append('job=generate needs a prompt that is not empty, as in prompt="def main():"')
     _scale(experiment.scale, check)
@@ -228,6 +230,14 @@ def _data(experiment: Experiment, check: _Checks) -> None:
             check.problems.append("data=tfds needs data.name, as in data.name=lm1b:1.1.0")
         if data.data_dir is not None and "://" not in data.data_dir and not Path(data.data_dir).expanduser().is_dir():
             check.wrong("data.data_dir", data.data_dir, "is not a directory")
+
+
+def _is_text(words: str) -> bool:
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _prompts(experiment: Experiment, check: _Checks) -> None:

@@ -272,6 +272,13 @@ def test_nothing_is_written(tmp_path, monkeypatch):
     assert list(Path(tmp_path).iterdir()) == []
 
 
+def test_a_prompt_that_is_no_text_is_refused():
+    """A byte of Latin-1 comes in as half of a surrogate pair."""
+    with pytest.raises(ConfigurationError, match="prompt holds bytes that are not UTF-8") as refused:
+        compose(["job=generate", "prompt=caf\udce9"])
+    assert str(refused.value).isascii()
+
+
 def test_a_prompt_is_taken_as_it_stands():
     text = "a = {1: '${x}'}, [\n"
     assert compose(["job=generate", f"prompt={text}"]).prompt == text

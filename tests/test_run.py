@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from wandb_log import history, logs, only, read_log
 
 import launch.experiment as experiment_module
@@ -21,7 +24,9 @@ from launch import ship
 from launch.compose import compose
 from launch.experiment import build, build_models
 from launch.graph import topological
+from launch.manifest import list_shipped
 from launch.mirror import _summary
+from tandem.errors import EnvironmentFailure
 from tandem.model import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -242,6 +247,56 @@ def test_two_runs_at_once_do_each_step_once(tmp_path):
     assert sorted(ran) == sorted({"corpus", "gecko", "otter", "bison", "agreement"})
 
 
+@pytest.mark.slow
+def test_what_is_damaged_in_the_store_is_made_again_and_gives_the_same_numbers(tmp_path):
+    words = ("train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "name=one", "model.middle=null")
+    launch_run(tmp_path, *words)
+    results = tmp_path / "runs" / "one" / "results.json"
+    before = json.loads(results.read_text())["agreement"]
+    store = tmp_path / "runs" / "store"
+
+    def first(pattern: str) -> Path:
+        return min(path for path in store.glob(pattern) if ".damaged" not in str(path.relative_to(store)))
+
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 4 * 2])
+
+    def spoil(path: Path) -> None:
+        tensors = load_file(path)
+        next(iter(tensors.values())).flat[0] = np.nan
+        with safe_open(path, "numpy") as file:
+            save_file(tensors, path, file.metadata())
+
+    for pattern, damage in (
+        ("agreement-*/results.json", cut),
+        ("corpus-*/tokens/heldout.bin", cut),
+        ("pretrain-*/weights.safetensors", spoil),
+    ):
+        path = first(pattern)
+        damage(path)
+        if not pattern.startswith("agreement"):  # so that somebody reads it
+            shutil.rmtree(first("agreement-*"))
+        done = launch_run(tmp_path, *words)
+        (said,) = [line for line in done.stderr.splitlines() if line.startswith("damaged")]
+        assert path.name in said
+        assert said.endswith("doing it again")
+        assert json.loads(results.read_text())["agreement"] == before
+
+    # Of a step that was finished before its files were listed the file is named.
+    path = first("pretrain-*/weights.safetensors")
+    about = json.loads((path.parent / "step.json").read_text())
+    del about["files"]
+    (path.parent / "step.json").write_text(json.dumps(about))
+    spoil(path)
+    shutil.rmtree(first("agreement-*"))
+    done = launch_run(tmp_path, *words, check=False)
+    assert done.returncode == 1
+    assert re.search(
+        rf"^error: .*{path.name}: damaged, since .* not finite; remove the folder", done.stderr, re.MULTILINE
+    )
+    assert "Traceback" not in done.stderr
+
+
 def graph(*words: str):
     return {step.name: step for step in topological(build(compose(list(words))))}
 
@@ -363,6 +418,34 @@ def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path
     assert str(damaged) in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["gecko.safetensors", "tokenizer.model"])
+def test_a_shipped_file_that_is_another_is_named(tmp_path, monkeypatch, name):
+    """It would be another model, or other tokens, with other numbers."""
+    shutil.copytree(ROOT / "tandem" / "pretrained" / "laptop", tmp_path / "laptop")
+    monkeypatch.setattr("launch.experiment.PRETRAINED", tmp_path)
+    assert graph("scale=laptop")["gecko"].kind == "shipped"
+    changed = bytearray((tmp_path / "laptop" / name).read_bytes())
+    changed[-3] ^= 1
+    (tmp_path / "laptop" / name).write_bytes(changed)
+    with pytest.raises(
+        EnvironmentFailure, match=f"{tmp_path / 'laptop' / name}: not what the package ships; restore it"
+    ):
+        graph("scale=laptop")
+
+
+def test_what_the_package_ships_is_listed(tmp_path):
+    folder = ROOT / "tandem" / "pretrained" / "laptop"
+    shutil.copytree(folder, tmp_path / "laptop")
+    written = list_shipped(tmp_path / "laptop").read_text(encoding="utf-8")
+    assert (folder / "files.json").read_text(encoding="utf-8") == written
+    assert set(json.loads(written)) == {
+        "bison.safetensors",
+        "otter.safetensors",
+        "gecko.safetensors",
+        "tokenizer.model",
+    }
 
 
 def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):
