@@ -150,7 +150,8 @@ def report(
     print(f"{baseline} is at {bound / best[baseline]:.1%} of it")
     gamma = len(lengths) - 1
     c, v = best[drafting] / best[baseline], best[wide] / best[baseline]
-    tokens, accepted = acceptance.tokens_per_primary_run(lengths), acceptance.acceptance_rate(lengths)
+    tokens = acceptance.tokens_per_primary_run(ANSWER, float(np.sum(lengths)))
+    accepted = acceptance.acceptance_rate(lengths)
     predicted = theory.speedup(tokens, gamma, c, v)
     measured = statistics.median(a / b for a, b in zip(seconds[baseline], seconds[speculative], strict=True))
     print(f"drafter of {parameter_count(drafter) / 1e6:.0f}M weights: c = {c:.3f}, v = {v:.3f}", end="; ")

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import agreement
-from tandem.config import DecoderConfig
 from tandem.data.tokenizer import EOS_ID, Tokenizer
 from tandem.measure.likelihood import Scorer, score
 from tandem.measure.questions import Question, batches, encode
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp())
     weights_file = PRETRAINED / "bison.safetensors"
     graph, weights = checkpoint.load_decoder(weights_file)
-    config = DecoderConfig.from_described(checkpoint.metadata(weights_file)["decoder"])
+    config = checkpoint.config_of(weights_file, "decoder")
     tokenizer = Tokenizer.from_file(PRETRAINED / "tokenizer.model")
     agreement.export(folder / "model", (config, graph, weights), tokenizer.model, EOS_ID, EOS_ID)
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)

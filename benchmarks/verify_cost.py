@@ -2,7 +2,8 @@
 
     uv run python benchmarks/verify_cost.py [--scale laptop] [--model bison]
 
-Random weights of the configured size; time does not depend on their values. All widths and types are measured in turn
+Random weights of the configured size; time does not depend on their values. The cache is that of decoding, the
+configuration's prompt and response: attention reads all of it in every pass. All widths and types are measured in turn
 in one process, several times, and the best time of each is taken, so that ratios hold on a noisy machine.
 """
 
@@ -23,7 +24,6 @@ from tandem.model.decoder import Decoder
 from tandem.model.layout import cast_matrices, pack_matrices
 
 WIDTHS = (1, 2, 4, 6, 8, 16)
-STEPS = 64
 ROUNDS = 8
 
 
@@ -32,8 +32,9 @@ def main() -> None:
     parser.add_argument("--scale", default="laptop")
     parser.add_argument("--model", default="bison")
     options = parser.parse_args()
-    config = compose([f"scale={options.scale}"]).scale.models[options.model]
-    prompts = np.random.default_rng(0).integers(0, config.vocab_size, (1, 64)).astype(np.int32)
+    experiment = compose([f"scale={options.scale}"])
+    config, decode = experiment.scale.models[options.model], experiment.decode
+    prompts = np.random.default_rng(0).integers(0, config.vocab_size, (1, decode.prompt_tokens)).astype(np.int32)
     methods = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -43,7 +44,7 @@ def main() -> None:
     seconds: dict[tuple[str, int], float] = {}
     for round_ in range(ROUNDS + 1):
         for key, method in methods.items():
-            taken = run_prompts(method, prompts, STEPS).decode_seconds[0] / STEPS
+            taken = run_prompts(method, prompts, decode.max_new_tokens).seconds_per_run
             if round_:  # the first round compiles
                 seconds[key] = min(taken, seconds.get(key, float("inf")))
     print(f"{options.model} of scale {options.scale}, {jax.devices()[0].device_kind}, {time.strftime('%Y-%m-%d')}")

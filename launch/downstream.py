@@ -10,32 +10,40 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from launch.drafting import WEIGHTS, decoding, primary_of
 from launch.graph import Context
-from launch.steps import PRIMARY, RESULTS, TOKENIZER, WEIGHTS, decoding
-from launch.store import write_json_atomic, write_text_atomic
+from launch.steps import RESULTS, TOKENIZER
+from launch.store import read_lines, write_json_atomic, write_text_atomic
 from tandem.config import EvalConfig
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import Interrupted
 from tandem.parallel.hosts import hosts
 from tasks.example import Example, Kind, Normalisation, TaskInfo, shorten
+from tasks.sources import Settings
+from tasks.task import Task
 
 EXAMPLES = "examples.jsonl"
+INFINITE = "inf: more than a number of 64 bits holds"
+SOURCES = "sources"  # the role of the files that they are made of
 PREDICTIONS = "predictions.jsonl"
+# Ways of a model that decodes without another.
+ALONE = ("decoder", "primary")
 
 
 @dataclass(frozen=True)
 class Contestant:
     """A model as it is evaluated.
 
-    `way`: "decoder"; "standalone", a tandem by itself at block length γ with the free token; "speed", a tandem whose
-    drafts the primary verifies. `width` is the number of positions of a pass of the primary (`Engine`).
+    `way`: "decoder"; "primary", the one that belongs to a tandem; "standalone", a tandem by itself at block length γ
+    with the free token; "speed", a tandem whose drafts the primary verifies. `width` is the number of positions of a
+    pass of the primary (`Engine`).
     """
 
     name: str
@@ -44,13 +52,13 @@ class Contestant:
     width: int = 1
 
 
-def examples(task: str, data_dir: str | None, shots: int, seed: int, limit: int | None, download: bool) -> Any:
-    """The step that reads a task's examples through its SeqIO task."""
+def examples(task: Task, settings: Settings) -> Callable[[Context], None]:
+    """The step that reads a task's examples through its SeqIO task, from the `sources` that it declares."""
 
     def run(context: Context) -> None:
-        from tasks.registry import examples as read
+        from tasks.seqio_tasks import read
 
-        found = read(task, data_dir, shots, seed, limit, download)
+        found = read(task, replace(settings, files=context.files[SOURCES]))
         write_text_atomic(context.out / EXAMPLES, "".join(f"{json.dumps(asdict(example))}\n" for example in found))
 
     return run
@@ -58,7 +66,7 @@ def examples(task: str, data_dir: str | None, shots: int, seed: int, limit: int 
 
 def read_examples(path: Path) -> list[Example]:
     """The examples that a step of them has left."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(path)
     fields: list[dict[str, Any]] = [{k: tuple(v) if k in _TUPLES else v for k, v in row.items()} for row in rows]
     return [Example(**row) for row in fields]
 
@@ -75,7 +83,7 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
         about: dict[str, Any] = {}
         if contestant.way == "speed" and info.kind is not Kind.generate:
             # Nothing is drafted where options are scored: the verified model's likelihoods are the primary's.
-            lines = _read_lines(context.inputs["reference"] / PREDICTIONS)
+            lines = read_lines(context.inputs["reference"] / PREDICTIONS)
         else:
             tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
             work = _Work(context, info, evaluation, tokenizer)
@@ -86,7 +94,7 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
                 lines = work.rank(found, *_scoring(context, contestant, dtype))
             about |= work.about
             if contestant.way == "speed":
-                reference = _read_lines(context.inputs["reference"] / PREDICTIONS)
+                reference = read_lines(context.inputs["reference"] / PREDICTIONS)
                 pairs = zip(lines, reference, strict=True)
                 about["identical_to_primary"] = sum(_identical(a, b) for a, b in pairs) / len(lines)
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
@@ -106,7 +114,10 @@ def _rows(
     predictions: Sequence[Any],
     about: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """A row for each metric: its value in percent (perplexity: as it is) and the ends of its 95 % interval."""
+    """A row for each metric: its value in percent (perplexity: as it is) and the ends of its 95 % interval.
+
+    A value that no float holds is null, with a `note`.
+    """
     from tasks.registry import estimates, signatures
 
     settings = {"n": len(found), "limit": evaluation.limit, "shots": evaluation.shots, "seed": evaluation.seed}
@@ -119,16 +130,22 @@ def _rows(
             "task": info.name,
             "metric": metric,
             "primary_metric": metric == info.primary,
-            "score": estimate.value,
-            # Null where no resample defines the metric.
-            "low": None if math.isnan(estimate.low) else estimate.low,
-            "high": None if math.isnan(estimate.high) else estimate.high,
+            "score": _number(estimate.value),
+            # Null also where no resample defines the metric.
+            "low": _number(estimate.low),
+            "high": _number(estimate.high),
+            **({} if math.isfinite(estimate.value) else {"note": INFINITE}),
             **settings,
             **({"signature": made[metric]} if metric in made else {}),
             **about,
         }
         for metric, estimate in estimates(info.name, found, predictions, evaluation.seed).items()
     ]
+
+
+def _number(value: float) -> float | None:
+    """What JSON can hold of a number."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass
@@ -273,8 +290,8 @@ def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any,
     """The scorer of a model, and its weights."""
     from tandem.measure.likelihood import Scorer
 
-    if contestant.way == "decoder":
-        graph, weights = decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype)
+    if contestant.way in ALONE:
+        graph, weights = decoding(_alone(context, contestant), "decoder", dtype)
         return Scorer(graph), weights
     primary, primary_weights = decoding(_primary(context), "decoder", dtype)
     graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
@@ -286,8 +303,8 @@ def _writing(context: Context, contestant: Contestant, dtype: str, law: Any, sto
     from tandem.decoding.drafters.tandem import TandemDrafter
     from tandem.model.layout import pack_matrices
 
-    if contestant.way == "decoder":
-        graph, weights = pack_matrices(*decoding(context.inputs["model"] / WEIGHTS, "decoder", dtype))
+    if contestant.way in ALONE:
+        graph, weights = pack_matrices(*decoding(_alone(context, contestant), "decoder", dtype))
         return _engine(graph, None, 0, contestant.width, True, law, stop), weights, None
     primary, primary_weights = pack_matrices(*decoding(_primary(context), "decoder", dtype))
     graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
@@ -304,11 +321,10 @@ def _engine(primary: Any, drafter: Any, gamma: int, width: int, verify: bool, la
     return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, law=law, stop_tokens=(stop,))
 
 
+def _alone(context: Context, contestant: Contestant) -> Path:
+    return _primary(context) if contestant.way == "primary" else context.inputs["model"] / WEIGHTS
+
+
 def _primary(context: Context) -> Path:
-    """The primary that a tandem reads: after joint training its own."""
-    own = context.inputs["model"] / PRIMARY
-    return own if own.exists() else context.inputs["primary"] / WEIGHTS
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The primary that a tandem reads."""
+    return primary_of(context.inputs["model"], "", ("", context.inputs["primary"] / WEIGHTS))[1]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.graph import Context
 from tandem.config import Drafter
 from tandem.model.heads import HEADS
 
@@ -14,14 +13,18 @@ WEIGHTS = "weights.safetensors"
 PRIMARY = "primary.safetensors"
 
 
-def primary_with(context: Context, models: Mapping[str, str], dtype: str) -> tuple[Any, Any]:
-    """The primary that `models` are measured with: after joint training, the one trained with the last tandem."""
+def primary_of(directory: Path | None, name: str, reference: tuple[str, Path]) -> tuple[str, Path]:
+    """The primary that the model `name` of this directory belongs to, by the name of its row and its file: the one that
+    was trained jointly with it, else `reference`, the run's, which it was distilled from."""
+    if directory is not None and (directory / PRIMARY).exists():
+        return f"{reference[0]}_of_{name}", directory / PRIMARY
+    return reference
+
+
+def load_primary(path: Path, dtype: str) -> tuple[Any, Any]:
+    """A primary as it verifies."""
     from tandem.model.layout import pack_matrices
 
-    path = context.inputs["primary"] / WEIGHTS
-    for name, kind in models.items():
-        if kind == "tandem" and (context.inputs[name] / PRIMARY).exists():
-            path = context.inputs[name] / PRIMARY
     return pack_matrices(*decoding(path, "decoder", dtype))
 
 

@@ -6,7 +6,6 @@ and serves the next run.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -21,10 +20,12 @@ from tandem.config import DType, Experiment, PrimaryMode
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.heads import HEADS
 from tandem.model.parameters import parameter_count
+from tandem.parallel.hosts import hosts
 from tandem.validate import nearest
 from tasks import registry
 from tasks.example import TaskInfo
-from tasks.sources import Settings, locate, missing
+from tasks.sources import Settings, declared, fetch, locate, missing
+from tasks.task import Task
 
 if TYPE_CHECKING:
     from launch.run import Stop
@@ -125,16 +126,22 @@ def _chosen(experiment: Experiment) -> tuple[list[TaskInfo], list[dict[str, str]
         raise ConfigurationError(problems)
     chosen, left_out, said = [], [], []
     for name, by_name in names.items():
-        info = registry.info(name, settings)
-        if info.suite == "mbpp" and not experiment.eval.mbpp.execute:
+        task = registry.find(name)
+        if task.suite == "mbpp" and not experiment.eval.mbpp.execute:
             reason = "programs are run only with eval.mbpp.execute=true"
             said.append(f"{name}: {reason}")
-            left_out.append({"task": name, "suite": info.suite, "reason": reason})
-        elif (problem := _missing(name, settings)) and by_name:
+            left_out.append({"task": name, "suite": task.suite, "reason": reason})
+            continue
+        if not experiment.dry_run:
+            # Before steps are made, whose fingerprints hold the content of what is there.
+            hosts().agree(lambda task=task: fetch(task, settings))
+        info = registry.info(name, settings)
+        problem, reason = _lacking(task, info, settings)
+        if problem and by_name:
             raise EnvironmentFailure(problem)
         elif problem:
             said.append(problem)
-            left_out.append({"task": name, "suite": info.suite, "reason": "its questions are not in tasks.data_dir"})
+            left_out.append({"task": name, "suite": info.suite, "reason": reason})
         else:
             chosen.append(info)
     if not chosen:
@@ -146,27 +153,37 @@ def _chosen(experiment: Experiment) -> tuple[list[TaskInfo], list[dict[str, str]
     return chosen, left_out
 
 
-def _missing(name: str, settings: Settings) -> str:
-    """What of a task's data is not there; empty if nothing is, or if it may be downloaded."""
-    task = registry.find(name)
-    return "" if settings.download or locate(task, "eval", settings) else missing(task, "eval", settings)
+def _lacking(task: Task, info: TaskInfo, settings: Settings) -> tuple[str, str]:
+    """What of a task's questions is not there, as a message and in a few words; empty if nothing is, or if a dry run
+    says that it may be downloaded."""
+    found = locate(task, "eval", settings)
+    if found is None and not settings.download:
+        return missing(task, "eval", settings), "its questions are not in tasks.data_dir"
+    if found is not None and not info.size:
+        return f"{found.path}: holds no question of {task.name}", "its file holds none of its questions"
+    return "", ""
 
 
 def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> list[Step]:
     evaluation, pair = experiment.eval, experiment.model
     settings = _settings(experiment)
+    task = registry.find(info.name)
+    placed, sources = declared(task, settings)
+    assert placed.places is not None
     examples = Step(
         kind="examples",
         name=f"examples of {info.name}",
-        version=1,
+        version=2,
         config={
             "task": info.name,
             "shots": evaluation.shots,
             "seed": evaluation.seed,
             "limit": evaluation.limit,
-            "sources": _identity(info.name, settings),
+            # Which of the files is what.
+            "parts": {part: found and found.identity for part, found in placed.places.items()},
         },
-        run=downstream.examples(info.name, **asdict(settings)),
+        files={downstream.SOURCES: sources},
+        run=downstream.examples(task, placed),
         on_devices=False,
         size=info.source,
         estimate_s=1,
@@ -214,29 +231,16 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
             contestant = downstream.Contestant(name, "decoder", 0, width if name == pair.primary else 1)
         made[name] = step(contestant, model.step)
     tandems = [name for name, model in models.items() if model.kind == "tandem"]
-    # A primary that was trained jointly is another model, with no evaluation here to be equal to.
-    if tandems and experiment.gamma > 0 and experiment.train.primary is PrimaryMode.frozen:
-        contestant = downstream.Contestant(f"{tandems[-1]}_speed", "speed", experiment.gamma, width)
-        made[contestant.name] = step(contestant, models[tandems[-1]].step, reference=made[pair.primary])
+    if tandems and experiment.gamma > 0:
+        name, reference = tandems[-1], pair.primary
+        if experiment.train.primary is not PrimaryMode.frozen:
+            # SPEED writes what the primary that was trained with the tandem writes.
+            reference = f"{pair.primary}_of_{name}"
+            contestant = downstream.Contestant(reference, "primary", 0, width)
+            made[reference] = step(contestant, models[name].step)
+        contestant = downstream.Contestant(f"{name}_speed", "speed", experiment.gamma, width)
+        made[contestant.name] = step(contestant, models[name].step, reference=made[reference])
     return list(made.values())
-
-
-def _identity(name: str, settings: Settings) -> dict[str, Any]:
-    """What tells one source of a task's questions and exemplars from another: the content of its files."""
-    task, identity = registry.find(name), {}
-    for part in ("eval", *(["exemplars"] if settings.shots else [])):
-        found = locate(task, part, settings)
-        if found is None:
-            identity[part] = "downloaded" if settings.download else "the questions"
-        else:
-            path = found.path if found.path.is_file() else found.path / "dataset_info.json"
-            identity[part] = [_digest(path), found.split]
-    return identity
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _seconds(experiment: Experiment, contestant: downstream.Contestant, questions: int) -> float:

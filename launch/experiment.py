@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import tandem
-from launch import steps, stopping
+from launch import measures, steps, stopping
 from launch.graph import Step
+from launch.manifest import require_shipped
+from launch.prompts import PROMPTS, check_fits, encode_prompts, prompt_files
 from tandem.config import (
     Corpus,
     DecoderConfig,
@@ -29,12 +31,14 @@ from tandem.config import (
     StopRule,
     TrainConfig,
 )
-from tandem.data.corpus import corpus_identity
+from tandem.data.corpus import corpus_identity, text_files
+from tandem.data.files import Files
 from tandem.data.tokenizer import Tokenizer
 from tandem.errors import EnvironmentFailure
 from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.model.parameters import parameter_count
 from tandem.validate import resolve_layer_map
+from tasks.text import tfds_files
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
 PRETRAINED = Path(tandem.__file__).parent / "pretrained"
@@ -102,26 +106,29 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     made: list[Step] = []
     if Measure.agreement in evaluation.measures:
         seq_len = experiment.train.seq_len
-        kinds = {name: model.kind for name, model in models.items()}
+        kinds, held = {name: model.kind for name, model in models.items()}, controls(experiment, models)
         made.append(
             Step(
                 kind="agreement",
                 name="agreement",
-                version=1,
+                version=2,
                 config={
                     "gammas": evaluation.gammas,
                     "sequences": evaluation.sequences,
                     "seq_len": seq_len,
                     "models": kinds,
+                    "primary": pair.primary,
+                    "controls": held,
                 },
                 inputs={"corpus": corpus, **{name: model.step for name, model in models.items()}},
-                run=steps.agreement(evaluation, seq_len, kinds, pair.primary),
+                run=measures.agreement(evaluation, seq_len, kinds, pair.primary, held),
                 size=f"{evaluation.sequences * seq_len:,} held-out tokens",
                 estimate_s=30,
             )
         )
     dtype = resolve_dtype(decode.dtype)
     decoding = {
+        "primary": pair.primary,
         "dtype": dtype,
         "prompts": evaluation.prompts,
         "prompt_tokens": decode.prompt_tokens,
@@ -140,12 +147,13 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
         gamma = experiment.gamma if fixed else decode.gamma_max
         find_rule = None if fixed else partial(stopping.rule_for, experiment)
         law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
-        files = steps.prompt_files(experiment)
+        files = prompt_files(experiment)
+        options = (gamma, drafters, pair.primary, ngram, experiment.seed, find_rule)
         made.append(
             Step(
                 kind="speed",
                 name="speed",
-                version=5,
+                version=6,
                 config={
                     "gamma": gamma,
                     **({} if fixed else stopping.rule_meaning(experiment)),
@@ -157,10 +165,11 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                     "num_samples": decode.num_samples,
                     "batch_size": decode.batch_size,
                     "exact": decode.exact,
-                    "prompts_from": steps.prompts_meaning(files),
+                    **({} if files else {PROMPTS: None}),
                 },
                 inputs={"corpus": corpus, "primary": primary, **trained, **ruled},
-                run=steps.speed(evaluation, decode, dtype, gamma, drafters, ngram, experiment.seed, files, find_rule),
+                files={PROMPTS: files} if files else {},
+                run=measures.speed(evaluation, decode, dtype, *options),
                 size=sizes,
                 estimate_s=90,
             )
@@ -175,10 +184,10 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="standalone",
                 name="standalone",
-                version=4,
+                version=5,
                 config={"gamma": evaluation.standalone_gamma, "models": alone, **decoding},
                 inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in alone}},
-                run=steps.standalone(evaluation, decode, dtype, alone, experiment.seed),
+                run=measures.standalone(evaluation, decode, dtype, alone, pair.primary, experiment.seed),
                 size=sizes,
                 estimate_s=60,
             )
@@ -212,21 +221,36 @@ def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict
     return {name: kinds[name] for name in chosen if name in kinds}
 
 
+def controls(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, list[str]]:
+    """For each tandem the decoders that it is compared with: the secondary as pretrained, and trained further on its
+    own for no longer than the tandem."""
+    name = experiment.model.secondary
+    stages = {"tandem_ce": [name, f"{name}_ce"], "tandem_distil": [name, f"{name}_ce", f"{name}_distil"]}
+    return {
+        tandem: [control for control in stages[tandem] if control in models] for tandem in stages if tandem in models
+    }
+
+
 def _corpus(experiment: Experiment) -> Step:
     data, scale = experiment.data, experiment.scale
     vocab_size = scale.models[experiment.model.primary].vocab_size
     tokenizer = shipped_tokenizer(experiment)
+    files = {steps.GIVEN_TOKENIZER: _shipped_file(tokenizer)} if tokenizer else {}
+    if data.corpus is not Corpus.stdlib:
+        files[steps.CORPUS] = text_files(data) if data.corpus is Corpus.text else tfds_files(data)
     return Step(
         kind="corpus",
         name="corpus",
-        version=1,
+        # Since 2 long lines are cut for training a tokenizer, and not left out.
+        version=1 if tokenizer else 2,
         config={
             **corpus_identity(data),
             "vocab_size": vocab_size,
             "heldout_fraction": data.heldout_fraction,
-            "tokenizer": steps.digest(tokenizer) if tokenizer else "trained",
+            **({} if tokenizer else {steps.GIVEN_TOKENIZER: "trained"}),
         },
-        run=steps.corpus(data, vocab_size, tokenizer),
+        files=files,
+        run=steps.corpus(data, vocab_size),
         on_devices=False,
         size=f"{data.corpus.value}, {'shipped' if tokenizer else 'own'} tokenizer of {vocab_size}",
         estimate_s=5,
@@ -247,8 +271,8 @@ def check_prompts(experiment: Experiment) -> None:
         return
     tokenizer = Tokenizer.from_file(path)
     if experiment.prompt is not None:
-        steps.check_fits(len(tokenizer.encode_prompt(experiment.prompt)), experiment.decode, "prompt")
-    steps.encode_prompts(steps.prompt_files(experiment), tokenizer, experiment.eval.prompts, experiment.decode)
+        check_fits(len(tokenizer.encode_prompt(experiment.prompt)), experiment.decode, "prompt")
+    encode_prompts(prompt_files(experiment), tokenizer, experiment.eval.prompts, experiment.decode)
 
 
 def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
@@ -263,9 +287,10 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
                 kind="shipped",
                 name=name,
                 version=1,
-                config={"sha256": steps.digest(path)},
+                config={},
                 inputs={"corpus": corpus},
-                run=steps.shipped(path),
+                files={steps.SHIPPED: _shipped_file(path)},
+                run=steps.shipped,
                 on_devices=False,
                 size=f"{_millions(config)}, shipped pretrained",
                 estimate_s=0,
@@ -280,6 +305,12 @@ def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
         size=f"{_millions(config)}, {_tokens(optimizer):,} tokens from scratch{why}",
         estimate_s=6 * parameter_count(config) * _tokens(optimizer) / TRAINING_FLOPS,
     )
+
+
+def _shipped_file(path: Path) -> Files:
+    files = Files.one(path)
+    require_shipped(path, files.meaning)
+    return files
 
 
 def _ships(experiment: Experiment) -> bool:
@@ -305,7 +336,7 @@ def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str
 
 
 def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
-    train = at_rate_of(experiment.train, f"secondary_{STAGES[stage]}")
+    train = of_row(experiment.train, f"secondary_{STAGES[stage]}", stage)
     config = {"stage": stage, "optimizer": optimizer_meaning(train), "seed": experiment.seed}
     if stage == 2:
         config |= {**distillation_meaning(train), "primary_dtype": resolve_dtype(train.primary_dtype)}
@@ -324,7 +355,7 @@ def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapp
 
 
 def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int], inputs: Mapping[str, Step]) -> Step:
-    train = at_rate_of(experiment.train, f"tandem_{STAGES[stage]}")
+    train = of_row(experiment.train, f"tandem_{STAGES[stage]}", stage)
     config: dict[str, Any] = {
         "stage": stage,
         "optimizer": optimizer_meaning(train),
@@ -360,19 +391,20 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
 
 def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) -> dict[str, Model]:
     """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
-    train, models, pair = at_rate_of(experiment.train, kind.value), experiment.scale.models, experiment.model
+    models, pair = experiment.scale.models, experiment.model
     primary = models[pair.primary]
     reads = len(resolve_layer_map(pair, experiment.scale))
     head = head_config(kind, primary, models[pair.secondary], reads, experiment.drafter.depth)
     count = head_parameters(head, primary)
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
-    dtype = resolve_dtype(train.primary_dtype)
+    dtype = resolve_dtype(experiment.train.primary_dtype)
     made: dict[str, Model] = {}
     for stage, suffix in STAGES.items():
         name = f"{kind}_{suffix}"
-        if stage == 2 and train.recipe is not Recipe.distil:
+        if stage == 2 and experiment.train.recipe is not Recipe.distil:
             break
+        train = of_row(experiment.train, kind.value, stage)
         config = {
             "head": asdict(head),
             "stage": stage,
@@ -397,9 +429,10 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
     return made
 
 
-def at_rate_of(train: TrainConfig, row: str) -> TrainConfig:
-    """The training of one row of the tables."""
-    return replace(train, learning_rate=train.learning_rate * getattr(train.rates, row))
+def of_row(train: TrainConfig, row: str, stage: int) -> TrainConfig:
+    """The training of one row of the tables in one stage."""
+    steps = train.steps if stage == 1 else train.distil_steps
+    return replace(train, steps=steps, learning_rate=train.learning_rate * getattr(train.rates, row))
 
 
 def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.drafting import PRIMARY, WEIGHTS, decoding, drafter
+from launch.drafting import WEIGHTS, decoding, drafter, primary_of
 from launch.experiment import build_models, check_prompts, chosen_drafters, resolve_dtype
 from launch.graph import describe, execute
-from launch.steps import TOKENIZER, check_fits
+from launch.prompts import check_fits
+from launch.steps import TOKENIZER
 from launch.stopping import rule_for, rule_steps
 from launch.store import Store
 from tandem.config import Experiment, StopRule
@@ -58,30 +59,29 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     prompt = tokenizer.encode_prompt(experiment.prompt)
     check_fits(len(prompt), experiment.decode, "prompt")
     folder = directories[name] if name in models else None
-    weights = directories[primary.name] / WEIGHTS
-    if folder is not None and (folder / PRIMARY).exists():
-        weights = folder / PRIMARY
+    verifier = primary_of(folder, name or "", (experiment.model.primary, directories[primary.name] / WEIGHTS))
     kind = names[name] if name else ""
     find_rule = partial(rule_for, experiment, directories, name or "")
-    answer(experiment, prompt, tokenizer, weights, folder, kind, find_rule, stop)
+    answer(experiment, prompt, tokenizer, verifier, folder, kind, find_rule, stop)
 
 
 def answer(
     experiment: Experiment,
     prompt: np.ndarray,
     tokenizer: Tokenizer,
-    primary: Path,
+    primary: tuple[str, Path],
     folder: Path | None,
     kind: str,
     find_rule: Callable[[Any, Any], tuple[Any, Any]],
     stop: Stop,
 ) -> None:
-    """Decode and print; `kind` is that of the drafter, if there is one, `folder` holds it if it is trained, and
-    `find_rule` gives its stopping rule with weights."""
+    """Decode and print; `primary` is the name and the file of what verifies, `kind` that of the drafter, if there is
+    one, `folder` holds it if it is trained, and `find_rule` gives its stopping rule with weights."""
     import jax
 
     from tandem.decoding.chance import row_keys
     from tandem.decoding.engine import Engine, fan_out
+    from tandem.measure import acceptance
     from tandem.measure.timing import bucket, law_of
     from tandem.model.layout import one_position, pack_matrices
     from tandem.parallel.sharding import fetch, put
@@ -90,7 +90,7 @@ def answer(
     show = print if hosts().first else lambda *_, **__: None
     decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
-    graph, weights = decoding(primary, "decoder", dtype)
+    graph, weights = decoding(primary[1], "decoder", dtype)
     graph, weights = pack_matrices(*((graph, weights) if kind else one_position(graph, weights)))
     drafting = drafter_weights = rule = rule_weights = None
     if kind:
@@ -157,9 +157,12 @@ def answer(
         for number, sample in enumerate(samples, 1):
             show(f"--- {number}\n{sample.text}{sample.rest()}")
     produced = sum(sample.count for sample in samples)
-    runs, drafts = int(fetch(state.primary_runs).sum()), int(fetch(state.secondary_runs).sum())
-    by = f"{produced / runs:.2f} tokens per run of {experiment.model.primary}" if runs else ""
-    kept = f", {sum(sample.accepted for sample in samples)} of {drafts} drafts accepted" if drafts else ""
+    blocks = fetch(state.blocks).sum(axis=0)
+    by = kept = ""
+    if runs := int(blocks.sum()):
+        tokens = acceptance.tokens_per_primary_run(produced, runs)
+        by, drafts = f"{tokens:.2f} tokens per run of {primary[0]}", acceptance.drafts_per_primary_run(blocks) * runs
+        kept = f", {acceptance.acceptance_rate(blocks):.0%} of {drafts:.0f} drafts accepted" if drafts else ""
     show(f"{produced} tokens in {seconds:.2f} s, {produced / seconds:.0f} tokens/s, {by}{kept}", file=sys.stderr)
 
 
@@ -171,7 +174,7 @@ class Stream:
         self.ids: list[int] = []
         self.shown = 0
         self.text = ""
-        self.count = self.accepted = 0
+        self.count = 0
 
     def add(self, ids: np.ndarray, drafted: list[bool]) -> str:
         """The new text of `ids`, with runs of accepted drafts between marks."""
@@ -179,7 +182,6 @@ class Stream:
         for token, accepted in zip(ids.tolist(), drafted, strict=False):
             self.ids.append(token)
             self.count += 1
-            self.accepted += accepted
             whole = self.tokenizer.decode(self.ids)
             if whole.endswith(INCOMPLETE):
                 continue

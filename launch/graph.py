@@ -20,6 +20,7 @@ from typing import Any
 
 from launch.progress import Display, duration
 from launch.store import Claim, Interrupted, Store, append_line
+from tandem.data.files import Files
 from tandem.parallel.hosts import hosts
 
 __all__ = ["Context", "Interrupted", "Step", "describe", "execute", "needed", "topological"]
@@ -31,7 +32,9 @@ Record = dict[str, Any]
 class Step:
     """One computation of a run.
 
-    `config` is JSON-able and holds only what gives the step its meaning: no paths, no launcher, no tracking.
+    `config` is JSON-able and holds only what gives the step its meaning: no paths, no launcher, no tracking. `files`
+    are all files outside of the store that `run` reads, by their roles: `run` opens them through its context and no
+    others, and their content is part of the configuration under the name of the role.
     `version` is raised by the author of `run` when the same configuration comes to mean something else.
     `name`, `size` and `estimate_s` are for people and are not part of the fingerprint. Of several hosts the first alone
     does a step that is `on_devices=False`; all do the others, whose arrays lie on the devices of all.
@@ -43,15 +46,20 @@ class Step:
     config: Mapping[str, Any]
     run: Callable[[Context], None]
     inputs: Mapping[str, Step] = field(default_factory=dict)
+    files: Mapping[str, Files] = field(default_factory=dict)
     size: str = ""
     estimate_s: float | None = None
     on_devices: bool = True
 
     @cached_property
     def meaning(self) -> Record:
-        """What is hashed. Raises `TypeError` if the configuration is not plain JSON."""
+        """What is hashed. Raises `TypeError` if the configuration is not plain JSON, `ValueError` if a role of files is
+        a key of it, `EnvironmentFailure` where a file cannot be read."""
+        if both := self.files.keys() & self.config.keys():
+            raise ValueError(f"{self.name}: {', '.join(sorted(both))} is configuration and files")
         inputs = {role: step.fingerprint for role, step in self.inputs.items()}
-        return {"kind": self.kind, "version": self.version, "config": dict(self.config), "inputs": inputs}
+        content = {role: files.meaning for role, files in self.files.items()}
+        return {"kind": self.kind, "version": self.version, "config": {**self.config, **content}, "inputs": inputs}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -65,8 +73,9 @@ class Context:
     """What a running step sees of the world.
 
     `out` is the step's working directory, the same again when an unfinished step is resumed: a checkpoint left there is
-    found there. `inputs` are the directories of its finished inputs, to be read only. Of several hosts all but the
-    first have an `out` of their own that is thrown away, and `left` is the first one's: what may be resumed from.
+    found there. `inputs` are the directories of its finished inputs, to be read only, and `files` what the step has
+    declared of the world outside of the store. Of several hosts all but the first have an `out` of their own that is
+    thrown away, and `left` is the first one's: what may be resumed from.
     """
 
     inputs: Mapping[str, Path]
@@ -76,6 +85,7 @@ class Context:
     display: Display
     sink: Callable[[Record], None] = lambda record: None
     should_stop: Callable[[], bool] = lambda: False
+    files: Mapping[str, Files] = field(default_factory=dict)
 
     def log(self, **metrics: Any) -> None:
         """Append one record to the step's own `metrics.jsonl`, and hand it to the run's.
@@ -106,15 +116,18 @@ def topological(targets: Iterable[Step]) -> list[Step]:
     return list(steps.values())
 
 
-def needed(targets: list[Step], store: Store) -> set[str]:
-    """Fingerprints of the targets, and of the inputs of whatever among them is not finished."""
+def needed(targets: list[Step], store: Store, content: bool = False) -> set[str]:
+    """Fingerprints of the targets, and of the inputs of whatever among them is not finished.
+
+    With `content` all that is finished among these is compared with what was written: see `Store.find`.
+    """
     found: set[str] = set()
     waiting = list(targets)
     while waiting:
         step = waiting.pop()
         if step.fingerprint not in found:
             found.add(step.fingerprint)
-            if store.find(step) is None:
+            if store.find(step, content) is None:
                 waiting.extend(step.inputs.values())
     return found
 
@@ -128,14 +141,15 @@ def execute(
 ) -> dict[str, Path]:
     """Bring every target about and return the directories of all finished steps met, by step name.
 
-    Finished steps are found and not run; inputs that nothing unfinished needs are not made again. `sink` receives every
+    Finished steps are found and not run; inputs that nothing unfinished needs are not made again. What is finished and
+    needed is compared with what was written, and done again where it is damaged. `sink` receives every
     record that a step logs. Raises `Interrupted` once `should_stop()` is true, with all unfinished work kept.
     """
     here = hosts()
     display = display or Display(None if here.first else io.StringIO())
     targets = list(targets)
     names = _names(targets)
-    wanted = here.agree(lambda: sorted(needed(targets, store)))
+    wanted = here.agree(lambda: sorted(needed(targets, store, content=True)))
     found: dict[str, Path] = {}
     for step in topological(targets):
         directory = _agreed(lambda step=step: store.find(step))
@@ -198,7 +212,7 @@ def _perform(
         out = Path(work if hosts().first else held.enter_context(TemporaryDirectory(prefix="tandem-")))
         try:
             if hosts().first or step.on_devices:
-                step.run(Context(inputs, out, Path(work), step.name, display, sink, should_stop))
+                step.run(Context(inputs, out, Path(work), step.name, display, sink, should_stop, step.files))
         except Interrupted:
             raise Interrupted(step.name) from None
         finally:

@@ -56,8 +56,10 @@ def _cell(value: Any) -> Any:
 
 def _summary(table: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     numbers = {}
+    # Several primaries have a row of one name: each decodes by itself too.
+    keys = ("task", "metric", *(["primary"] if len({row.get("primary") for row in rows}) > 1 else []))
     for row in rows:
-        where = "/".join([table, *(row[key] for key in ("task", "metric") if key in row), row["name"]])
+        where = "/".join([table, *(row[key] for key in keys if row.get(key)), row["name"]])
         where += f"/gamma_{row['gamma']}" if row.get("gamma") else ""
         numbers |= {f"{where}/{key}": value for key, value in row.items() if isinstance(value, float)}
     return numbers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -16,7 +15,9 @@ from typing import Any
 
 from launch.compose import configuration_hash
 from launch.graph import Step, topological
+from launch.manifest import ABOUT
 from launch.steps import RESULTS
+from launch.store import read_json, read_lines
 from tandem.config import Experiment
 from tandem.model.parameters import parameter_count
 from tandem.validate import resolve_layer_map
@@ -38,7 +39,7 @@ def gather(
         path = directories[step.name] / RESULTS
         if path.exists():
             # Steps of a table that is made in parts each bring their rows.
-            for table, rows in json.loads(path.read_text(encoding="utf-8")).items():
+            for table, rows in read_json(path).items():
                 results[table] = [*results.get(table, []), *rows]
     return results
 
@@ -67,8 +68,8 @@ def training(targets: list[Step], directories: Mapping[str, Path]) -> dict[str, 
     for step in topological(targets):
         path = directories.get(step.name, Path()) / "metrics.jsonl"
         if "optimizer" in step.config and path.exists():
-            last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-            about = json.loads((directories[step.name] / "step.json").read_text(encoding="utf-8"))
+            last = read_lines(path)[-1]
+            about = read_json(directories[step.name] / ABOUT)
             optimizer = step.config["optimizer"]
             tokens = optimizer["steps"] * optimizer["batch_size"] * optimizer["seq_len"]
             trained[step.name] = {"tokens": tokens, "seconds": about["seconds"], "loss": last["cross_entropy"]}

@@ -17,6 +17,7 @@ import yaml
 
 from launch.compose import from_container
 from launch.experiment import PRETRAINED, optimizer_meaning
+from launch.manifest import list_shipped, require_whole
 from launch.steps import TOKENIZER, WEIGHTS
 from tandem.config import DecoderConfig, OptimizerConfig
 from tandem.errors import ConfigurationError, UserError
@@ -58,6 +59,8 @@ def ship(run: Path) -> list[Path]:
     target = PRETRAINED / experiment.scale.name
     target.mkdir(parents=True, exist_ok=True)
     corpus = store / f"corpus-{fingerprints['corpus']}"
+    for directory in (corpus, *made.values()):
+        require_whole(directory)
     shutil.copyfile(corpus / TOKENIZER, target / TOKENIZER)
     meta = json.loads((corpus / "tokens" / "meta.json").read_text(encoding="utf-8"))
     written = [target / TOKENIZER]
@@ -69,7 +72,7 @@ def ship(run: Path) -> list[Path]:
         card = _card(name, roles[name], config, optimizer, meta, results, source)
         (target / f"{name}.md").write_text(card, encoding="utf-8")
         written += [target / f"{name}.safetensors", target / f"{name}.md"]
-    return written
+    return [*written, list_shipped(target)]
 
 
 def _card(

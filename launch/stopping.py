@@ -5,7 +5,6 @@ Files of a step: a router `router.safetensors` without the drafter's embeddings,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from launch import steps
-from launch.drafting import drafter, primary_with
+from launch.drafting import WEIGHTS, drafter, load_primary, primary_of
 from launch.graph import Context, Step
-from launch.store import write_json_atomic
+from launch.prompts import PROMPTS, encode_prompts, heldout_prompts, prompt_files
+from launch.store import read_json, write_json_atomic
 from tandem.config import DecodeConfig, Experiment, StopRule
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
@@ -25,7 +25,7 @@ from tandem.model.heads import HEADS
 
 if TYPE_CHECKING:
     from launch.experiment import Model
-    from tandem.measure.stopping import Pair
+    from tandem.measure.pair import Pair
 
 ROUTER = "router.safetensors"
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
@@ -70,17 +70,24 @@ def router_step(experiment: Experiment, name: str, model: Model, inputs: Mapping
 
 
 def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[str, Step], dtype: str) -> Step:
-    decode, seed = experiment.decode, experiment.seed
+    decode, seed, reference = experiment.decode, experiment.seed, experiment.model.primary
     names = ("confidence", "verification", "num_samples", "batch_size")
     chosen = {name: value for name, value in asdict(decode).items() if name in names}
     router = router_step(experiment, name, model, inputs, dtype)
     return Step(
         kind="tune",
         name=f"tune_{name}",
-        version=6,
-        config={**law_meaning(decode), **chosen, "dtype": dtype, "prompts": TUNE_PROMPTS, "seed": seed},
+        version=7,
+        config={
+            **law_meaning(decode),
+            **chosen,
+            "primary": reference,
+            "dtype": dtype,
+            "prompts": TUNE_PROMPTS,
+            "seed": seed,
+        },
         inputs={**inputs, name: model.step, f"router_{name}": router},
-        run=lambda context: measure_pair(context, name, model.kind, decode, dtype, seed),
+        run=lambda context: measure_pair(context, name, model.kind, reference, decode, dtype, seed),
         size=f"{TUNE_PROMPTS} prompts, {decode.max_new_tokens} tokens each",
         estimate_s=180,
     )
@@ -94,21 +101,21 @@ def comparison_step(
     given = {name: model.step for name, model in drafters.items()}
     given |= rule_steps(experiment, StopRule.survival, drafters, inputs, dtype)
     tau = {"tau": experiment.tau} if StopRule.router in evaluation.stops else {}
-    meaning = steps.prompts_meaning(steps.prompt_files(experiment))
-    source = {"prompts_from": meaning} if meaning else {}
+    files = prompt_files(experiment)
     return Step(
         kind="stopping",
         name="stopping",
-        version=6,
+        version=7,
         config={
+            "primary": experiment.model.primary,
             "stops": [stop.value for stop in evaluation.stops],
             "prompts": evaluation.prompts,
             "repeats": evaluation.repeats,
             "drafters": kinds,
             **tau,
-            **source,
         },
         inputs={**inputs, **given},
+        files={PROMPTS: files} if files else {},
         run=lambda context: compare_rules(context, experiment, kinds, dtype),
         size=f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each",
         estimate_s=120,
@@ -123,7 +130,7 @@ def train_router(context: Context, kind: str, decode: DecodeConfig, dtype: str, 
     from tandem.model import checkpoint
     from tandem.training.router import ROUNDS, collect, fit
 
-    primary, weights = primary_with(context, {"drafter": kind}, dtype)
+    primary, weights = load_primary(_primary(context, "drafter", "")[1], dtype)
     own, own_weights = drafter(context.inputs["drafter"], kind, dtype, primary, weights)
     given = _training_prompts(context, ROUTER_TEXTS, decode, seed)
     method, total = Method(engine_for(primary, law=law_of(decode)), weights), 2 * len(given) + ROUNDS
@@ -162,12 +169,14 @@ def train_router(context: Context, kind: str, decode: DecodeConfig, dtype: str, 
     write_json_atomic(context.out / steps.RESULTS, report)
 
 
-def measure_pair(context: Context, name: str, kind: str, decode: DecodeConfig, dtype: str, seed: int) -> None:
+def measure_pair(
+    context: Context, name: str, kind: str, reference: str, decode: DecodeConfig, dtype: str, seed: int
+) -> None:
     """α by position, c and v(W), and the proposals from them."""
     from tandem.measure.stopping import tune
 
     result = tune(
-        pair_of(context, name, kind, dtype),
+        pair_of(context, name, kind, reference, dtype),
         # Other prompts than those whose continuations the router has learned.
         _training_prompts(context, ROUTER_TEXTS + TUNE_PROMPTS, decode, seed)[ROUTER_TEXTS:],
         decode,
@@ -183,16 +192,16 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
     routers are worth."""
     from tandem.measure.stopping import stopping_tables
 
-    evaluation, decode, files = experiment.eval, experiment.decode, steps.prompt_files(experiment)
-    given, categories = steps._prompts(context, evaluation, decode, experiment.seed), []
-    if files:
+    evaluation, decode = experiment.eval, experiment.decode
+    given, categories = heldout_prompts(context, evaluation, decode, experiment.seed), []
+    if files := context.files.get(PROMPTS):
         tokenizer = Tokenizer.from_file(context.inputs["corpus"] / steps.TOKENIZER)
-        given, categories = steps.encode_prompts(files, tokenizer, evaluation.prompts, decode)
+        given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
     tables: dict[str, list[dict[str, Any]]] = {}
     for done, (name, kind) in enumerate(kinds.items()):
         made = stopping_tables(
             name,
-            pair_of(context, name, kind, dtype),
+            pair_of(context, name, kind, experiment.model.primary, dtype),
             tuned(context.inputs[f"tune_{name}"]),
             evaluation.stops,
             experiment.tau,
@@ -208,21 +217,28 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
             tables[table] = [*tables.get(table, []), *rows]
     tables["router"] = []
     for name in kinds:
-        report = json.loads((context.inputs[f"router_{name}"] / steps.RESULTS).read_text(encoding="utf-8"))
+        report = read_json(context.inputs[f"router_{name}"] / steps.RESULTS)
         positions = report.pop("positions")
         heads = ({"name": name, "head": head, "positions": positions, **about} for head, about in report.items())
         tables["router"] += heads
     write_json_atomic(context.out / steps.RESULTS, tables)
 
 
-def pair_of(context: Context, name: str, kind: str, dtype: str) -> Pair:
-    """The primary, the drafter `name` and its router, from the inputs of these names."""
-    from tandem.measure.stopping import Pair
+def pair_of(context: Context, name: str, kind: str, reference: str, dtype: str) -> Pair:
+    """The drafter `name`, its router and the primary that verifies it, from the inputs of these names; the run's
+    primary is named `reference`."""
+    from tandem.measure.pair import Pair
 
-    primary, weights = primary_with(context, {name: kind}, dtype)
+    verifier, path = _primary(context, name, reference)
+    primary, weights = load_primary(path, dtype)
     own, own_weights = drafter(context.inputs[name], kind, dtype, primary, weights)
     router = load_router(context.inputs[f"router_{name}"], own, own_weights)
-    return Pair(primary, weights, own, own_weights, router)
+    return Pair(verifier, primary, weights, own, own_weights, router)
+
+
+def _primary(context: Context, name: str, reference: str) -> tuple[str, Path]:
+    """The name and file of the primary that verifies the drafter of the input `name`."""
+    return primary_of(context.inputs[name], name, (reference, context.inputs["primary"] / WEIGHTS))
 
 
 def rule_meaning(experiment: Experiment) -> dict[str, Any]:
@@ -236,7 +252,7 @@ def rule_for(
     experiment: Experiment, inputs: Mapping[str, Path], name: str, drafter: Any, drafter_weights: Any
 ) -> tuple[Any, Any]:
     """The rule of `decode.stop` for the drafter `name` and its weights, from the steps of `rule_steps`."""
-    from tandem.measure.stopping import rule_of
+    from tandem.measure.pair import rule_of
 
     stop, router = experiment.decode.stop, None
     threshold = {StopRule.router: experiment.tau, StopRule.confidence: experiment.decode.confidence}.get(stop, 0.0)
@@ -248,7 +264,7 @@ def rule_for(
 
 
 def tuned(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / steps.RESULTS).read_text(encoding="utf-8"))
+    return read_json(directory / steps.RESULTS)
 
 
 def load_router(directory: Path, drafter: Any, drafter_weights: Any) -> Any:

@@ -5,7 +5,8 @@
     <root>/locks/<kind>-<fingerprint>.lock  held (flock) by the process that works on the step
     <root>/log.jsonl                        which step was run, resumed, found, interrupted or failed, in order
 
-The kernel drops a flock when its holder dies, so a dead process never blocks a step.
+The kernel drops a flock when its holder dies, so a dead process never blocks a step. A finished step whose files are
+not those that step.json lists is moved aside, to <kind>-<fingerprint>.damaged, and done again.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.manifest import ABOUT, FILES, damage, manifest_of
 from tandem.errors import EnvironmentFailure, Interrupted
 
 if TYPE_CHECKING:
@@ -51,6 +54,25 @@ def write_text_atomic(path: Path, text: str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def read_json(path: Path) -> Any:
+    """What a finished step left as JSON. Raises `EnvironmentFailure` that names the file if it is damaged."""
+    return _read(path, json.loads)
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The same of a file with a line of JSON for each value."""
+    return _read(path, lambda text: [json.loads(line) for line in text.splitlines()])
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or f"damaged ({error})"
+        problem = f"{path}: {what}; remove {path.parent}, and the same command makes it again"
+        raise EnvironmentFailure(problem) from None
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -134,10 +156,13 @@ class Claim:
             "started": round(self.started, 3),
             "host": socket.gethostname(),
         }
-        write_json_atomic(self.work / "step.json", about)
+        with world_errors(self.work):
+            about[FILES] = manifest_of(self.work)
+        write_json_atomic(self.work / ABOUT, about)
         final = self.store.directory(self.step)
         with world_errors(final):
             os.rename(self.work, final)
+        self.store.whole.add(self.step.fingerprint)
         return final
 
 
@@ -146,6 +171,8 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = Path(root)
+        self.whole: set[str] = set()  # fingerprints of what has been compared with what was written
+        self._damaged: dict[str, str] = {}  # of what has been found otherwise, and what is wrong
 
     def directory(self, step: Step) -> Path:
         return self.root / f"{step.kind}-{step.fingerprint}"
@@ -156,15 +183,27 @@ class Store:
     def lock(self, step: Step) -> Path:
         return self.root / "locks" / f"{step.kind}-{step.fingerprint}.lock"
 
-    def find(self, step: Step) -> Path | None:
-        """The directory of the finished step, or None if it is not finished or its step.json does not say so."""
-        directory = self.directory(step)
+    def find(self, step: Step, content: bool = False) -> Path | None:
+        """The directory of the finished step, or None if it is not finished or its files are not those it left.
+
+        Of the files the sizes are compared, and with `content` everything, once: what is found damaged then stays so.
+        """
+        directory, fingerprint = self.directory(step), step.fingerprint
+        compare = content and fingerprint not in self.whole
+        problem = self._damaged.get(fingerprint) or self._problem(step, directory, compare)
+        if not problem and compare:
+            self.whole.add(fingerprint)
+        elif problem and directory.exists():
+            self._damaged[fingerprint] = problem
+        return None if problem else directory
+
+    def _problem(self, step: Step, directory: Path, content: bool) -> str:
         try:
-            about = json.loads((directory / "step.json").read_text(encoding="utf-8"))
+            about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
             intact = about["fingerprint"] == step.fingerprint
         except (OSError, ValueError, KeyError, TypeError):
             intact = False
-        return directory if intact else None
+        return damage(directory, content) if intact else f"{directory} has no readable {ABOUT}"
 
     def state(self, step: Step) -> str:
         """One of `done`, `partial` (something to resume from), `to run`."""
@@ -190,7 +229,8 @@ class Store:
             descriptor = os.open(self.lock(step), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._acquire(descriptor, step, should_stop, say)
-            finished = self.find(step)
+            self._damaged.pop(step.fingerprint, None)  # another process may have done it again meanwhile
+            finished = self.find(step, content=True)
             if finished is not None:
                 yield Claim(self, step, finished, finished)
                 return
@@ -240,7 +280,9 @@ class Store:
     def _set_aside_damaged(self, step: Step, say: Callable[[str], None]) -> None:
         directory = self.directory(step)
         if directory.exists():
-            aside = directory.with_name(f"{directory.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            names = (f"{directory.name}.damaged{number}" for number in chain([""], (f"-{n}" for n in count(2))))
+            aside = next(path for path in map(directory.with_name, names) if not path.exists())
             os.rename(directory, aside)
-            say(f"damaged  {step.name}: {directory} has no readable step.json; moved to {aside.name}, doing it again")
+            problem = self._damaged.pop(step.fingerprint, f"{directory} is damaged")
+            say(f"damaged  {step.name}: {problem}; moved to {aside.name}, doing it again")
+        self.whole.discard(step.fingerprint)

@@ -49,12 +49,16 @@ def tune(experiment: Experiment, stop: Stop) -> None:
 def describe_pair(name: str, result: dict[str, Any]) -> str:
     """What was measured of one drafter, and the proposals as a table with the words that ask for the best of them."""
     accepted = " ".join("–" if rate is None else f"{rate:.2f}" for rate in result["acceptance_by_position"])
-    costs = ", ".join(f"v({width}) = {value:.2f}" for width, value in result["verify_cost"].items())
+
+    def costs(key: str, letter: str, digits: int) -> str:
+        return ", ".join(f"{letter}({size}) = {value:.{digits}f}" for size, value in result[key].items())
+
     lines = [
-        name,
+        f"{name}, verified by {result['primary']}",
         f"accepted by position in the block: {accepted}",
-        f"a draft costs c = {result['cost_ratio']:.3f} passes of the primary, "
-        f"{result['cost_ratio_with_router']:.3f} with the router; verification {costs}",
+        f"a draft of a block of n costs c(n) passes of the primary: {costs('cost_ratio', 'c', 3)}",
+        f"with the router {costs('cost_ratio_with_router', 'c', 3)}",
+        f"verification by a pass of width W costs {costs('verify_cost', 'v', 2)}",
     ]
     for title, key in (("as measured", "proposals"), ("if verification were flat, v = 1", "proposals_flat")):
         rows = [TITLES, *(_cells(row) for row in result[key])]

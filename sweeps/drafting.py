@@ -19,6 +19,7 @@ from sweeps.tables import (
     printable,
     ratio,
     rows_of,
+    several_primaries,
     whole_percent,
 )
 
@@ -56,15 +57,18 @@ def _acceptance(results: Results) -> Table | None:
 
 
 def _by_category(results: Results) -> Table | None:
+    rows = rows_of(results, "speed_by_category")
     columns = [
         Column("category", "", printable, numeric=False, always=True),
         Column("name", "drafter", printable, numeric=False),
+        *several_primaries(rows),
         Column("prompts", "prompts", integer),
         Column("tokens_per_primary_run", "tokens per\nprimary\nrun", decimals(2)),
+        Column("tokens_over_control", "over best\ncontrol", ratio),
         Column("speedup_decode", "speedup\ndecode", ratio),
+        Column("speedup_over_control", "over best\ncontrol", ratio),
         Column("repetition_rate", "repeated\n4-grams %", percent),
     ]
-    rows = rows_of(results, "speed_by_category")
     notes = ["Total tokens over total time within a category, never a mean of ratios. Looping text flatters a drafter."]
     return Table("speed_by_category", "SPEED by category of prompts", columns, rows, notes) if rows else None
 
@@ -107,6 +111,9 @@ def _stopping(results: Results) -> Table | None:
     ]
     if any(r.get("paper") for r in shown):
         notes.append(f"{paper.CAVEAT}.")
+    if several_primaries(rows):
+        verified = dict.fromkeys((r.get("name"), r.get("primary")) for r in rows)
+        notes.append("; ".join(f"{printable(name)} is verified by {printable(by)}" for name, by in verified) + ".")
     return Table("stopping", "When to stop drafting (paper table 9)", _rule_columns(NAME), shown, notes)
 
 

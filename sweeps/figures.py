@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps import plots
 from sweeps.plots import finite
-from sweeps.tables import Results, Row, percent, printable, ratio, rows_of, whole_percent
+from sweeps.tables import Results, Row, decimals, percent, printable, ratio, rows_of, whole_percent
 
 # One colour a model on every chart; a name that is not here takes the last.
 _COLOURS = {
@@ -40,29 +40,28 @@ def headlines(results: Results) -> list[Headline]:
     """The numbers that answer the paper's questions; those that the run does not have are left out."""
     found: list[Headline] = []
     agreement, speed = rows_of(results, "agreement"), {r.get("name"): r for r in rows_of(results, "speed")}
-    single = {r.get("name"): r for r in agreement if r.get("gamma") is None}
     best = next((n for n in ("tandem_distil", "tandem_ce") if any(r.get("name") == n for r in agreement)), None)
     tandem = min(
         (r for r in agreement if r.get("name") == best), key=lambda r: abs((r.get("gamma") or 2) - 2), default={}
     )
     at = f"{best}, γ = {tandem.get('gamma')}"
-    baseline = "gecko_distil" if "gecko_distil" in single else "gecko_ce"
-    for field, name, what in (
-        ("total_variation", baseline, "Total variation from the primary"),
-        ("cross_entropy", "gecko_ce", "Cross entropy, nats per token"),
+    for field, what in (
+        ("total_variation", "Total variation from the primary"),
+        ("cross_entropy", "Cross entropy, nats per token"),
     ):
-        ours, theirs = tandem.get(field), single.get(name, {}).get(field)
-        if finite(ours) and finite(theirs):
-            found.append(Headline(what, f"{ours:.3f}", f"{at}; {name} {theirs:.3f}; lower is better"))
-    drafted, independent = speed.get(best, {}), speed.get(baseline, {})
-    if finite(tokens := drafted.get("tokens_per_primary_run")):
-        other = independent.get("tokens_per_primary_run")
-        than = f"; {baseline} {other:.2f}" if finite(other) else ""
-        found.append(Headline("Tokens per primary run", f"{tokens:.2f}", f"{best}, γ = {drafted.get('gamma')}{than}"))
-    if finite(speedup := drafted.get("speedup_decode")):
-        other = independent.get("speedup_decode")
-        than = f"; {baseline} {ratio(other)}" if finite(other) else ""
-        found.append(Headline("Decoding speedup over the primary", ratio(speedup), f"{best}{than}"))
+        ours, below = tandem.get(field), tandem.get(f"{field}_below_control")
+        if finite(ours) and finite(below):
+            than = f"{at}; best control {tandem[f'{field}_control']} {ours + below:.3f}; lower is better"
+            found.append(Headline(what, f"{ours:.3f}", than))
+    drafted = speed.get(best, {})
+    for field, key, what, write in (
+        ("tokens_per_primary_run", "tokens", "Tokens per primary run", decimals(2)),
+        ("speedup_decode", "speedup", "Decoding speedup over the primary", ratio),
+    ):
+        if finite(ours := drafted.get(field)):
+            over = drafted.get(f"{key}_over_control")
+            than = f"; best control {drafted[f'{key}_control']} {write(ours / over)}" if finite(over) else ""
+            found.append(Headline(what, write(ours), f"{best}, γ = {drafted.get('gamma')}{than}"))
     if finite(share := drafted.get("identical_to_primary")):
         prompts = drafted.get("prompts")
         over = f" over {prompts} prompts" if finite(prompts) else ""
@@ -107,7 +106,8 @@ def agreement(results: Results) -> list[str]:
 
 
 def positions(results: Results) -> list[str]:
-    """Total variation by position in the longest block measured, and for the best tandem in every block length."""
+    """Total variation by position in the longest block measured, there beside the best tandem's own tokens read with
+    the newest states and without any, and for the best tandem in every block length."""
     rows = [
         r
         for r in rows_of(results, "agreement_by_position")
@@ -117,21 +117,34 @@ def positions(results: Results) -> list[str]:
     by_name = _by_name([r for r in rows if r["gamma"] == longest])
     first = [_positions(printable(n), own, _colour(n)) for n, own in by_name.items()]
     best = next((n for n in ("tandem_distil", "tandem_ce") if n in by_name), None)
+    if longest > 1 and (own := by_name.get(best)):
+        control = next((r["control"] for r in own if r.get("control")), None)
+        for field, label, colour in (
+            ("total_variation_fresh", "its tokens at γ = 1", 7),
+            ("total_variation_control", f"its tokens, {control}", _colour(control)),
+        ):
+            if all(finite(r.get(field)) for r in own):
+                first.append(_positions(printable(label), own, colour, field))
     gammas = sorted({r["gamma"] for r in rows if r.get("name") == best})
     second = [
         _positions(f"γ = {g}", [r for r in rows if r.get("name") == best and r["gamma"] == g], i)
         for i, g in enumerate(gammas)
     ]
     charts = []
-    for title, series in (
-        (f"Total variation by position, γ = {longest}", first),
-        (f"Total variation by position, {best}", second if len(second) > 1 else []),
+    older = "Lower is better. Later positions see an older state of the primary."
+    for title, series, note in (
+        (
+            f"Total variation by position, γ = {longest}",
+            first,
+            f"{older} Positions hold different tokens: compare the lines of {best} at one position.",
+        ),
+        (f"Total variation by position, {best}", second if len(second) > 1 else [], older),
     ):
         svg = plots.line_chart(
             title, _spoken(series), series, x_label="position in the block", y_label="Total variation",
             x_ticks=sorted({x for s in series for x in s.x}),
         )  # fmt: skip
-        charts.append(_figure(title, "Lower is better. Later positions see an older state of the primary.", svg))
+        charts.append(_figure(title, note, svg))
     return _drawn(charts)
 
 
@@ -170,7 +183,9 @@ def _acceptance(drafters: list[Row]) -> str:
     )  # fmt: skip
     return _figure(
         "Acceptance by position",
-        "Share accepted of the drafts whose predecessors in the block all were. Higher is better.",
+        "Share accepted of the drafts whose predecessors in the block all were. Higher is better. Each drafter is on "
+        "its own tokens, and later drafts stand where the text has been easy: what staleness costs shows on the same "
+        "tokens alone, in total variation by position.",
         svg,
     )
 
@@ -224,9 +239,9 @@ def _thinned(points: list[tuple[float, float]]) -> tuple[list[float], list[float
     return [c[-1][0] for c in chunks], [sum(y for _, y in c) / len(c) for c in chunks]
 
 
-def _positions(label: str, rows: list[Row], colour: int) -> plots.Series:
+def _positions(label: str, rows: list[Row], colour: int, field: str = "total_variation") -> plots.Series:
     rows = sorted(rows, key=lambda r: r["position"])
-    return plots.Series(label, [r["position"] for r in rows], [r["total_variation"] for r in rows], colour)
+    return plots.Series(label, [r["position"] for r in rows], [r[field] for r in rows], colour)
 
 
 def _by_name(rows: list[Row]) -> dict[Any, list[Row]]:

@@ -16,13 +16,19 @@ from tandem.errors import EnvironmentFailure
 _AGREEMENT = (
     "Every row predicts the next token of held-out text. gecko is the secondary as pretrained; gecko_ce and "
     "gecko_distil are it after as many further steps as the tandem rows got, but blind to the primary: the distance "
-    "from them is what attending to the primary brings. γ is the number of tokens between two looks at the primary. "
+    "from the best of them, which need not be the one with the most training, is what attending to the primary brings. "
+    "γ is the number of tokens between two looks at the primary. "
     "Total variation compares next-token distributions: 0 is the primary's own, 1 has nothing in common with it."
 )
-_POSITIONS = "Within a block, the newest state of the primary is as old as the distance from the block's first token."
+_POSITIONS = (
+    "Within a block, the newest state of the primary is as old as the distance from the block's first token. What that "
+    "costs shows on the same tokens: read by the tandem with the newest states (γ = 1), and by the best control, which "
+    "has none."
+)
 _SPEED = (
     "In speculative decoding (SPEED) a drafter proposes γ tokens and the primary verifies them in one pass. What comes "
-    "out is the primary's own answer; how soon depends on how many drafted tokens it accepts."
+    "out is the primary's own answer; how soon depends on how many drafted tokens it accepts. Each drafter is verified "
+    "by the primary that it was trained with, and its speedup is over that one alone."
 )
 _STOPPING = (
     "A rule looks at each draft and says whether another is worth its time. It must earn more than the fixed block "

@@ -19,6 +19,7 @@ TEXT_WIDTH = 120
 _NAME_WIDTH = 36
 _MISSING = "–"
 MAX_POSITIONS = 12
+_ALONE = "autoregressive"  # the row of a primary without a drafter
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -95,18 +96,26 @@ def integer(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
+def number_or_text(digits: int) -> Callable[[Any], str]:
+    """For columns whose rows are of several measures: what is text already stays as it is."""
+    return lambda value: printable(value) if isinstance(value, str) else f"{value:,.{digits}f}"
+
+
 NAME = Column("name", "", printable, numeric=False, always=True)
 GAMMA = Column("gamma", "γ", integer)
+PRIMARY = Column("primary", "verified by", printable, numeric=False)
 
 
 def build_tables(results: Results) -> list[Table]:
     """All tables that the results have rows for, in reading order."""
+    from sweeps.agreement import agreement_tables
     from sweeps.compiled import compiled_tables
     from sweeps.downstream import downstream_tables
     from sweeps.drafting import drafting_tables
 
-    tables = (_models, _agreement, _by_position, _speed, _costs, _standalone)
-    made = [t for build in tables if (t := build(results)) is not None]
+    speed = [t for build in (_speed, _costs, _standalone) if (t := build(results)) is not None]
+    models = _models(results)
+    made = [*([models] if models else []), *agreement_tables(results), *speed]
     more = [*drafting_tables(results), *compiled_tables(results), *downstream_tables(results)]
     return [_only_filled_columns(table) for table in [*made, *more]]
 
@@ -133,60 +142,21 @@ def _models(results: Results) -> Table | None:
     return Table("models", "The models", columns, rows, notes) if rows else None
 
 
-def _agreement(results: Results) -> Table | None:
-    columns = [
-        NAME,
-        GAMMA,
-        Column("accuracy", "accuracy\n%", percent),
-        Column("cross_entropy", "cross entropy\nnats/token", decimals(3)),
-        Column("relative_accuracy", "relative\naccuracy %", percent),
-        Column("total_variation", "total\nvariation", decimals(3)),
-        Column("parameters", "parameters", count),
-    ]
-    return _beside_paper(
-        "agreement",
-        "Agreement on held-out text (paper table 1)",
-        columns,
-        rows_of(results, "agreement"),
-        paper.TABLES[1].rows,
-        ["Relative accuracy and total variation are against the primary's own predictions."],
-    )
-
-
-def _by_position(results: Results) -> Table | None:
-    values: dict[tuple[Any, Any], Row] = {}
-    positions: set[int] = set()
-    for r in rows_of(results, "agreement_by_position"):
-        if r.get("position") is not None:
-            key = (r.get("name"), r.get("gamma"))
-            row = values.setdefault(key, {"name": key[0], "gamma": key[1]})
-            row[f"position_{r['position']}"] = r.get("total_variation")
-            positions.add(r["position"])
-    if not values:
-        return None
-    shown = sorted(positions)
-    notes = ["Total variation against the primary; the further into a block, the older the primary's newest state."]
-    if len(shown) > MAX_POSITIONS:
-        notes.append(f"Positions {shown[MAX_POSITIONS - 1]} to {shown[-2]} are left out here.")
-        shown = [*shown[: MAX_POSITIONS - 1], shown[-1]]
-    columns = [NAME, GAMMA, *(Column(f"position_{p}", printable(p), decimals(3)) for p in shown)]
-    title = "Total variation by position in the block (not in the paper)"
-    return Table("agreement_by_position", title, columns, list(values.values()), notes)
-
-
 def _speed(results: Results) -> Table | None:
+    rows = rows_of(results, "speed")
     columns = [
         NAME,
         GAMMA,
-        Column("tokens_per_primary_run", "tokens per\nprimary\nrun", decimals(2)),
-        Column("acceptance_rate", "accepted\n%", percent),
+        Column("tokens_per_primary_run", "tokens/\nprimary\nrun", decimals(2)),
+        Column("tokens_over_control", "over\nbest\ncontrol", ratio),
+        Column("acceptance_rate", "accep-\nted %", percent),
         Column("speedup_decode", "speedup\ndecode", ratio),
-        Column("speedup_end_to_end", "speedup\nend to\nend", ratio),
-        Column("speedup_predicted", "speedup\npredicted", ratio),
+        Column("speedup_over_control", "over\nbest\ncontrol", ratio),
+        Column("speedup_end_to_end", "end to\nend", ratio),
+        Column("speedup_predicted", "pre-\ndicted", ratio),
         Column("identical_to_primary", "identical\n%", whole_percent),
-        Column("identical_to_width1", "identical to\nwidth 1, %", whole_percent),
+        Column("identical_to_width1", "the same\nto width\n1, %", whole_percent),
     ]
-    rows = rows_of(results, "speed")
     decode, end_to_end = paper.TABLES[8], paper.TABLES[2]
     theirs = []
     for row in decode.rows:
@@ -194,13 +164,35 @@ def _speed(results: Results) -> Table | None:
             (end,) = end_to_end.rows_of(row["name"], samples=1, dataset=row["dataset"])
             theirs.append({**end, **row, "label": f"{row['label']}, {row['dataset']}"})
     notes = ["Speedups are over autoregressive decoding with the primary, batch 1."]
+    if several_primaries(rows):
+        notes = ["Each drafter stands under the primary that verifies it, and its speedups are over that one, batch 1."]
+    best = next((r for r in rows if r.get("tokens_control")), None)
+    if best:
+        by_tokens, by_time = printable(best["tokens_control"]), printable(best["speedup_control"])
+        notes.append(
+            "The best control is the better of the secondary as pretrained and as trained further alone: by tokens per "
+            f"primary run {by_tokens}, by decoding {by_time}."
+        )
     if any(r.get("identical_to_primary") is not None for r in rows):
         notes.append("Identical: share of prompts whose whole output equals the primary's, token for token.")
     if any(r.get("identical_to_width1") is not None for r in rows):
         notes.append(
             "Identical to width 1: the same against a primary that reads one token a pass, as plain decoding does."
         )
-    return _beside_paper("speed", "SPEED (paper tables 2 and 8, 1 sample)", columns, rows, theirs, notes)
+    title = "SPEED (paper tables 2 and 8, 1 sample)"
+    return beside_paper("speed", title, columns, _under_primaries(rows), theirs, notes)
+
+
+def several_primaries(rows: list[Row]) -> list[Column]:
+    """The column that says what verifies a row, where that is not the same for all."""
+    return [PRIMARY] if len({r.get("primary") for r in rows}) > 1 else []
+
+
+def _under_primaries(rows: list[Row]) -> list[Row]:
+    """The rows, those of the primaries alone with their names where there are several."""
+    if not several_primaries(rows):
+        return rows
+    return [{**r, "name": f"{r.get('primary')}, alone"} if r.get("name") == _ALONE else r for r in rows]
 
 
 def _costs(results: Results) -> Table | None:
@@ -215,15 +207,20 @@ def _costs(results: Results) -> Table | None:
         Column("parameters", "trained\nparameters", count),
         Column("prompts", "prompts", integer),
     ]
-    rows = [r for r in rows_of(results, "speed") if any(r.get(c.key) is not None for c in columns[2:7])]
+    rows = [r for r in _under_primaries(rows_of(results, "speed")) if any(r.get(key) is not None for key in _COSTS)]
     theirs = [{**r, "label": f"{r['label']}, {r['dataset']}"} for r in paper.TABLES[5].rows_of("tandem_distil")]
     notes = ["Runs are per response; costs are in units of one primary step that reads one token."]
-    return _beside_paper("costs", "Model runs and their cost (paper table 5)", columns, rows, theirs, notes)
+    return beside_paper("costs", "Model runs and their cost (paper table 5)", columns, rows, theirs, notes)
+
+
+_COSTS = ("primary_runs", "secondary_runs", "cost_ratio", "verify_cost", "tokens_per_second_decode")
 
 
 def _standalone(results: Results) -> Table | None:
+    rows = rows_of(results, "standalone")
     columns = [
         NAME,
+        *several_primaries(rows),
         GAMMA,
         Column("speedup", "speedup", ratio, always=True),
         Column("speedup_decode", "speedup\ndecode", ratio),
@@ -231,7 +228,6 @@ def _standalone(results: Results) -> Table | None:
         Column("tokens_per_second_decode", "tokens/s\ndecode", decimals(1)),
         Column("agreement_with_primary", "agreement with\nprimary %", percent),
     ]
-    rows = rows_of(results, "standalone")
     theirs = [r for name in ("tandem_distil", "otter") for r in paper.TABLES[3].rows_of(name, task="speedup")]
     notes = ["One free token of the primary per cycle, nothing verified: the output may differ from the primary's."]
     title = "Standalone, without verification (paper table 3, latency)"
@@ -247,7 +243,7 @@ def rows_of(results: Results, key: str) -> list[Row]:
     return [dict(r) for r in results.get(key) or [] if isinstance(r, dict)]
 
 
-def _beside_paper(
+def beside_paper(
     key: str, title: str, columns: list[Column], rows: list[Row], theirs: Iterable[Row], notes: list[str]
 ) -> Table | None:
     """Our rows, each of the paper's directly under the row of ours that it belongs to."""

@@ -174,6 +174,7 @@ class ScaleConfig:
     # The further training of a pair at this scale; `train` starts from it.
     further: OptimizerConfig = field(default_factory=OptimizerConfig)
     rates: RatesConfig = field(default_factory=RatesConfig)
+    distil_steps: int = 100  # of stage 2
     # Use the weights in the package, where it ships some made by exactly this configuration.
     shipped: bool = False
 
@@ -194,9 +195,10 @@ class PairConfig:
 @dataclass
 class TrainConfig(OptimizerConfig):
     """Tandem training; all rows and stages use the same optimisation, which starts from `scale.further`, but for their
-    rates."""
+    rates. Stage 1 has `steps`, stage 2 `distil_steps`."""
 
     name: str = "distil"
+    distil_steps: int = 100
     rates: RatesConfig = field(default_factory=RatesConfig)
     recipe: Recipe = Recipe.distil
     primary: PrimaryMode = PrimaryMode.frozen
@@ -235,7 +237,7 @@ class DrafterConfig:
     """The drafters that SPEED is measured with."""
 
     name: str = "paper"
-    drafters: list[Drafter] = field(default_factory=lambda: [Drafter.distilled, Drafter.tandem])
+    drafters: list[Drafter] = field(default_factory=lambda: [Drafter.independent, Drafter.distilled, Drafter.tandem])
     # How many drafts of a block medusa, eagle and kv are trained for; medusa can make no more.
     depth: int = 5
     ngram: int = 3  # the longest that prompt_lookup searches for

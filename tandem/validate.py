@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 from tandem.config import (
@@ -20,6 +21,7 @@ from tandem.config import (
     OptimizerConfig,
     PairConfig,
     PrimaryMode,
+    RatesConfig,
     Recipe,
     ScaleConfig,
     StopRule,
@@ -74,6 +76,8 @@ def validate(experiment: Experiment) -> list[str]:
         check.wrong("sweep", experiment.sweep, rule)
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
+    if experiment.prompt is not None and not _is_text(experiment.prompt):
+        check.problems.append("prompt holds bytes that are not UTF-8, or half of a surrogate pair")
     if experiment.job is Job.generate and not experiment.prompt:
         check.problems.append('job=generate needs a prompt that is not empty, as in prompt="def main():"')
     _scale(experiment.scale, check)
@@ -125,6 +129,8 @@ def _scale(scale: ScaleConfig, check: _Checks) -> None:
         if name not in scale.models:
             check.wrong("scale.pretrain", name, f"is not a model of scale.models{nearest(name, scale.models)}")
     _optimizer("scale.further", scale.further, check)
+    check.at_least("scale.distil_steps", scale.distil_steps, 1)
+    _rates("scale.rates", scale.rates, check)
 
 
 def _decoder(key: str, decoder: DecoderConfig, check: _Checks) -> None:
@@ -140,6 +146,11 @@ def _decoder(key: str, decoder: DecoderConfig, check: _Checks) -> None:
             check.wrong(f"{key}.num_kv_heads", decoder.num_kv_heads, f"must divide num_heads={decoder.num_heads}")
     check.positive(f"{key}.rope_theta", decoder.rope_theta)
     check.positive(f"{key}.norm_eps", decoder.norm_eps)
+
+
+def _rates(key: str, rates: RatesConfig, check: _Checks) -> None:
+    for field in fields(rates):
+        check.positive(f"{key}.{field.name}", getattr(rates, field.name))
 
 
 def _optimizer(key: str, optimizer: OptimizerConfig, check: _Checks) -> None:
@@ -194,6 +205,8 @@ def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderC
 
 def _train(train: TrainConfig, check: _Checks) -> None:
     _optimizer("train", train, check)
+    check.at_least("train.distil_steps", train.distil_steps, 1)
+    _rates("train.rates", train.rates, check)
     check.block_lengths("train.gamma", train.gamma)
     check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
     check.positive("train.temperature", train.temperature)
@@ -217,6 +230,14 @@ def _data(experiment: Experiment, check: _Checks) -> None:
             check.problems.append("data=tfds needs data.name, as in data.name=lm1b:1.1.0")
         if data.data_dir is not None and "://" not in data.data_dir and not Path(data.data_dir).expanduser().is_dir():
             check.wrong("data.data_dir", data.data_dir, "is not a directory")
+
+
+def _is_text(words: str) -> bool:
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _prompts(experiment: Experiment, check: _Checks) -> None:

@@ -33,9 +33,9 @@ def download(task: Task, settings: Settings) -> None:
 def _prepare(name: str, directory: Path) -> None:
     # TensorFlow Datasets retries for minutes where there is no network.
     _reach(TFDS_HOST, name)
-    from tasks.text import _import_tensorflow
+    from tasks.tfds import import_tensorflow
 
-    _, tfds = _import_tensorflow()
+    _, tfds = import_tensorflow()
     try:
         tfds.builder(name, data_dir=str(directory)).download_and_prepare()
     except Exception as error:  # whatever a dataset's own script raises

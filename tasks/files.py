@@ -1,25 +1,38 @@
 """Readers of the datasets' own file formats; what is wrong with a file is said with its name and line.
 
-A reader turns an open binary file into (place, row) pairs, where the place is what an error message names.
+A reader turns an open binary file into (place, row) pairs, where the place is what an error message names. It gets
+the file, its name, and the same again of each file that is read beside it (`File.beside`).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from tandem.errors import EnvironmentFailure
+from tasks.fields import texts_of
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
-Reader = Callable[[IO[bytes], str], Rows]
+Reader = Callable[..., Rows]
+
+# A half of a surrogate pair, as JSON can write it; whole pairs are read as one character.
+_HALF = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def text_lines(file: IO[bytes], path: str) -> Iterator[tuple[str, str]]:
-    """(place, line) of a text file. Only a line feed ends a line: translations contain other separators."""
+    """(place, line) of a text file, without a byte order mark.
+
+    Only a line feed ends a line: translations contain other separators.
+    """
     for number, line in enumerate(file, start=1):
         place = f"{path}, line {number}"
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         try:
             yield place, line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -40,6 +53,7 @@ def json_lines(file: IO[bytes], path: str) -> Rows:
             raise EnvironmentFailure(f"{place}: not JSON ({error.msg} at character {error.pos + 1}){cut}") from None
         if not isinstance(row, dict):
             raise EnvironmentFailure(f"{place}: a JSON object is expected, not {type(row).__name__}")
+        refuse_halves(line, row, place)
         yield place, row
 
 
@@ -52,13 +66,27 @@ def plain_lines(file: IO[bytes], path: str) -> Rows:
 
 def json_document(file: IO[bytes], path: str) -> Any:
     """One JSON value that fills the file."""
+    content = file.read()
     try:
-        return json.loads(file.read())
+        written = content.decode(json.detect_encoding(content))
+        document = json.loads(written)
     except json.JSONDecodeError as error:
         cut = "; the file is cut off" if error.pos >= len(error.doc.rstrip()) else ""
         raise EnvironmentFailure(f"{path}, line {error.lineno}: not JSON ({error.msg}){cut}") from None
     except UnicodeDecodeError as error:
         raise EnvironmentFailure(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    refuse_halves(written, document, path)
+    return document
+
+
+def refuse_halves(written: str, value: Any, place: str) -> None:
+    """Raise EnvironmentFailure where a JSON value holds half of a surrogate pair: no text, which nothing can encode.
+
+    `written` is the JSON, which can hold one only as an escape.
+    """
+    if _ESCAPED_HALF.search(written) and (half := _HALF.search(json.dumps(value, ensure_ascii=False))):
+        escape = f"\\u{ord(half.group()):04x}"
+        raise EnvironmentFailure(f"{place}: not a text ({escape} is half of a surrogate pair, without the other)")
 
 
 @contextmanager
@@ -79,15 +107,18 @@ def squad_json(file: IO[bytes], path: str) -> Rows:
         articles = document["data"]
     for number, article in enumerate(articles, start=1):
         with blamed(f"{path}, article {number}"):
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    yield (
-                        f"{path}, question {question['id']}",
-                        {
-                            "id": question["id"],
-                            "title": article.get("title", ""),
-                            "context": paragraph["context"],
-                            "question": question["question"],
-                            "answers": [answer["text"] for answer in question["answers"]],
-                        },
-                    )
+            asked = [
+                (f"{path}, question {question['id']}", paragraph, question)
+                for paragraph in article["paragraphs"]
+                for question in paragraph["qas"]
+            ]
+        for place, paragraph, question in asked:
+            with blamed(place):
+                row = {
+                    "id": question["id"],
+                    "title": article.get("title", ""),
+                    "context": paragraph["context"],
+                    "question": question["question"],
+                    "answers": texts_of(question, "answers", "text"),
+                }
+            yield place, row

@@ -10,6 +10,7 @@ import hashlib
 from typing import IO, Any
 
 from tasks.example import Kind
+from tasks.fields import text, texts
 from tasks.files import Rows, blamed, json_document, json_lines, plain_lines, squad_json
 from tasks.metrics.answers import exact_match, f1, lm_eval_exact_match, normalise_squad, normalise_trivia
 from tasks.metrics.likelihood import GREEDY_ACCURACY, GREEDY_EXACT_MATCH, PERPLEXITY
@@ -25,42 +26,48 @@ LAMBADA_URL = "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_tes
 
 
 def _lambada(row: Row) -> Question:
-    text, _, last = row["text"].rpartition(" ")
-    name = hashlib.sha256(row["text"].encode()).hexdigest()[:16]  # the passages have no names
-    return Question(name, text, f" {last}", last, (f" {last}",), (0,))
+    # White space at the end would be the word that is asked for.
+    passage = text(row, "text").rstrip()
+    if not passage:
+        raise ValueError("text: has no word in it")
+    before, _, last = passage.rpartition(" ")
+    name = hashlib.sha256(passage.encode()).hexdigest()[:16]  # the passages have no names
+    return Question(name, before, f" {last}", last, (f" {last}",), (0,))
 
 
 def _natural_questions(row: Row) -> Question:
-    return _closed_book(row["question"], f"Q: {row['question']}?\nA:", list(row["answer"]))
+    return _closed_book(row, "Q: {}?\nA:", "answer")
 
 
 def _trivia_qa(row: Row) -> Question:
-    return _closed_book(row["question"], f"Question: {row['question']}?\nAnswer:", list(row["answers"]))
+    return _closed_book(row, "Question: {}?\nAnswer:", "answers")
 
 
 def _web_questions(row: Row) -> Question:
-    return _closed_book(row["question"], f"Question: {row['question']}\nAnswer:", list(row["answers"]))
+    return _closed_book(row, "Question: {}\nAnswer:", "answers")
 
 
-def _closed_book(name: str, text: str, answers: list[str]) -> Question:
-    return Question(name, text, f" {answers[0]}", answers)
+def _closed_book(row: Row, form: str, field: str) -> Question:
+    question, answers = text(row, "question"), texts(row, field, least=1)
+    return Question(question, form.format(question), f" {answers[0]}", answers)
 
 
 def _web_questions_greedy(row: Row) -> Question:
     question = _web_questions(row)
-    # An answer that begins with another accepted one cannot be written without it.
-    kept: list[str] = []
-    for answer in sorted(question.references):
-        if not kept or not answer.startswith(kept[-1]):
-            kept.append(answer)
-    options = tuple(f" {answer}" for answer in kept)
-    return Question(question.id, question.text, question.answer, kept, options, tuple(range(len(kept))))
+    # One that another begins with stays: what greedy decoding writes is tokens, and those of "Monaco" are not those of
+    # "Mon" and more.
+    accepted = sorted({answer.strip() for answer in question.references} - {""})
+    if not accepted:
+        raise ValueError("answers: all are blank")
+    options = tuple(f" {answer}" for answer in accepted)
+    return Question(question.id, question.text, question.answer, accepted, options, tuple(range(len(accepted))))
 
 
 def _squad_v2(row: Row) -> Question:
-    text = f"Title: {row['title']}\n\nBackground: {row['context']}\n\nQuestion: {row['question']}\n\nAnswer:"
-    answers = list(row["answers"])
-    return Question(row["id"], text, f" {answers[0] if answers else UNANSWERABLE}", answers, key=row["context"])
+    title, context, question = (text(row, name) for name in ("title", "context", "question"))
+    asked = f"Title: {title}\n\nBackground: {context}\n\nQuestion: {question}\n\nAnswer:"
+    answers = texts(row, "answers")
+    return Question(text(row, "id"), asked, f" {answers[0] if answers else UNANSWERABLE}", answers, key=context)
 
 
 def read_trivia_qa(file: IO[bytes], path: str) -> Rows:
@@ -72,33 +79,33 @@ def read_trivia_qa(file: IO[bytes], path: str) -> Rows:
         place = f"{path}, question {number}"
         with blamed(place):
             answer = row["Answer"]
-            answers = _distinct(answer["Value"], answer.get("Aliases", []))
-            yield place, {"question": row["Question"], "answers": answers}
+            yield place, {"question": row["Question"], "answers": _answers(answer, "Value", "Aliases")}
 
 
 def read_trivia_qa_lines(file: IO[bytes], path: str) -> Rows:
     """Rows of `question` and `golden_answers`; questions that a CSV file had quoted are unquoted."""
     for place, row in json_lines(file, path):
         with blamed(place):
-            question, answers = row["question"], row["golden_answers"]
+            question, answers = text(row, "question"), texts(row, "golden_answers", least=1)
             if question[:1] == question[-1:] == '"' and len(question) > 1:
                 question = question[1:-1].replace('""', '"')
         yield place, {"question": question, "answers": answers}
 
 
 def read_web_questions(file: IO[bytes], path: str) -> Rows:
+    """Rows of `question` and `answer`, a list."""
     for place, row in json_lines(file, path):
         with blamed(place):
-            yield place, {"question": row["question"], "answers": row["answer"]}
+            yield place, {"question": row["question"], "answers": texts(row, "answer", least=1)}
 
 
-def _distinct(first: str, others: list[str]) -> list[str]:
-    return list(dict.fromkeys([first, *others]))
+def _answers(row: Row, value: str, aliases: str) -> list[str]:
+    """The answer and its other forms, each once."""
+    return list(dict.fromkeys([text(row, value), *(texts(row, aliases) if aliases in row else [])]))
 
 
 def _trivia_tfds(row: Row) -> Row:
-    answer = row["answer"]
-    return {"question": row["question"], "answers": _distinct(answer["value"], list(answer["aliases"]))}
+    return {"question": row["question"], "answers": _answers(row["answer"], "value", "aliases")}
 
 
 def _squad_tfds(row: Row) -> Row:

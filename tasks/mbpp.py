@@ -6,6 +6,7 @@ The test questions are tasks 11 to 510; the exemplars are tasks 2, 3 and 4 in th
 from __future__ import annotations
 
 from tasks.example import Kind
+from tasks.fields import text, texts
 from tasks.files import json_lines
 from tasks.metrics.programs import pass_at
 from tasks.task import Dataset, File, Question, Row, Task
@@ -17,13 +18,13 @@ URL = "https://raw.githubusercontent.com/google-research/google-research/master/
 
 
 def _question(row: Row) -> Question:
-    tests = [_unix(test) for test in row["test_list"]]
-    text = (
-        f"You are an expert Python programmer, and here is your task: {row['text']} Your code should pass these "
+    tests = [_unix(test) for test in texts(row, "test_list", least=1)]
+    asked = (
+        f"You are an expert Python programmer, and here is your task: {text(row, 'text')} Your code should pass these "
         "tests:\n\n" + "\n".join(tests) + "\n[BEGIN]\n"
     )
-    references = {"tests": tests, "setup": _unix(row["test_setup_code"]), "task_id": row["task_id"]}
-    return Question(str(row["task_id"]), text, f"{_unix(row['code'])}\n{STOP}", references)
+    references = {"tests": tests, "setup": _unix(text(row, "test_setup_code")), "task_id": row["task_id"]}
+    return Question(str(row["task_id"]), asked, f"{_unix(text(row, 'code'))}\n{STOP}", references)
 
 
 def _unix(code: str) -> str:

@@ -29,6 +29,10 @@ datasets' own files are, at the paths below; of several the first that is there.
 same directory with `tasks.download=true`, and never without it; the message that says what is missing has a command
 for each. Nothing of a dataset is part of this repository.
 
+A changed file is evaluated again, the reference of a translation and a shard of a prepared dataset too. A row that is
+not what its format says (an answer that is a text where a list is expected, null, half of a surrogate pair) is refused
+with file and line. Byte order marks are dropped.
+
 | task | dataset | questions | exemplars |
 |---|---|---|---|
 """
@@ -58,7 +62,9 @@ NOTES = """
   WebQuestions, TriviaQA's for TriviaQA, MLQA's by language for TyDiQA. TyDiQA's publishers use SQuAD's script, which
   removes English articles in every language: `f1_squad`, `em_squad`.
 - SQuAD 2.0: an empty answer or `unanswerable` says that there is none.
-- LAMBADA: right if greedy decoding writes the last word; perplexity is per word.
+- LAMBADA: right if greedy decoding writes the last word, without white space behind it; perplexity is per word. One
+  that no float holds is null with a note, and the task's other metrics stand.
+- `webquestions_greedy_v1`: right if greedy decoding writes one of the accepted answers, be it the beginning of another.
 - MBPP: 500 test questions; pass@k is the unbiased estimate from n ≥ k samples.
 - WMT22: sacrebleu's BLEU (13a; zh and ja-mecab for these languages) and chrF against its default reference, with
   signatures.

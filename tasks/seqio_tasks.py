@@ -54,9 +54,9 @@ def read(task: Task, settings: Settings) -> list[Example]:
 
 
 def _seqio() -> Any:
-    from tasks.text import _import_tensorflow
+    from tasks.tfds import import_tensorflow
 
-    _import_tensorflow()
+    import_tensorflow()
     import seqio
 
     return seqio

@@ -7,14 +7,18 @@ One directory holds both: `<data_dir>/super_glue/boolq/1.0.2/` as TensorFlow Dat
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
 from tasks.files import blamed
 from tasks.task import File, Question, Row, Task
+from tasks.tfds import DESCRIPTION, prepared_files, split_lengths
 
 PREPARED_BY_DEFAULT = "~/tensorflow_datasets"
 
@@ -24,7 +28,8 @@ class Settings:
     """What changes the examples of a task, and where they may come from.
 
     `data_dir` null: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. Nothing is downloaded unless `download`. `limit`
-    keeps the first examples, and the rest of a group that it would cut.
+    keeps the first examples, and the rest of a group that it would cut. A step that reads one task has `places`, what
+    `declared` has found, and `files`, all that it may open.
     """
 
     data_dir: str | None = None
@@ -32,6 +37,8 @@ class Settings:
     seed: int = 0
     limit: int | None = None
     download: bool = False
+    places: Mapping[str, Found | None] | None = None
+    files: Files | None = None
 
     @property
     def directory(self) -> Path:
@@ -41,48 +48,84 @@ class Settings:
 
 @dataclass(frozen=True)
 class Found:
-    """Rows that are there: of a prepared dataset at `path`, of a file, or of sacrebleu's copy of a test set."""
+    """Rows that are there: of a prepared dataset at `path`, or of a file."""
 
     path: Path
     name: str  # as a person knows it
+    directory: Path
     split: str | None = None  # of a prepared dataset
     file: File | None = None
 
+    @property
+    def identity(self) -> str:
+        """Which of a dataset's parts it is, wherever it lies."""
+        return self.split or self.files.entries[0][0]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that reading the rows opens; of a `file` the first, then those beside it."""
+        if self.file is not None:
+            return self.path, *(self.directory / name for name in self.file.beside)
+        assert self.split is not None
+        return tuple(prepared_files(self.path, [self.split]))
+
+    @cached_property
+    def files(self) -> Files:
+        """The same by their names inside the directory of data."""
+        return Files([(path.relative_to(self.directory).as_posix(), path) for path in self.paths])
+
 
 def locate(task: Task, part: str, settings: Settings) -> Found | None:
-    """Where the rows of `eval` or `exemplars` are now; null where they are not. Reads and downloads nothing."""
-    dataset = task.dataset
+    """Where the rows of `eval` or `exemplars` are; null where they are not. Reads and downloads nothing."""
+    if settings.places is not None:
+        return settings.places.get(part)
+    dataset, directory = task.dataset, settings.directory
     if dataset.tfds and dataset.tfds_splits and part in dataset.tfds_splits:
-        path = _prepared(settings.directory, dataset.tfds)
-        if (path / "dataset_info.json").is_file():
+        path = _prepared(directory, dataset.tfds)
+        if (path / DESCRIPTION).is_file():
             split = dataset.tfds_splits[part]
-            return Found(path, f"{dataset.tfds}, split {split}", split=split)
+            return Found(path, f"{dataset.tfds}, split {split}", directory, split=split)
     for file in dataset.files.get(part, ()):
-        path = settings.directory / file.path
+        path = directory / file.path
         if path.is_file():
-            return Found(path, f"{file.path} ({file.note})" if file.note else file.path, file=file)
+            name = f"{file.path} ({file.note})" if file.note else file.path
+            return Found(path, name, directory, file=file)
     return None
+
+
+def declared(task: Task, settings: Settings) -> tuple[Settings, Files]:
+    """The settings with the places where the task's rows are found now, and all files that its examples are made of."""
+    parts = ("eval", "exemplars") if settings.shots else ("eval",)
+    places = {part: locate(task, part, settings) for part in parts}
+    entries = [entry for found in places.values() if found for entry in found.files.entries]
+    return replace(settings, places=places), Files(entries)
+
+
+def fetch(task: Task, settings: Settings, part: str = "eval") -> None:
+    """Download a task's rows if that is asked for and those of `part` are nowhere."""
+    if settings.download and locate(task, part, settings) is None:
+        from tasks.download import download
+
+        download(task, settings)
 
 
 def rows(task: Task, part: str, settings: Settings) -> Iterator[tuple[str, Row]]:
     """(place, row) of `eval` or `exemplars`, downloaded first if that is asked for and they are nowhere.
 
-    Raises EnvironmentFailure where they are missing, and where a file is damaged.
+    Raises EnvironmentFailure where they are missing, and where a file is damaged; UndeclaredFile where a step has not
+    declared a file that they are in.
     """
+    fetch(task, settings, part)
     found = locate(task, part, settings)
-    if found is None and settings.download:
-        from tasks.download import download
-
-        download(task, settings)
-        found = locate(task, part, settings)
     if found is None:
         raise EnvironmentFailure(missing(task, part, settings))
+    files = found.files if settings.files is None else settings.files
     if found.file is None:
         from tasks.prepared import prepared_rows
 
-        source: Iterator[tuple[str, Any]] = prepared_rows(task, found)
+        source: Iterator[tuple[str, Any]] = prepared_rows(task, found, files)
     else:
-        source = _file_rows(found.path, found.file)
+        source = _file_rows(found, found.file, files)
     for place, row in source:
         with blamed(place):
             kept = task.dataset.keep(part, row)
@@ -103,10 +146,8 @@ def size(task: Task, settings: Settings) -> int | None:
     found = locate(task, "eval", settings)
     if found is None:
         return None
-    if found.file is None:
-        from tasks.prepared import prepared_size
-
-        return prepared_size(found)
+    if found.split is not None:
+        return split_lengths(found.path).get(found.split)
     return sum(1 for _ in rows(task, "eval", settings))
 
 
@@ -140,9 +181,7 @@ def _prepared(directory: Path, name: str) -> Path:
     return directory / dataset / version
 
 
-def _file_rows(path: Path, file: File) -> Iterator[tuple[str, Any]]:
-    try:
-        with open(path, "rb") as opened:
-            yield from file.read(opened, str(path))
-    except OSError as error:
-        raise EnvironmentFailure(f"cannot read {path}: {error.strerror}") from None
+def _file_rows(found: Found, file: File, files: Files) -> Iterator[tuple[str, Any]]:
+    with ExitStack() as held:
+        opened = [(held.enter_context(files.open(path)), str(path)) for path in found.paths]
+        yield from file.read(*(argument for pair in opened for argument in pair))

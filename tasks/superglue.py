@@ -9,6 +9,7 @@ import re
 from typing import IO, Any
 
 from tasks.example import Example, Kind
+from tasks.fields import text, texts, texts_of
 from tasks.files import Reader, Rows, blamed, json_lines
 from tasks.metrics import mean_of
 from tasks.metrics.answers import best, normalise_squad, token_f1
@@ -21,76 +22,80 @@ FEWGLUE = "32 questions, FewGLUE"
 URL = "https://dl.fbaipublicfiles.com/glue/superglue/data/v2"
 
 
-def _ranked(row: Row, text: str, options: tuple[str, ...], right: int, **more: Any) -> Question:
+def _ranked(row: Row, asked: str, options: tuple[str, ...], right: int, **more: Any) -> Question:
     """A question with one right option; the options' texts are what exemplars answer."""
     name = str(more.pop("id", row["idx"]))
-    return Question(name, text, options[right], right, options, (right,), **more)
+    return Question(name, asked, options[right], right, options, (right,), **more)
 
 
 def _boolq(row: Row) -> Question:
-    text = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
-    return _ranked(row, text, (" no", " yes"), label_of(row, FALSE_TRUE))
+    asked = f"{text(row, 'passage')}\nQuestion: {text(row, 'question')}?\nAnswer:"
+    return _ranked(row, asked, (" no", " yes"), label_of(row, FALSE_TRUE))
 
 
 def _cb(row: Row) -> Question:
-    text = f"{row['premise']}\nQuestion: {row['hypothesis']}. True, False, or Neither?\nAnswer:"
+    asked = f"{text(row, 'premise')}\nQuestion: {text(row, 'hypothesis')}. True, False, or Neither?\nAnswer:"
     options = (" True", " False", " Neither")
-    return _ranked(row, text, options, label_of(row, ("entailment", "contradiction", "neutral")))
+    return _ranked(row, asked, options, label_of(row, ("entailment", "contradiction", "neutral")))
 
 
 def _copa(row: Row) -> Question:
     connector = {"cause": "because", "effect": "therefore"}[row["question"]]
-    text = f"{row['premise'].strip()[:-1]} {connector}"
+    asked = f"{text(row, 'premise').strip()[:-1]} {connector}"
+    choices = [text(row, name).rstrip() for name in ("choice1", "choice2")]
     # Two spaces: the harness has one in its options and puts another before them.
-    options = tuple(f"  {choice[0].lower()}{choice[1:]}" for choice in (row["choice1"], row["choice2"]))
-    return _ranked(row, text, options, label_of(row, ("choice1", "choice2")))
+    options = tuple(f"  {choice[0].lower()}{choice[1:]}" for choice in choices)
+    return _ranked(row, asked, options, label_of(row, ("choice1", "choice2")))
 
 
 def _multirc(row: Row) -> Question:
-    text = f"{row['paragraph']}\nQuestion: {row['question']}\nAnswer:"
-    options = tuple(f" {row['answer']}\nIs the answer correct? {verdict}" for verdict in ("yes", "no"))
+    paragraph, answer = text(row, "paragraph"), text(row, "answer")
+    asked = f"{paragraph}\nQuestion: {text(row, 'question')}\nAnswer:"
+    options = tuple(f" {answer}\nIs the answer correct? {verdict}" for verdict in ("yes", "no"))
     index = row["idx"]
     group = f"{index['paragraph']}-{index['question']}"
     right = 0 if label_of(row, FALSE_TRUE) else 1
-    return _ranked(row, text, options, right, id=f"{group}-{index['answer']}", group=group, key=row["paragraph"])
+    return _ranked(row, asked, options, right, id=f"{group}-{index['answer']}", group=group, key=paragraph)
 
 
 def _record(row: Row) -> Question:
-    passage, *highlights = row["passage"].strip().split("\n@highlight\n")
-    text = passage + "\n\n" + "".join(f"  - {highlight}.\n" for highlight in highlights)
-    entities, answers = sorted(set(row["entities"])), sorted(set(row["answers"]))
-    options = tuple("  - " + row["query"].replace("@placeholder", entity) for entity in entities)
+    passage, *highlights = text(row, "passage").strip().split("\n@highlight\n")
+    asked = passage + "\n\n" + "".join(f"  - {highlight}.\n" for highlight in highlights)
+    entities, answers = (sorted(set(texts(row, name, least=1))) for name in ("entities", "answers"))
+    query = text(row, "query").rstrip()
+    options = tuple("  - " + query.replace("@placeholder", entity) for entity in entities)
     correct = tuple(index for index, entity in enumerate(entities) if entity in answers)
-    answer = "  - " + row["query"].replace("@placeholder", answers[0])
+    answer = "  - " + query.replace("@placeholder", answers[0])
     index = row["idx"]
     references = {"entities": entities, "answers": answers}
     name, group = f"{index['passage']}-{index['query']}", str(index["passage"])
-    return Question(name, text, answer, references, options, correct, group, key=row["passage"])
+    return Question(name, asked, answer, references, options, correct, group, key=row["passage"])
 
 
 def _rte(row: Row) -> Question:
-    text = f"{row['premise']}\nQuestion: {row['hypothesis']} True or False?\nAnswer:"
-    return _ranked(row, text, (" True", " False"), label_of(row, ("entailment", "not_entailment")))
+    asked = f"{text(row, 'premise')}\nQuestion: {text(row, 'hypothesis')} True or False?\nAnswer:"
+    return _ranked(row, asked, (" True", " False"), label_of(row, ("entailment", "not_entailment")))
 
 
 def _wic(row: Row) -> Question:
-    word = row["sentence1"][row["start1"] : row["end1"]]
-    text = (
-        f"Sentence 1: {row['sentence1']}\nSentence 2: {row['sentence2']}\nQuestion: Is the word '{word}' used in the "
+    first, second = text(row, "sentence1"), text(row, "sentence2")
+    word = first[row["start1"] : row["end1"]]
+    asked = (
+        f"Sentence 1: {first}\nSentence 2: {second}\nQuestion: Is the word '{word}' used in the "
         "same way in the two sentences above?\nAnswer:"
     )
-    return _ranked(row, text, (" no", " yes"), label_of(row, FALSE_TRUE))
+    return _ranked(row, asked, (" no", " yes"), label_of(row, FALSE_TRUE))
 
 
 def _wsc(row: Row) -> Question:
-    raw, pronoun = row["text"], row["span2_text"]
+    raw, noun, pronoun = text(row, "text"), text(row, "span1_text"), text(row, "span2_text")
     before = " ".join(raw.split()[: row["span2_index"]])
     after = raw[len(before) + len(pronoun) + 1 :]
-    text = (
+    asked = (
         f"Passage: {_detokenised(f'{before} *{pronoun}*{after}')}\n"
-        f'Question: In the passage above, does the pronoun "*{pronoun}*" refer to "*{row["span1_text"]}*"?\nAnswer:'
+        f'Question: In the passage above, does the pronoun "*{pronoun}*" refer to "*{noun}*"?\nAnswer:'
     )
-    return _ranked(row, text, (" no", " yes"), label_of(row, FALSE_TRUE), key=raw)
+    return _ranked(row, asked, (" no", " yes"), label_of(row, FALSE_TRUE), key=raw)
 
 
 def _detokenised(text: str) -> str:
@@ -105,6 +110,7 @@ def read_multirc(file: IO[bytes], path: str) -> Rows:
         with blamed(place):
             passage = row["passage"]
             for question in passage["questions"]:
+                texts_of(question, "answers", "text")
                 for answer in question["answers"]:
                     yield (
                         f"{place}, answer {answer['idx']}",
@@ -122,16 +128,16 @@ def read_record(file: IO[bytes], path: str) -> Rows:
     """A row for each query of each passage; spans include their last character."""
     for place, row in json_lines(file, path):
         with blamed(place):
-            text = row["passage"]["text"]
-            entities = sorted({text[span["start"] : span["end"] + 1] for span in row["passage"]["entities"]})
+            passage = text(row["passage"], "text")
+            entities = sorted({passage[span["start"] : span["end"] + 1] for span in row["passage"]["entities"]})
             for query in row["qas"]:
                 yield (
                     f"{place}, query {query['idx']}",
                     {
-                        "passage": text,
+                        "passage": passage,
                         "query": query["query"],
                         "entities": entities,
-                        "answers": [answer["text"] for answer in query["answers"]],
+                        "answers": texts_of(query, "answers", "text"),
                         "idx": {"passage": row["idx"], "query": query["idx"]},
                     },
                 )

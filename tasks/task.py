@@ -29,12 +29,16 @@ class Question:
 
 @dataclass(frozen=True)
 class File:
-    """A public file of a dataset, `path` inside the offline directory, and how its rows are read."""
+    """A public file of a dataset, `path` inside the offline directory, and how its rows are read.
+
+    `beside` are other files there that its reader reads too, and gets opened.
+    """
 
     path: str
     read: Reader
     note: str = ""  # what is not plain about it
     url: str = ""  # where its publishers offer it
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

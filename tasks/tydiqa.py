@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from tasks.example import Kind
+from tasks.fields import text, texts
 from tasks.files import squad_json
 from tasks.metrics.answers import exact_match, f1, normalise_in, normalise_squad
 from tasks.task import Dataset, File, Question, Row, Task
@@ -28,9 +29,9 @@ WORDS = {
 
 def _question(language: str, row: Row) -> Question:
     _, passage, question, answer = WORDS[language]
-    text = f"{passage}: {row['context']}\n\n{question}: {row['question']}\n\n{answer}:"
-    answers = list(row["answers"])
-    return Question(row["id"], text, f" {answers[0]}", answers, key=row["context"])
+    context, answers = text(row, "context"), texts(row, "answers", least=1)
+    asked = f"{passage}: {context}\n\n{question}: {text(row, 'question')}\n\n{answer}:"
+    return Question(text(row, "id"), asked, f" {answers[0]}", answers, key=context)
 
 
 def _is_in(language: str, _: str, row: Row) -> bool:

@@ -6,7 +6,6 @@ There is no training split: exemplars are other segments of the same test set, n
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import IO
 
 from tandem.errors import EnvironmentFailure
@@ -69,18 +68,13 @@ def files_of(direction: str) -> tuple[str, str]:
     return f"{name}.src.{source}", f"{name}.ref.{DIRECTIONS[direction]}.{target}"
 
 
-def read_segments(direction: str, file: IO[bytes], path: str) -> Rows:
-    """Lines of the source file with the same lines of the reference file, which lies in `references` beside it."""
-    reference = Path(path).parents[1] / "references" / files_of(direction)[1]
-    try:
-        with open(reference, "rb") as opened:
-            references = [line for _, line in text_lines(opened, str(reference))]
-    except OSError as error:
-        raise EnvironmentFailure(f"cannot read {reference}, the reference of {path}: {error.strerror}") from None
+def read_segments(file: IO[bytes], path: str, reference: IO[bytes], reference_path: str) -> Rows:
+    """Lines of the source file with the same lines of the reference file."""
+    references = [line for _, line in text_lines(reference, reference_path)]
     sources = list(text_lines(file, path))
     if len(sources) != len(references):
-        shorter = path if len(sources) < len(references) else str(reference)
-        lengths = f"{path} has {len(sources)} lines, {reference} {len(references)}"
+        shorter = path if len(sources) < len(references) else reference_path
+        lengths = f"{path} has {len(sources)} lines, {reference_path} {len(references)}"
         raise EnvironmentFailure(f"{shorter}, line {min(len(sources), len(references)) + 1}: cut off; {lengths}")
     for number, ((place, source), translation) in enumerate(zip(sources, references, strict=True), start=1):
         yield place, {"id": str(number), "source": source, "reference": translation}
@@ -106,7 +100,8 @@ def read_xml(direction: str, file: IO[bytes], path: str) -> Rows:
 
 def _task(direction: str) -> Task:
     source, target = direction.split("-")
-    text = File(f"wmt22/sources/{files_of(direction)[0]}", partial(read_segments, direction))
+    sources, references = files_of(direction)
+    text = File(f"wmt22/sources/{sources}", read_segments, beside=(f"wmt22/references/{references}",))
     xml = File(f"wmt22/xml/wmttest2022.{direction}.all.xml", partial(read_xml, direction))
     echo = f"sacrebleu -t wmt22 -l {direction} --echo"
     folders = [f"{{data_dir}}/wmt22/{kind}" for kind in ("sources", "references")]

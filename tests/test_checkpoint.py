@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
+from safetensors.numpy import save_file
 
 from tandem.errors import EnvironmentFailure
 from tandem.model import checkpoint
@@ -121,6 +122,23 @@ def test_an_unreadable_file_is_named(model, path, damage, read):
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"no weights " * 50}[damage])
     with pytest.raises(EnvironmentFailure, match=f"{path}: not a readable checkpoint"):
         read(path)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(path, wrong, dtype):
+    tree = {"a": np.ones(3, dtype), "b": np.array([1, wrong], dtype)}
+    with pytest.raises(EnvironmentFailure, match=f"{path}: not written, since b holds numbers that are not finite"):
+        checkpoint.save(path, tree)
+    assert not list(path.parent.iterdir())
+    save_file(tree, path)
+    with pytest.raises(EnvironmentFailure, match=f"{path}: damaged, since b holds .* not finite; remove"):
+        checkpoint.load(path, {"a": np.ones(3), "b": np.ones(2)})
+
+
+def test_weights_too_large_for_half_the_bytes_are_not_written(path):
+    with pytest.raises(EnvironmentFailure, match="not written, since a holds numbers that are not finite"):
+        checkpoint.save(path, {"a": np.float32([1e6])}, dtype=np.float16)
 
 
 def save_onto_a_full_disk(path, tree) -> None:

@@ -59,7 +59,7 @@ def test_defaults():
     assert experiment.scale.shipped
     assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (3, 0.8, [2])
     assert experiment.train.recipe is Recipe.distil
-    assert experiment.drafter.drafters == [Drafter.distilled, Drafter.tandem]
+    assert experiment.drafter.drafters == [Drafter.independent, Drafter.distilled, Drafter.tandem]
 
 
 def test_only_laptop_ships_weights():
@@ -270,6 +270,13 @@ def test_nothing_is_written(tmp_path, monkeypatch):
     compose(["experiment=debug"])
     problems("gamma=-1")
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_prompt_that_is_no_text_is_refused():
+    """A byte of Latin-1 comes in as half of a surrogate pair."""
+    with pytest.raises(ConfigurationError, match="prompt holds bytes that are not UTF-8") as refused:
+        compose(["job=generate", "prompt=caf\udce9"])
+    assert str(refused.value).isascii()
 
 
 def test_a_prompt_is_taken_as_it_stands():

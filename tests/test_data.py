@@ -6,6 +6,9 @@ import gzip
 import itertools
 import json
 import lzma
+import os
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +21,11 @@ from shared_data import data
 
 from tandem.config import Corpus, DataConfig
 from tandem.data import packing
-from tandem.data.corpus import Document, corpus_identity, documents, is_heldout, split_group
+from tandem.data.corpus import Document, corpus_identity, documents, is_heldout, split_group, text_files
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
 from tandem.data.prompts import Prompt, prompt_file, read_prompts
+from tandem.data.sentences import LONGEST, sample_sentences, sentences
 from tandem.data.tokenizer import EOS_ID, NEWLINE_ID, Tokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks.text import tfds_documents
@@ -105,12 +109,11 @@ def test_text_folder_is_read_in_order_and_identified_by_content(tmp_path: Path) 
     (root / "a.txt").write_text("1")
     (root / ".hidden").write_bytes(b"\xff")
     assert [d.name for d in documents(text_config(root))] == ["a.txt#0", "b/two.txt#0"]
-    identity = corpus_identity(text_config(root))
-    assert str(tmp_path) not in json.dumps(identity)
+    content = text_files(text_config(root)).meaning
     moved = root.rename(tmp_path / "second")
-    assert corpus_identity(text_config(moved)) == identity
+    assert text_files(text_config(moved)).meaning == content
     (moved / "a.txt").write_text("3")
-    assert corpus_identity(text_config(moved)) != identity
+    assert text_files(text_config(moved)).meaning != content
 
 
 def test_stdlib_identity_is_the_python_version() -> None:
@@ -191,6 +194,52 @@ def test_training_is_deterministic_and_bounded(stdlib: list[Document], tokenizer
     assert Tokenizer(sampled).vocab_size == tokenizer.vocab_size == 1024
 
 
+WORDS = ["river", "stone", "lamp", "kettle", "garden", "window", "night", "собака", "кошка", "хлеб", "вода", "песня"]
+
+
+def test_a_long_line_is_learnt_from_as_the_same_words_in_short_ones_are() -> None:
+    """SentencePiece leaves a line of more than 4,192 bytes out, without a word."""
+    generator = random.Random(0)
+    words = [generator.choice(WORDS) for _ in range(6000)]
+    long = " ".join(words)
+    short = "\n".join(" ".join(words[start : start + 12]) for start in range(0, len(words), 12))
+    lengths = [len(Tokenizer(train_tokenizer([text], 420)).encode(long)) for text in (long, short)]
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.02)
+    assert lengths[0] < 1.5 * len(words)
+    # Beside short lines a long one counts as much as they do.
+    assert len(Tokenizer(train_tokenizer([long.upper(), short], 480)).encode(long.upper())) < 1.5 * len(words)
+
+
+PARTS = ["ab", " ", "  ", "é", "猫", "\U0001f600", "\t", "\n", "x" * 3000, "猫" * 900, " ".join(["word"] * 1000)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=8))
+def test_sentences_are_the_text_in_parts_that_fit(parts: list[str]) -> None:
+    text = "".join(parts)
+    found = list(sentences(text))
+    assert all(sentence.strip() and "\n" not in sentence and len(sentence.encode()) <= LONGEST for sentence in found)
+    assert "".join("".join(found).split()) == "".join(text.split())
+    assert all(line in found for line in text.split("\n") if line.strip() and len(line.encode()) <= LONGEST)
+    # Only what is longer than fits is cut within a word.
+    words = set(text.split())
+    longer = "".join(word for word in words if len(word.encode()) > LONGEST)
+    pieces = {piece for sentence in found for piece in sentence.split()}
+    assert all(piece in longer for piece in pieces - words)
+
+
+def test_a_line_with_the_character_that_sentencepiece_keeps_for_itself_is_not_left_out() -> None:
+    assert list(sentences("one \u2585 two\n\u2585\nthree")) == ["one ", " two", "three"]
+    bars = Tokenizer(train_tokenizer(["\n".join(f"quokka \u2585 {word}" for word in WORDS * 20)], 380))
+    assert len(bars.encode(" quokka" * 10)) <= 20
+    assert bars.decode(bars.encode("\u2585")) == "\u2585"
+
+
+def test_a_text_of_one_line_is_sampled_within_bounds() -> None:
+    chosen = sample_sentences(["word " * 200_000], max_bytes=100_000)
+    assert 50_000 <= sum(map(len, chosen)) <= 100_000
+
+
 @pytest.mark.parametrize(
     ("texts", "size", "why"),
     [(["a b c"], 5000, "vocab_size=5000: .*too high"), (["abc"], 100, "vocab_size=100: "), (["\n \n"], 512, "no text")],
@@ -220,6 +269,27 @@ def test_token_files_hold_every_document_once_in_its_split(
     assert meta["heldout_groups"] == sorted({group(document.name) for document in expected["heldout"]})
     assert not set(meta["heldout_groups"]) & {group(document.name) for document in expected["train"]}
     assert meta["tokenizer_sha256"] == tokenizer.sha256
+
+
+@pytest.mark.parametrize("name", ["train.bin", "train.offsets.npy", "meta.json"])
+@pytest.mark.parametrize("keep", [0, 2, 100])
+def test_token_files_that_are_cut_are_named(tmp_path: Path, packed: Path, name: str, keep: int) -> None:
+    shutil.copytree(packed, tmp_path / "tokens")
+    path = tmp_path / "tokens" / name
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(EnvironmentFailure, match=f"{tmp_path}/tokens: its train tokens .*; remove the step's folder"):
+        open_tokens(tmp_path / "tokens", "train")
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for content in (b"", b"text", tokenizer.model[:1000]):
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        with pytest.raises(
+            EnvironmentFailure, match=r"tokenizer\.model: cannot be read as a tokenizer: not a Sentence"
+        ):
+            Tokenizer.from_file(tmp_path / "tokenizer.model")
+    with pytest.raises(EnvironmentFailure, match="gone: cannot be read as a tokenizer: No such file"):
+        Tokenizer.from_file(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(("fraction", "split"), [(0.0, "held-out"), (1.0, "training")])
@@ -330,6 +400,45 @@ def test_prompts_are_read_from_each_kind_of_file(tmp_path: Path, name: str) -> N
     found = read_prompts(tmp_path / name, 9, "mine")
     assert found == [Prompt(text, "mine", whole=name == "a.jsonl") for text in texts]
     assert read_prompts(tmp_path / name, 1, "mine") == found[:1]
+
+
+@pytest.mark.parametrize("name", PROMPT_FILES)
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path, name: str) -> None:
+    content, texts = PROMPT_FILES[name]
+    content = content.replace(",text,y", "text,i,y").replace('0,"one', '"one').replace("1,,s\n2,two,s", ",1,s\ntwo,2,s")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert [prompt.text for prompt in read_prompts(tmp_path / name, 9, "mine")] == texts
+
+
+def test_a_byte_order_mark_is_no_part_of_a_corpus(tmp_path: Path) -> None:
+    for name, content in (("a.txt", TEXT), ("b.txt.gz", gzip.compress(TEXT)), ("c.txt", b"<|endoftext|>\none")):
+        (tmp_path / name).write_bytes(content)
+    before = list(documents(text_config(tmp_path)))
+    for name, content in (("a.txt", TEXT), ("b.txt.gz", TEXT), ("c.txt", b"<|endoftext|>\none")):
+        marked = b"\xef\xbb\xbf" + content
+        (tmp_path / name).write_bytes(gzip.compress(marked) if name.endswith(".gz") else marked)
+    assert list(documents(text_config(tmp_path))) == before
+
+
+@pytest.mark.parametrize("entry", ['{"prompt": "print(\\ud83d)"}', '{"prompt": "a", "category": "\\ude00"}'])
+def test_half_of_a_surrogate_pair_is_no_prompt(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "\\ud83d\\ude00"}}\n{entry}\n')
+    with pytest.raises(EnvironmentFailure, match=r"a\.jsonl:2: .ud83d is half of|a\.jsonl:2: .ude00 is half of"):
+        read_prompts(tmp_path / "a.jsonl", 9, "mine")
+
+
+def test_files_whose_names_are_not_utf8_are_read(tmp_path: Path) -> None:
+    """Of old archives."""
+    for number in range(40):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 %d.txt" % number)).write_text(f"text {number}\n")
+    found = list(documents(text_config(tmp_path)))
+    assert len(found) == 40
+    assert 0 < sum(is_heldout(document.name, 0.5) for document in found) < 40
+    assert len(text_files(text_config(tmp_path)).meaning) == 64
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    path.write_bytes(b"\xff")
+    with pytest.raises(EnvironmentFailure, match="is not UTF-8"):
+        list(documents(text_config(path)))
 
 
 def test_a_table_without_texts_is_refused(tmp_path: Path) -> None:

@@ -14,12 +14,15 @@ import pytest
 
 from launch import evaluate
 from launch.compose import compose
-from launch.downstream import cut
+from launch.downstream import Contestant, _rows, cut
+from launch.experiment import build
 from launch.graph import topological
+from launch.store import write_json_atomic
 from sweeps.downstream import downstream_tables, shaped
 from sweeps.tables import to_text
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks import invented, registry
+from tasks.example import Example
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["experiment=debug", "job=evaluate"]
@@ -58,6 +61,16 @@ def test_a_task_is_read_once_and_answered_by_every_model(data):
     assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is made["boolq_v1 bison"]
 
 
+def test_what_speed_writes_is_held_against_the_primary_that_verifies_it(data):
+    """After joint training that is the tandem's own, which is evaluated too."""
+    made = steps(data, "eval.tasks=[boolq_v1]", "train=joint_both")
+    own = made["boolq_v1 bison_of_tandem_distil"]
+    assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is own
+    assert own.inputs["model"] is made["boolq_v1 tandem_distil"].inputs["model"]
+    assert own.config["contestant"]["width"] == made["boolq_v1 tandem_distil_speed"].config["contestant"]["width"]
+    assert own.fingerprint != made["boolq_v1 bison"].fingerprint
+
+
 def test_heads_that_only_draft_are_not_evaluated(data):
     assert set(steps(data, "eval.tasks=[boolq_v1]", "drafter=all")) == set(steps(data, "eval.tasks=[boolq_v1]"))
 
@@ -76,6 +89,96 @@ def test_steps_mean_what_changes_their_results(data):
     path = data / "superglue/BoolQ/val.jsonl"
     path.write_text(path.read_text().replace("Sol", "Sal"))
     assert changed() == set(before)
+
+
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [
+        ("wmt22_en_de_v1", "wmt22/sources/generaltest2022.en-de.src.en"),
+        ("wmt22_en_de_v1", "wmt22/references/generaltest2022.en-de.ref.A.de"),
+        ("boolq_v1", "fewglue/BoolQ/train.jsonl"),
+        ("natural_questions_v1", "nq_open/NQ-open.train.jsonl"),
+    ],
+)
+def test_a_corrected_file_is_evaluated_again(data, task, file):
+    def fingerprints() -> dict[str, str]:
+        return {name: step.fingerprint for name, step in steps(data, f"eval.tasks=[{task}]").items()}
+
+    before, path = fingerprints(), data / file
+    path.write_text(path.read_text(encoding="utf-8").replace("o", "oo"), encoding="utf-8")
+    after = fingerprints()
+    assert before.keys() == after.keys()
+    assert not before.items() & after.items()
+
+
+def prepared(folder: Path) -> None:
+    """A dataset as TensorFlow Datasets lays it out, with shards that nothing here reads."""
+    folder.mkdir(parents=True)
+    splits = [{"name": name, "shardLengths": ["2", "1"], "numBytes": "9"} for name in ("test", "validation", "train")]
+    about = {"name": folder.parent.name, "version": folder.name, "fileFormat": "tfrecord", "splits": splits}
+    (folder / "dataset_info.json").write_text(json.dumps(about))
+    (folder / "features.json").write_text("{}")
+    for split in splits:
+        for shard in ("00000-of-00002", "00001-of-00002"):
+            (folder / f"{folder.parent.name}-{split['name']}.tfrecord-{shard}").write_text(split["name"])
+
+
+def test_a_changed_folder_of_tensorflow_datasets_is_evaluated_again(data):
+    folder = data / "lambada/1.0.0"
+    prepared(folder)
+
+    def fingerprint(*words: str) -> str:
+        return steps(data, "eval.tasks=[lambada_v1]", *words)["lambada_v1 bison"].fingerprint
+
+    before, alone = fingerprint(), fingerprint("eval.shots=0")
+    for path in sorted(folder.iterdir()):
+        content = path.read_text()
+        path.write_text(content.replace(" ", "  ") if path.suffix == ".json" and " " in content else content + " ")
+        # A split that is not read is no part of it.
+        assert (fingerprint() != before) == ("train" not in path.name), path.name
+        assert (fingerprint("eval.shots=0") != alone) == ("train" not in path.name and "validation" not in path.name)
+        path.write_text(content)
+    assert (fingerprint(), fingerprint("eval.shots=0")) == (before, alone)
+    (folder / "lambada-test.tfrecord-00001-of-00002").unlink()
+    with pytest.raises(EnvironmentFailure, match=r"lambada-test\.tfrecord-00001-of-00002 is missing: .*dataset_info"):
+        fingerprint()
+
+
+def test_a_corpus_of_tensorflow_datasets_is_read_again_when_it_changes(tmp_path):
+    folder = tmp_path / "notes/1.0.0"
+    prepared(folder)
+
+    def fingerprint() -> str:
+        experiment = compose(["experiment=debug", "data=tfds", "data.name=notes:1.0.0", f"data.data_dir={tmp_path}"])
+        return next(step for step in topological(build(experiment)) if step.kind == "corpus").fingerprint
+
+    before = fingerprint()
+    (folder / "notes-train.tfrecord-00001-of-00002").write_text("other")
+    assert fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "content", "named"),
+    [
+        ("boolq_v1", "superglue/BoolQ/val.jsonl", "", r"BoolQ/val\.jsonl: holds no question of boolq_v1"),
+        ("mbpp_v1", "mbpp/mbpp.jsonl", '{"task_id": 600}\n', r"mbpp\.jsonl: holds no question of mbpp_v1"),
+        (
+            "tydiqa_english_v1",
+            "tydiqa_goldp/english_tydiqa_dev.json",
+            '{"data": []}',
+            r"english_tydiqa_dev\.json: holds",
+        ),
+    ],
+)
+def test_a_file_without_a_question_is_named_before_anything_is_trained(data, capsys, task, file, content, named):
+    (data / file).write_text(content)
+    with pytest.raises(EnvironmentFailure, match=named) as refused:
+        steps(data, f"eval.tasks=[{task}]", "eval.mbpp.execute=true")
+    assert refused.value.exit_code == 1
+    if task != "mbpp_v1":
+        suite = registry.find(task).suite
+        assert not any(name.startswith(task) for name in steps(data, f"eval={suite}"))
+        assert f"holds no question of {task}" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_left_out_of_a_suite_and_refused_by_name(data, capsys):
@@ -125,6 +228,19 @@ def test_the_list_names_every_task_without_jax_or_tensorflow(data):
     assert "superglue/BoolQ/val.jsonl" in listed["boolq_v1"]
     assert "rank" in listed["boolq_v1"]
     assert "pass@1" in listed["mbpp_v1"]
+
+
+def test_a_score_that_no_float_holds_is_null_with_a_note(tmp_path):
+    evaluation = compose([*WORDS, "eval.tasks=[lambada_v1]"]).eval
+    examples = [Example(str(n), "", (), None) for n in range(2)]
+    said = [[(-3000.0, True)], [(-1.0, False)]]
+    made = _rows(registry.info("lambada_v1"), Contestant("bison", "decoder"), evaluation, examples, said, {})
+    write_json_atomic(tmp_path / "results.json", made)  # which JSON has no infinity for
+    rows = {row["metric"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert rows["accuracy"]["score"] == 50
+    assert "note" not in rows["accuracy"]
+    assert (rows["perplexity"]["score"], rows["perplexity"]["high"]) == (None, None)
+    assert rows["perplexity"]["note"].startswith("inf: ")
 
 
 def test_a_text_ends_before_its_first_stop_sequence():

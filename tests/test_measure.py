@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,9 @@ from tandem.config import DecodeConfig, DecoderConfig, Verification
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine
-from tandem.measure import acceptance, agreement, theory
-from tandem.measure.speed import cache_bytes_per_token, repetition_rate, speed_tables, standalone_rows
+from tandem.measure import acceptance, agreement, controls, theory
+from tandem.measure.speed import BASELINE, Candidate, cache_bytes_per_token, repetition_rate, speed_tables
+from tandem.measure.standalone import standalone_rows
 from tandem.measure.timing import Method, bucket, run_prompts
 from tandem.model.tandem import block_numbers
 
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WINDOWS = np.random.default_rng(5).integers(0, 37, (5, 13)).astype(np.int32)
 PROMPTS = np.random.default_rng(6).integers(0, 37, (4, 6)).astype(np.int32)
-NEW = 12
+NEW = 13  # no whole number of blocks of four: the last one reaches over the end
 BISON = DecoderConfig(2, 24, 3, 1, 32, vocab_size=37)
 GECKO = DecoderConfig(1, 8, 2, 2, 12, vocab_size=37)
 
@@ -98,19 +100,42 @@ def test_means_by_position_leave_out_the_first_block():
     assert agreement.means_by_position({"measure": values}, 1) == [{"measure": values[:, 1:].mean()}]
 
 
+def test_a_position_is_compared_on_its_own_tokens():
+    """Text that grows easier with the position in the block, and states that grow staler over it."""
+    easier = np.tile([0.6, 0.5, 0.4], (2, 3))
+    older = np.tile([0.0, 0.05, 0.1], (2, 3))
+    control = {"total_variation": easier}
+    fresh, stale = ({"total_variation": easier - 0.1 + late} for late in (0, older))
+    rows = agreement.paired_by_position(stale, 3, fresh, control)
+    assert [row["total_variation"] for row in rows] == pytest.approx([0.5, 0.45, 0.4]), "as if nothing were stale"
+    assert [row["total_variation_fresh"] for row in rows] == pytest.approx([0.5, 0.4, 0.3])
+    assert [row["total_variation_control"] for row in rows] == pytest.approx([0.6, 0.5, 0.4])
+    assert [row["edge_left"] for row in rows] == pytest.approx([1, 0.5, 0])
+    assert agreement.edge_left(0.5, 0.6, 0.6) is None, "no edge to begin with"
+    assert "total_variation_control" not in agreement.paired_by_position(stale, 3, fresh, None)[0]
+
+
+def test_a_tandems_first_position_knows_as_much_as_with_blocks_of_one(bison, bison_gecko):
+    readers = [agreement.Reader(*bison_gecko, gamma) for gamma in (1, 4)]
+    fresh, stale = agreement.measure(*bison, readers, WINDOWS)
+    first, *others = agreement.paired_by_position(stale, 4, fresh, None)
+    assert first["total_variation"] == pytest.approx(first["total_variation_fresh"], rel=1e-5)
+    assert all(abs(row["total_variation"] - row["total_variation_fresh"]) > 1e-4 for row in others)
+
+
 # --- acceptance and theory --------------------------------------------------------------------------------------------
 
 
 def test_acceptance_of_small_histograms():
     lengths = np.array([4, 2, 0, 4])  # of 10 runs: 4 accepted nothing, 2 one draft, 4 all three
-    assert acceptance.tokens_per_primary_run(lengths) == pytest.approx((4 * 1 + 2 * 2 + 4 * 4) / 10)
+    assert acceptance.block_length(lengths) == pytest.approx((4 * 1 + 2 * 2 + 4 * 4) / 10)
     assert acceptance.acceptance_rate(lengths) == pytest.approx((2 * 1 + 4 * 3) / 30)
     assert acceptance.acceptance_by_position(lengths) == pytest.approx([6 / 10, 4 / 6, 4 / 4])
     assert acceptance.joint_acceptance_by_position(lengths) == pytest.approx([6 / 10, 4 / 10, 4 / 10])
 
 
 def test_acceptance_where_nothing_is_drafted_or_reached():
-    assert acceptance.tokens_per_primary_run(np.array([7])) == 1
+    assert acceptance.block_length(np.array([7])) == 1
     assert math.isnan(acceptance.acceptance_rate(np.array([7])))
     assert acceptance.acceptance_by_position(np.array([7])) == []
     by_position = acceptance.acceptance_by_position(np.array([3, 0, 0]))
@@ -122,7 +147,7 @@ def test_acceptance_where_nothing_is_drafted_or_reached():
 def test_theory_from_the_acceptance_by_position_gives_the_measured_tokens(lengths):
     histogram = np.array(lengths)
     by_position = np.nan_to_num(acceptance.acceptance_by_position(histogram))  # never reached: adds nothing
-    tokens = acceptance.tokens_per_primary_run(histogram)
+    tokens = acceptance.block_length(histogram)
     assert theory.expected_tokens(by_position) == pytest.approx(tokens)
     assert 1 + sum(acceptance.joint_acceptance_by_position(histogram)) == pytest.approx(tokens)
     gamma = len(lengths) - 1
@@ -159,18 +184,48 @@ def test_repetition_rate_counts_n_grams_that_stood_earlier_in_the_same_response(
     assert repetition_rate(np.zeros((2, 3), int)) == 0, "shorter than one n-gram"
 
 
+class Recording(Independent):
+    """Notes the place of each draft that is made, and what room its cache has."""
+
+    made: ClassVar[list[tuple[int, int]]] = []
+
+    def draft(self, weights, state, tokens, starts, index, primary_cache):
+        room = state.length
+        jax.debug.callback(lambda starts: self.made.extend((int(start), room) for start in starts), starts)
+        return super().draft(weights, state, tokens, starts, index, primary_cache)
+
+
+def test_drafts_are_timed_in_the_room_and_at_the_places_of_decoding(bison, gecko):
+    candidates = {"gecko": Candidate(Recording(gecko[0]), gecko[1], "bison")}
+    decode = DecodeConfig(max_new_tokens=40, batch_size=2)
+    prompts = [PROMPTS[0], PROMPTS[1], np.tile(PROMPTS[2], 4)]
+    _, row = speed_tables({"bison": bison}, candidates, 3, prompts, decode, 1)["speed"]
+    jax.effects_barrier()
+    model = nnx.merge(*gecko)
+    room_of = {len(prompt): model.empty_cache(1, bucket(len(prompt)) + 40 + 4).length for prompt in prompts}
+    assert {room for _, room in Recording.made} == set(room_of.values())
+    for end, room in room_of.items():
+        halfway = end - 2 + 40 // 2  # a block's first draft reads two tokens
+        assert Recording.made.count((halfway, room)) >= 20 * 10, "twenty turns of ten blocks at one place"
+    assert row["cost_ratio"] > 0
+
+
+def candidates_of(bison, gecko, bison_gecko) -> dict[str, Candidate]:
+    return {
+        "itself": Candidate(Independent(bison[0]), bison[1], "bison"),
+        "independent": Candidate(Independent(gecko[0]), gecko[1], "bison", control=True),
+        "tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison"),
+    }
+
+
 @pytest.fixture(scope="module")
 def tables(bison, gecko, bison_gecko):
-    drafters = {
-        "itself": (Independent(bison[0]), bison[1]),
-        "independent": (Independent(gecko[0]), gecko[1]),
-        "tandem": (TandemDrafter(bison_gecko[0]), bison_gecko[1]),
-    }
-    progress = []
-    decode = DecodeConfig(max_new_tokens=NEW)
-    tables = speed_tables(
-        *bison, drafters, 3, PROMPTS, decode, 1, lambda done, total: progress.append((done, total)), categories="abab"
-    )
+    candidates, decode, progress = candidates_of(bison, gecko, bison_gecko), DecodeConfig(max_new_tokens=NEW), []
+
+    def report(done, total):
+        progress.append((done, total))
+
+    tables = speed_tables({"bison": bison}, candidates, 3, PROMPTS, decode, 1, report, categories="abab")
     assert progress == [(done, 4) for done in range(1, 5)], "methods take turns at each prompt"
     return tables
 
@@ -193,17 +248,22 @@ def test_categories_divide_the_prompts(tables):
     ]
     assert {row["prompts"] for row in rows} == {2}
     assert [row["tokens_per_primary_run"] for row in rows if row["name"] == "autoregressive"] == [1, 1]
-    assert all(row["tokens_per_primary_run"] == NEW / 3 for row in rows if row["name"] == "itself")
+    assert all(row["tokens_per_primary_run"] == NEW / 4 for row in rows if row["name"] == "itself")
+    # What the table says of all prompts is what it says of their parts.
+    for name in ("itself", "independent", "tandem"):
+        runs = sum(NEW / row["tokens_per_primary_run"] for row in rows if row["name"] == name)
+        (whole,) = [row for row in tables["speed"] if row["name"] == name]
+        assert whole["tokens_per_primary_run"] == pytest.approx(2 * NEW / runs)
 
 
 @pytest.mark.slow
 def test_sampling_several_responses_of_prompts_of_any_length(bison, bison_gecko):
     decode = DecodeConfig(max_new_tokens=6, temperature=1.0, num_samples=3, verification=Verification.block)
-    drafters = {"tandem": (TandemDrafter(bison_gecko[0]), bison_gecko[1])}
+    candidates = {"tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison")}
     prompts = [PROMPTS[0], PROMPTS[1, :3]]
-    plain, row = speed_tables(*bison, drafters, 2, prompts, decode, 1)["speed"]
+    plain, row = speed_tables({"bison": bison}, candidates, 2, prompts, decode, 1)["speed"]
     assert (plain["samples"], plain["primary_runs"], plain["tokens_per_primary_run"]) == (3, 6, 1)
-    assert 6 <= round(row["tokens_per_primary_run"] * row["primary_runs"], 6) <= 8
+    assert row["tokens_per_primary_run"] * row["primary_runs"] == pytest.approx(6)
     assert "identical_to_primary" not in row, "what is drawn twice need not be equal"
 
 
@@ -242,8 +302,8 @@ def test_a_drafter_that_is_the_primary_is_always_accepted(rows):
     row = rows["itself"]
     assert row["acceptance_rate"] == 1.0
     assert row["acceptance_by_position"] == [1.0] * 3
-    assert row["tokens_per_primary_run"] == 4.0
-    assert row["primary_runs"] == NEW / 4
+    assert row["primary_runs"] == 4
+    assert row["tokens_per_primary_run"] == NEW / 4, "what the last block has beyond the end is not of the response"
     assert rows["independent"]["acceptance_rate"] < 0.5
 
 
@@ -258,10 +318,9 @@ def test_counts_of_the_speed_table_are_consistent(rows):
         assert (row["gamma"], row["prompts"], len(lengths)) == (3, 4, 4)
         assert row["primary_runs"] == lengths.sum() / 4
         assert row["secondary_runs"] == 3 * row["primary_runs"]
-        assert row["tokens_per_primary_run"] == acceptance.tokens_per_primary_run(lengths)
+        assert row["tokens_per_primary_run"] * row["primary_runs"] == pytest.approx(NEW)
         # The last block may run past the end by up to γ tokens.
-        produced = row["tokens_per_primary_run"] * row["primary_runs"]
-        assert NEW <= produced <= NEW + 3
+        assert NEW <= acceptance.block_length(lengths) * row["primary_runs"] <= NEW + 3
         predicted = row["tokens_per_primary_run"] / (3 * row["cost_ratio"] + row["verify_cost"])
         assert row["speedup_predicted"] == pytest.approx(predicted)
     for row in rows.values():
@@ -270,23 +329,80 @@ def test_counts_of_the_speed_table_are_consistent(rows):
 
 
 def test_a_block_length_of_zero_is_autoregressive_decoding(bison, bison_gecko):
-    drafters = {"tandem": (TandemDrafter(bison_gecko[0]), bison_gecko[1])}
-    _, row = speed_tables(*bison, drafters, 0, PROMPTS[:2], DecodeConfig(max_new_tokens=5), 1)["speed"]
+    candidates = {"tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison")}
+    decode = DecodeConfig(max_new_tokens=5)
+    _, row = speed_tables({"bison": bison}, candidates, 0, PROMPTS[:2], decode, 1)["speed"]
     assert (row["gamma"], row["primary_runs"], row["secondary_runs"], row["identical_to_primary"]) == (0, 5, 0, 1.0)
     assert "acceptance_rate" not in row
 
 
+def test_a_drafter_is_compared_with_the_best_control(bison, gecko, bison_gecko):
+    """By tokens, and by time: not always the same one, and not always the one that was trained the most."""
+    rows = [
+        {"name": BASELINE, "tokens_per_primary_run": 1.0, "speedup_decode": 1.0},
+        {"name": "gecko", "tokens_per_primary_run": 2.46, "speedup_decode": 0.95},
+        {"name": "gecko_distil", "tokens_per_primary_run": 2.43, "speedup_decode": 0.96},
+        {"name": "tandem_distil", "tokens_per_primary_run": 2.67, "speedup_decode": 1.03},
+    ]
+    drafters = {"gecko": True, "gecko_distil": True, "tandem_distil": False}
+    plain, gecko_row, _, row = controls.over_controls([dict(row) for row in rows], drafters)
+    assert (row["tokens_control"], row["speedup_control"]) == ("gecko", "gecko_distil")
+    assert row["tokens_over_control"] == pytest.approx(1.085, abs=5e-4), "not the 1.10 over gecko_distil"
+    assert row["speedup_over_control"] == pytest.approx(1.03 / 0.96)
+    assert [plain, gecko_row] == rows[:2]
+    assert controls.over_controls([dict(row) for row in rows], {"tandem_distil": False}) == rows
+    held = [{"name": "gecko", "total_variation": 0.4238, "cross_entropy": 3.283}]
+    held += [{"name": "gecko_distil", "total_variation": 0.4241, "cross_entropy": 3.298}]
+    found = controls.below_controls({"total_variation": 0.4096, "cross_entropy": 3.23}, held)
+    assert (found["total_variation_control"], found["cross_entropy_control"]) == ("gecko", "gecko")
+    assert found["total_variation_below_control"] == pytest.approx(0.0142)
+
+
+def test_the_speed_table_says_what_the_tandem_has_over_the_control(rows):
+    for name, row in rows.items():
+        assert ("tokens_over_control" in row) is (name in ("itself", "tandem"))
+    ratio = rows["tandem"]["speedup_decode"] / rows["independent"]["speedup_decode"]
+    assert rows["tandem"]["speedup_over_control"] == pytest.approx(ratio)
+
+
+def test_each_drafter_is_held_against_its_own_primary(bison, gecko, bison_gecko):
+    other = decoder(BISON, 7)
+    primaries = {"bison": bison, "bison_of_tandem": other}
+    candidates = candidates_of(bison, gecko, bison_gecko)
+    candidates["other"] = Candidate(Independent(other[0]), other[1], "bison_of_tandem")
+    decode = DecodeConfig(max_new_tokens=NEW)
+    table = speed_tables(primaries, candidates, 3, PROMPTS[:2], decode, 1)["speed"]
+    assert [(row["primary"], row["name"]) for row in table] == [
+        ("bison", BASELINE),
+        ("bison", "itself"),
+        ("bison", "independent"),
+        ("bison", "tandem"),
+        ("bison_of_tandem", BASELINE),
+        ("bison_of_tandem", "other"),
+    ]
+    assert all(row["identical_to_primary"] == 1.0 for row in table)
+    assert [row["speedup_decode"] for row in table if row["name"] == BASELINE] == [1.0, 1.0]
+    accepted = {row["name"]: row["acceptance_rate"] for row in table if "acceptance_rate" in row}
+    assert (accepted["itself"], accepted["other"]) == (1.0, 1.0), "each drafts for itself"
+
+
 @pytest.mark.slow
 def test_models_on_their_own_are_held_against_the_primarys_response(bison, gecko, bison_gecko):
-    tandems, decoders = {"tandem": (TandemDrafter(bison_gecko[0]), bison_gecko[1])}, {"bison": bison, "gecko": gecko}
-    table = standalone_rows(*bison, tandems, decoders, 3, PROMPTS[:2], 8, 1)
-    rows = {row["name"]: row for row in table}
-    assert list(rows) == ["tandem", "bison", "gecko", "autoregressive"]
+    primaries = {"bison": bison, "bison_of_other": decoder(BISON, 7)}
+    tandems = {"tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison")}
+    tandems["other"] = Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison_of_other")
+    table = standalone_rows(primaries, tandems, {"bison": bison, "gecko": gecko}, 3, PROMPTS[:2], 9, 1)
+    own, others = ([row for row in table if row["primary"] == name] for name in primaries)
+    assert [row["name"] for row in others] == ["other", BASELINE]
+    assert (others[1]["agreement_with_primary"], others[1]["speedup_decode"]) == (1.0, 1.0)
+    rows = {row["name"]: row for row in own}
+    assert list(rows) == ["tandem", "bison", "gecko", BASELINE]
+    assert rows["tandem"]["tokens_per_primary_run"] == 9 / 3
     assert [name for name, row in rows.items() if "gamma" in row] == ["tandem"]
     for name in ("bison", "autoregressive"):
-        assert (rows[name]["agreement_with_primary"], rows[name]["common_prefix"]) == (1.0, 8.0)
+        assert (rows[name]["agreement_with_primary"], rows[name]["common_prefix"]) == (1.0, 9.0)
     assert rows["gecko"]["agreement_with_primary"] < 0.5
     for row in rows.values():
-        assert row["common_prefix"] <= 8 * row["agreement_with_primary"]
+        assert row["common_prefix"] <= 9 * row["agreement_with_primary"]
         assert row["speedup_decode"] > 0
         assert row["speedup_end_to_end"] > 0

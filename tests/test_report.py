@@ -13,112 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_results import adaptive_results, joint_results, sample_metrics, sample_results
 
 from sweeps import paper, plots, tables
 from sweeps.report import write_report
 from tandem.errors import EnvironmentFailure
-
-
-def _sizes(name: str, role: str, layers: int, width: int, parameters: int) -> dict[str, Any]:
-    return {
-        "name": name, "role": role, "stand_in": True, "num_layers": layers, "d_model": width, "num_heads": 8,
-        "num_kv_heads": 8, "d_ff": 4 * width, "vocab_size": 4096, "parameters": parameters,
-    }  # fmt: skip
-
-
-def _agreement(
-    name: str, accuracy: float, ce: float, relative: float, tv: float, gamma: int | None = None
-) -> dict[str, Any]:
-    row = {
-        "name": name, "accuracy": accuracy, "cross_entropy": ce, "relative_accuracy": relative, "total_variation": tv,
-        "parameters": 2_960_000,
-    }  # fmt: skip
-    return row if gamma is None else row | {"gamma": gamma}
-
-
-def _speed(name: str, tokens: float, decode: float, end: float, predicted: float, **more: Any) -> dict[str, Any]:
-    return {
-        "name": name, "gamma": 5, "tokens_per_primary_run": tokens, "acceptance_rate": (tokens - 1) / 5,
-        "primary_runs": 128 / tokens, "secondary_runs": 640 / tokens, "cost_ratio": 0.079, "verify_cost": 1.13,
-        "speedup_decode": decode, "speedup_end_to_end": end, "speedup_predicted": predicted,
-        "identical_to_primary": 1.0, "identical_to_width1": 0.96875, "tokens_per_second_decode": 46.3 * decode,
-        "prompts": 32, **more,
-    }  # fmt: skip
-
-
-def sample_results() -> dict[str, Any]:
-    tandem_ce = {
-        1: (0.583, 2.06, 0.741, 0.221),
-        2: (0.579, 2.08, 0.735, 0.228),
-        4: (0.572, 2.11, 0.725, 0.240),
-        8: (0.565, 2.14, 0.715, 0.252),
-    }
-    tandem_distil = {g: (a, c + 0.02, r + 0.014, t - 0.038) for g, (a, c, r, t) in tandem_ce.items()}
-    by_position = [
-        {
-            "name": name,
-            "gamma": g,
-            "position": p,
-            "total_variation": start + 0.05 * math.log2(1 + p),
-            "accuracy": 0.58 - 0.01 * p,
-        }
-        for name, start in (("tandem_ce", 0.19), ("tandem_distil", 0.15))
-        for g in (1, 2, 4, 8)
-        for p in range(g)
-    ]
-    return {
-        "provenance": {
-            "commit": "3f1c9b27d4", "dirty": True, "config_hash": "9a8b7c6d", "seconds": 431.7,
-            "date": "2026-11-22T12:00:00+00:00",
-            "command": "launch/run.py model=tandem_bison_gecko train=distil",
-            "steps": {"tandem_ce": "6d5e4f", "tandem_distil": "0a1b2c"},
-            "packages": {"jax": "0.10.2", "flax": "0.12.8"},
-            "hardware": {"cpu": "a CPU", "cores": 2, "devices": ["cpu"], "memory_gb": 8, "os": "Linux"},
-        },
-        "models": [
-            _sizes("bison", "primary", 8, 512, 29_800_000),
-            _sizes("otter", "middle", 6, 320, 9_700_000),
-            _sizes("gecko", "secondary", 4, 192, 2_960_000),
-        ],
-        "agreement": [
-            _agreement("gecko", 0.541, 2.33, 0.662, 0.301),
-            _agreement("gecko_ce", 0.552, 2.22, 0.683, 0.277),
-            _agreement("gecko_distil", 0.550, 2.24, 0.693, 0.262),
-            *(_agreement("tandem_ce", *values, gamma=g) for g, values in tandem_ce.items()),
-            *(_agreement("tandem_distil", *values, gamma=g) for g, values in tandem_distil.items()),
-            _agreement("otter", 0.592, 2.01, 0.755, 0.204),
-            _agreement("bison", 0.641, 1.75, 1.0, 0.0),
-        ],
-        "agreement_by_position": by_position,
-        "speed": [
-            {"name": "autoregressive", "tokens_per_primary_run": 1.0, "primary_runs": 128, "speedup_decode": 1.0,
-             "speedup_end_to_end": 1.0, "identical_to_primary": 1.0, "tokens_per_second_decode": 46.3, "prompts": 32},
-            _speed("gecko_distil", 3.11, 1.62, 1.55, 1.74, acceptance_by_position=[0.68, 0.66, 0.65, 0.64, math.nan],
-                   accepted_lengths=[420, 290, 200, 130, 95, 190]),
-            _speed("tandem_distil", 3.48, 1.81, 1.72, 1.95, acceptance_by_position=[0.76, 0.72, 0.69, 0.67, 0.65],
-                   accepted_lengths=[310, 250, 200, 150, 110, 280]),
-        ],
-        "standalone": [
-            {"name": "tandem_distil", "gamma": 3, "speedup_decode": 2.91, "speedup_end_to_end": 2.6,
-             "agreement_with_primary": 0.412, "tokens_per_second_decode": 134.7},
-        ],
-        "training": {},
-    }  # fmt: skip
-
-
-def sample_metrics() -> list[dict[str, Any]]:
-    steps = ("bison", "gecko", "gecko_ce", "tandem_ce", "gecko_distil", "tandem_distil")
-    return [
-        {
-            "time": 0.0,
-            "step_name": name,
-            "step": step,
-            "loss": 1.9 + 0.1 * i + 1.5 / (1 + step / 60) + 0.05 * math.sin(step),
-        }
-        for i, name in enumerate(steps)
-        for step in range(0, 600, 4)
-    ]
-
 
 CONFIG = """
 model: {name: tandem_bison_gecko, primary: bison, secondary: gecko, middle: otter}
@@ -167,9 +66,10 @@ def test_the_papers_speedups_are_those_of_table_8():
 def test_agreement_shows_our_row_and_the_papers_under_it():
     text = texts(sample_results())["agreement"]
     lines = text.splitlines()
-    assert line_of(text, "gecko_distil") == ["–", "55.0", "2.240", "69.3", "0.262", "3.0M"]
-    assert line_of(text, "tandem_distil", "2") == ["57.9", "2.100", "74.9", "0.190", "3.0M"]
-    assert line_of(text, "paper:", "Tandem-Distil") == ["2", "58.6", "1.990", "81.0", "0.141", "–"]
+    assert line_of(text, "gecko_distil") == ["–", "55.0", "2.240", "69.3", "0.262", "–", "–", "3.0M"]
+    assert line_of(text, "tandem_distil", "2") == ["57.9", "2.100", "74.9", "0.190", "0.0720", "91.1", "3.0M"]
+    assert line_of(text, "paper:", "Tandem-Distil") == ["2", "58.6", "1.990", "81.0", "0.141", "–", "–", "–"]
+    assert "than that of gecko_ce (tandem_ce), gecko_distil (tandem_distil)" in " ".join(lines)
     below = next(i for i, line in enumerate(lines) if line.split()[:2] == ["tandem_distil", "2"]) + 1
     assert lines[below].startswith("paper: Tandem-Distil")
     assert f"{paper.CAVEAT}." in lines
@@ -177,39 +77,40 @@ def test_agreement_shows_our_row_and_the_papers_under_it():
 
 def test_speed_has_the_papers_end_to_end_and_decode_speedups_side_by_side():
     text = texts(sample_results())["speed"]
-    assert line_of(text, "paper:", "Tandem-Distil,", "LM1B") == ["7", "–", "–", "2.76×", "2.61×", "–", "–", "–"]
-    assert line_of(text, "tandem_distil")[:6] == ["5", "3.48", "49.6", "1.81×", "1.72×", "1.95×"]
+    theirs = ["7", "–", "–", "–", "2.76×", "–", "2.61×", "–", "–", "–"]
+    assert line_of(text, "paper:", "Tandem-Distil,", "LM1B") == theirs
+    assert line_of(text, "tandem_distil")[:8] == ["5", "3.48", "1.09×", "49.6", "1.81×", "1.12×", "1.72×", "1.95×"]
+    assert "by tokens per primary run gecko, by decoding gecko_distil." in " ".join(text.splitlines())
     assert line_of(texts(sample_results())["standalone"], "paper:", "Otter") == ["–", "2.36×", "–", "–", "–", "–"]
 
 
-def stopped(stop: str, gamma: int, threshold: float | None, over: float, name: str = "tandem_distil") -> dict[str, Any]:
-    return {
-        "name": name, "stop": stop, "gamma": gamma, "threshold": threshold, "tokens_per_primary_run": 2.41,
-        "drafts_per_primary_run": 3.25, "cost_ratio": 0.0512,
-        "speedup_decode": 1.5 * over, "over_fixed_decode": over, "over_fixed": 1.02, "over_fixed_flat": 1.07,
-        "identical_to_primary": 1.0,
-    }  # fmt: skip
+def test_a_position_is_shown_beside_its_own_tokens_read_otherwise():
+    text = texts(sample_results())["agreement_by_position"]
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.split()[:2] == ["tandem_distil", "4"])
+    own, fresh, control, left = (line.split() for line in lines[at : at + 4])
+    assert own[2:] == ["0.150", "0.200", "0.229", "0.250", *["–"] * 4, "0.207"]
+    assert fresh == [*["same", "tokens,", "γ", "=", "1", "–"], *["0.150"] * 4, *["–"] * 4, "0.150"]
+    assert control == [*["same", "tokens,", "gecko", "–"], *["0.350"] * 4, *["–"] * 4, "0.350"]
+    assert " ".join(left) == "edge left – 100 % 75 % 60 % 50 % – – – – 71 %"
+    alone = next(i for i, line in enumerate(lines) if line.split()[:2] == ["tandem_distil", "1"])
+    assert lines[alone + 1].split()[:2] == ["tandem_distil", "2"], "with γ = 1 nothing is old"
 
 
-def adaptive_results() -> dict[str, Any]:
-    head = {"name": "tandem_distil", "positions": 4992, "mean": 0.58, "calibration_error": 0.041, "auc": 0.77}
-    return sample_results() | {
-        "stopping": [
-            stopped("fixed", 4, None, 1.0, "gecko_distil"), stopped("router", 8, 0.3, 1.01, "gecko_distil"),
-            stopped("fixed", 4, None, 1.0), stopped("router", 8, 0.3, 0.98), stopped("router", 8, 0.8, 0.9),
-            stopped("survival", 7, 0.1234, 1.04), stopped("oracle", 8, None, 1.4),
-        ],
-        "router": [head | {"head": "this", "temperature": 1.25}, head | {"head": "survival"}],
-        "speed_by_category": [
-            {"name": name, "category": category, "prompts": 16, "tokens_per_primary_run": tokens,
-             "speedup_decode": tokens / 2, "repetition_rate": 0.125}
-            for category, tokens in (("writing", 2.25), ("code", 3.5)) for name in ("gecko_distil", "tandem_distil")
-        ],
-        "stopping_by_category": [
-            {"category": category, **stopped("survival", 8, 0.1, over)}
-            for category, over in (("lm1b", 1.03), ("reddit", 0.97))
-        ],
-    }  # fmt: skip
+def test_with_two_primaries_each_drafter_stands_under_its_own():
+    shown = texts(joint_results())
+    assert all(max(map(len, text.splitlines())) <= 120 for text in shown.values())
+    assert not [line for text in shown.values() for line in text.splitlines() if line.endswith("…")]
+    for key in ("speed", "costs"):
+        names = [" ".join(line.split()[:2]) for line in shown[key].splitlines()]
+        order = ["bison, alone", "bison_of_tandem_distil, alone"]
+        assert [name for name in names if name.endswith("alone")] == order
+        under = names.index(order[1])
+        assert any(name.startswith("gecko_distil") for name in names[:under])
+        assert any(name.startswith("tandem_distil") for name in names[under:])
+    assert line_of(shown["standalone"], "tandem_distil")[0] == "bison_of_tandem_distil"
+    assert line_of(shown["speed_by_category"], "code", "tandem_distil")[0] == "bison_of_tandem_distil"
+    assert "tandem_distil is verified by bison_of_tandem_distil" in " ".join(shown["stopping"].split())
 
 
 def test_stopping_rules_stand_together_and_the_papers_under_its_own():
@@ -249,7 +150,7 @@ def test_acceptance_by_position_is_a_table_too():
     assert line_of(text, "tandem_distil") == ["5", "76.0", "72.0", "69.0", "67.0", "65.0"]
     assert line_of(text, "gecko_distil")[-2:] == ["64.0", "–"]
     results = sample_results()
-    results["speed"][1]["acceptance_by_position"] = [0.5] * 20 + [0.25]
+    results["speed"][2]["acceptance_by_position"] = [0.5] * 20 + [0.25]
     text = texts(results)["acceptance_by_position"]
     assert "Positions 12 to 20 are left out here." in text
     assert line_of(text, "gecko_distil")[-2:] == ["50.0", "25.0"]
@@ -308,8 +209,8 @@ def test_a_column_without_a_value_of_ours_is_left_out():
     results["speed"][0]["acceptance_rate"] = math.nan
     text = texts(results)["speed"]
     assert "end to" not in text
-    assert line_of(text, "autoregressive")[2] == "–"
-    assert line_of(text, "paper:", "Tandem-Distil,", "LM1B") == ["7", "–", "–", "2.76×", "–", "–", "–"]
+    assert line_of(text, "autoregressive")[3] == "–"
+    assert line_of(text, "paper:", "Tandem-Distil,", "LM1B") == ["7", "–", "–", "–", "2.76×", "–", "–", "–", "–"]
 
 
 def test_a_run_that_stopped_after_stage_1_has_no_distilled_rows(tmp_path):
@@ -317,9 +218,9 @@ def test_a_run_that_stopped_after_stage_1_has_no_distilled_rows(tmp_path):
     for key in ("agreement", "agreement_by_position", "speed", "standalone"):
         results[key] = [r for r in results[key] if not r["name"].endswith("distil")]
     page = write_run(tmp_path, results)
-    assert "tandem_ce, γ = 2; gecko_ce 2.220" in page
+    assert "tandem_ce, γ = 2; best control gecko_ce 2.220" in page
     drawn = re.findall(r"<svg.*?</svg>|<table.*?</table>", page.split("<h2>Training")[0])
-    assert len(drawn) == 9
+    assert len(drawn) == 13
     assert "distil" not in "".join(drawn)
     assert "Tandem-Distil" not in texts(results)["agreement"]
 
@@ -372,7 +273,8 @@ def test_the_page_says_what_the_run_is(tmp_path):
     for said in (
         "tandem_bison_gecko, distil", "stand-in", "29.8M parameters", "corpus <b>stdlib</b>, measured on text held out",
         "3f1c9b27d4, with uncommitted changes", "launch/run.py model=tandem_bison_gecko train=distil", "7.2 min",
-        paper.CAVEAT, "tandem_distil, γ = 2; gecko_distil 0.262",
+        paper.CAVEAT, "tandem_distil, γ = 2; best control gecko_distil 0.262",
+        "tandem_distil, γ = 5; best control gecko 3.20", "tandem_distil, γ = 5; best control gecko_distil 1.62×",
     ):  # fmt: skip
         assert said in page
     assert [h for h in re.findall(r"<p class=value>(.*?)</p>", page)] == ["0.190", "2.100", "3.48", "1.81×", "100 %"]
@@ -392,8 +294,12 @@ def test_every_chart_is_there_and_has_a_text_alternative(tmp_path):
     assert "nan" not in "".join(charts)
     speedup = charts[4]
     assert "tandem_distil: decode 1.81×, end to end 1.72×, predicted 1.95×." in speedup
-    assert speedup.count("<rect") == 6 + 3  # bars and the legend's keys
+    assert speedup.count("<rect") == 9 + 3  # bars and the legend's keys
     assert speedup.count("stroke-dasharray") == 1 + 1  # the primary's own speed and its key
+    by_position = re.search(r"<desc>(.*?)</desc>", charts[2])
+    assert by_position
+    for line in ("its tokens at γ = 1: 0.150 at 0, 0.150 at 1", "its tokens, gecko: 0.350 at 0, 0.350 at 1"):
+        assert line in by_position[1], "staleness is seen on the same tokens alone"
 
 
 def test_what_the_run_supplies_is_escaped(tmp_path):

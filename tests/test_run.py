@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from wandb_log import history, logs, only, read_log
 
 import launch.experiment as experiment_module
@@ -21,6 +24,9 @@ from launch import ship
 from launch.compose import compose
 from launch.experiment import build, build_models
 from launch.graph import topological
+from launch.manifest import list_shipped
+from launch.mirror import _summary
+from tandem.errors import EnvironmentFailure
 from tandem.model import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,15 +75,28 @@ def test_the_main_job_leaves_everything_that_it_promises(finished):
         assert row["parameters"] > 0
     positions = [row for row in results["agreement_by_position"] if row["gamma"] == 4 and row["name"] == "tandem_ce"]
     assert [row["position"] for row in positions] == [0, 1, 2, 3]
+    # Of the decoders that had no more training than the tandem the nearest to bison.
+    controls = {name: agreement[name, None]["total_variation"] for name in ("gecko", "gecko_ce")}
+    best = min(controls, key=controls.__getitem__)
+    assert {row["control"] for row in positions} == {best}
+    below = agreement["tandem_ce", 4]["total_variation_below_control"]
+    assert below == pytest.approx(controls[best] - agreement["tandem_ce", 4]["total_variation"])
+    # Blocks of one were not asked for, and are read all the same: the first of a block is as fresh as those.
+    fresh, *others = positions
+    assert fresh["total_variation"] == pytest.approx(fresh["total_variation_fresh"])
+    assert all(row["total_variation"] != row["total_variation_fresh"] for row in others)
 
     speed = {row["name"]: row for row in results["speed"]}
-    assert set(speed) == {"autoregressive", "gecko_distil", "tandem_distil"}
-    for name in ("gecko_distil", "tandem_distil"):
+    assert set(speed) == {"autoregressive", "gecko", "gecko_distil", "tandem_distil"}
+    assert {row["primary"] for row in results["speed"]} == {"bison"}
+    held = {name: speed[name]["tokens_per_primary_run"] for name in ("gecko", "gecko_distil")}
+    assert held[speed["tandem_distil"]["tokens_control"]] == max(held.values())
+    for name in ("gecko", "gecko_distil", "tandem_distil"):
         row = speed[name]
         assert row["identical_to_primary"] == 1.0
         assert row["secondary_runs"] == row["gamma"] * row["primary_runs"]
         assert sum(row["accepted_lengths"]) == row["primary_runs"] * row["prompts"]
-        assert row["tokens_per_primary_run"] == pytest.approx(1 + row["gamma"] * row["acceptance_rate"])
+        assert row["tokens_per_primary_run"] * row["primary_runs"] == pytest.approx(16)
         assert min(row[key] for key in ("cost_ratio", "verify_cost", "speedup_decode", "speedup_predicted")) > 0
     assert {"tandem_distil", "gecko_distil", "autoregressive"} <= {row["name"] for row in results["standalone"]}
 
@@ -179,27 +198,39 @@ def test_stand_ins_of_a_run_are_shipped_with_cards_and_taken_up(tmp_path, monkey
 @pytest.mark.slow
 def test_joint_training_on_own_text_with_mixed_block_lengths(tmp_path):
     """The other ways through the graph at once: joint primary, a text corpus, several γ, the random start."""
-    words = (ROOT / "README.md").read_text(encoding="utf-8").split()
-    documents = [" ".join(words[start : start + 120]) for start in range(0, len(words) - 120, 7)]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split()
+    documents = [" ".join(text[start : start + 120]) for start in range(0, len(text) - 120, 7)]
     (tmp_path / "corpus.txt").write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
-    launch_run(
-        tmp_path,
+    words = (
         "train=joint_both",
         "train.gamma=[1,2,4]",
         "train.projection_init=random",
         "train.accumulate=2",
         "data=text",
         "data.path=corpus.txt",
-        "eval.measures=[agreement,speed]",
         "gamma=2",
     )
+    launch_run(tmp_path, *words, "eval.measures=[agreement,speed,standalone]")
     results = json.loads((run_directory(tmp_path) / "results.json").read_text(encoding="utf-8"))
     agreement = {row["name"]: row for row in results["agreement"]}
     for stage in ("ce", "distil"):
         own = agreement[f"bison_of_tandem_{stage}"]
         assert 0 < own["total_variation"] < 1, "a jointly trained primary differs from bison"
         assert own["cross_entropy"] != agreement["bison"]["cross_entropy"]
-    assert [row["identical_to_primary"] for row in results["speed"]] == [1.0] * 3
+    # Each drafter is held against the primary that it was trained with, and what decodes alone is that one.
+    own = "bison_of_tandem_distil"
+    assert [(row["name"], row["primary"]) for row in results["speed"]] == [
+        ("autoregressive", "bison"),
+        ("gecko", "bison"),
+        ("gecko_distil", "bison"),
+        ("autoregressive", own),
+        ("tandem_distil", own),
+    ]
+    assert [row["identical_to_primary"] for row in results["speed"]] == [1.0] * 5
+    standalone = {(row["name"], row["primary"]) for row in results["standalone"]}
+    assert standalone >= {("gecko_distil", "bison"), ("tandem_ce", "bison_of_tandem_ce"), ("tandem_distil", own)}
+    answer = launch_run(tmp_path, *words, "job=generate", "prompt=Tandem")
+    assert f"tokens per run of {own}" in answer.stderr
 
 
 @pytest.mark.slow
@@ -214,6 +245,56 @@ def test_two_runs_at_once_do_each_step_once(tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     ran = [step for event, step in events(tmp_path) if event == "run"]
     assert sorted(ran) == sorted({"corpus", "gecko", "otter", "bison", "agreement"})
+
+
+@pytest.mark.slow
+def test_what_is_damaged_in_the_store_is_made_again_and_gives_the_same_numbers(tmp_path):
+    words = ("train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "name=one", "model.middle=null")
+    launch_run(tmp_path, *words)
+    results = tmp_path / "runs" / "one" / "results.json"
+    before = json.loads(results.read_text())["agreement"]
+    store = tmp_path / "runs" / "store"
+
+    def first(pattern: str) -> Path:
+        return min(path for path in store.glob(pattern) if ".damaged" not in str(path.relative_to(store)))
+
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 4 * 2])
+
+    def spoil(path: Path) -> None:
+        tensors = load_file(path)
+        next(iter(tensors.values())).flat[0] = np.nan
+        with safe_open(path, "numpy") as file:
+            save_file(tensors, path, file.metadata())
+
+    for pattern, damage in (
+        ("agreement-*/results.json", cut),
+        ("corpus-*/tokens/heldout.bin", cut),
+        ("pretrain-*/weights.safetensors", spoil),
+    ):
+        path = first(pattern)
+        damage(path)
+        if not pattern.startswith("agreement"):  # so that somebody reads it
+            shutil.rmtree(first("agreement-*"))
+        done = launch_run(tmp_path, *words)
+        (said,) = [line for line in done.stderr.splitlines() if line.startswith("damaged")]
+        assert path.name in said
+        assert said.endswith("doing it again")
+        assert json.loads(results.read_text())["agreement"] == before
+
+    # Of a step that was finished before its files were listed the file is named.
+    path = first("pretrain-*/weights.safetensors")
+    about = json.loads((path.parent / "step.json").read_text())
+    del about["files"]
+    (path.parent / "step.json").write_text(json.dumps(about))
+    spoil(path)
+    shutil.rmtree(first("agreement-*"))
+    done = launch_run(tmp_path, *words, check=False)
+    assert done.returncode == 1
+    assert re.search(
+        rf"^error: .*{path.name}: damaged, since .* not finite; remove the folder", done.stderr, re.MULTILINE
+    )
+    assert "Traceback" not in done.stderr
 
 
 def graph(*words: str):
@@ -257,6 +338,25 @@ def test_compared_rows_get_the_same_further_tokens():
     assert steps["gecko_distil"].inputs["base"] is steps["gecko_ce"]
     assert steps["tandem_distil"].inputs["tandem"] is steps["tandem_ce"]
     assert steps["tandem_ce"].inputs["secondary"] is steps["gecko"]
+
+
+def test_a_tandem_is_compared_with_the_secondary_untouched_and_trained_no_longer():
+    steps = graph("scale=tiny")
+    assert steps["agreement"].config["controls"] == {
+        "tandem_ce": ["gecko", "gecko_ce"],
+        "tandem_distil": ["gecko", "gecko_ce", "gecko_distil"],
+    }
+    assert list(steps["speed"].config["drafters"]) == ["gecko", "gecko_distil", "tandem_distil"]
+    assert list(graph("scale=tiny", "train=ce")["speed"].config["drafters"]) == ["gecko", "gecko_ce", "tandem_ce"]
+    assert graph("scale=tiny", "train=pretrain")["agreement"].config["controls"] == {}
+
+
+def test_the_mirror_tells_primaries_of_one_table_apart():
+    rows = [{"name": "autoregressive", "primary": primary, "speedup_decode": 1.0} for primary in ("bison", "other")]
+    assert set(_summary("speed", rows)) == {
+        f"speed/{primary}/autoregressive/speedup_decode" for primary in ("bison", "other")
+    }
+    assert set(_summary("speed", rows[:1])) == {"speed/autoregressive/speedup_decode"}
 
 
 @pytest.mark.parametrize(
@@ -318,6 +418,34 @@ def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path
     assert str(damaged) in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["gecko.safetensors", "tokenizer.model"])
+def test_a_shipped_file_that_is_another_is_named(tmp_path, monkeypatch, name):
+    """It would be another model, or other tokens, with other numbers."""
+    shutil.copytree(ROOT / "tandem" / "pretrained" / "laptop", tmp_path / "laptop")
+    monkeypatch.setattr("launch.experiment.PRETRAINED", tmp_path)
+    assert graph("scale=laptop")["gecko"].kind == "shipped"
+    changed = bytearray((tmp_path / "laptop" / name).read_bytes())
+    changed[-3] ^= 1
+    (tmp_path / "laptop" / name).write_bytes(changed)
+    with pytest.raises(
+        EnvironmentFailure, match=f"{tmp_path / 'laptop' / name}: not what the package ships; restore it"
+    ):
+        graph("scale=laptop")
+
+
+def test_what_the_package_ships_is_listed(tmp_path):
+    folder = ROOT / "tandem" / "pretrained" / "laptop"
+    shutil.copytree(folder, tmp_path / "laptop")
+    written = list_shipped(tmp_path / "laptop").read_text(encoding="utf-8")
+    assert (folder / "files.json").read_text(encoding="utf-8") == written
+    assert set(json.loads(written)) == {
+        "bison.safetensors",
+        "otter.safetensors",
+        "gecko.safetensors",
+        "tokenizer.model",
+    }
 
 
 def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):

@@ -34,7 +34,9 @@ from tandem.decoding.stopping.router import (
 )
 from tandem.errors import ConfigurationError
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
-from tandem.measure.stopping import Pair, stopping_tables, tune
+from tandem.measure.draft_cost import DraftCost
+from tandem.measure.pair import Pair
+from tandem.measure.stopping import stopping_tables, tune
 from tandem.measure.timing import Method, run_prompts
 from tandem.training.router import Traces, collect, fit, survival_of_blocks
 
@@ -136,7 +138,7 @@ def pair():
         lambda leaf: leaf + 0.03 * jnp.std(leaf) * jax.random.normal(jax.random.key(leaf.size), leaf.shape), weights
     )
     router = random_router(nnx_embedding(disturbed), 0.3)
-    return Pair(graph, weights, Independent(graph), disturbed, router)
+    return Pair("bison", graph, weights, Independent(graph), disturbed, router)
 
 
 @pytest.mark.parametrize("stop", [StopRule.router, StopRule.survival, StopRule.confidence, StopRule.oracle])
@@ -326,12 +328,24 @@ def test_temperature_scaling_undoes_overconfidence():
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
+def test_a_draft_of_a_short_block_bears_more_of_what_a_block_costs():
+    """Two prompts, the second in a larger cache; blocks of 1 and 5 drafts, each taking 2 beside 3 or 6 a draft."""
+    cost = DraftCost([1, 5], np.array([[5.0, 8.0], [17.0, 32.0]]))
+    assert [cost.of(drafts) for drafts in (1, 3, 5)] == pytest.approx([6.5, (6.5 + 24.5) / 2 / 3, 24.5 / 5])
+    assert cost.of(5, np.array([0])) == pytest.approx(17 / 5)
+    assert cost.line() == pytest.approx((4.5, 2.0))
+    assert DraftCost([1], np.array([[5.0, 8.0]])).line() == pytest.approx((6.5, 0.0))
+
+
 @pytest.mark.slow
 def test_tuning_and_the_comparison_of_rules(pair):
     decode = DecodeConfig(max_new_tokens=16, gamma_max=3)
     tuned = tune(pair, PROMPTS[:2], decode)
     assert len(tuned["acceptance_by_position"]) == 3
+    assert set(tuned["cost_ratio"]) == set(tuned["cost_ratio_with_router"]) == {"1", "2", "3"}
     for row in tuned["proposals"]:
+        # Responses of 16 tokens: what a block has beyond is none of theirs.
+        assert 16 / row["tokens_per_primary_run"] >= np.ceil(16 / (row["gamma"] + 1))
         cost = row["cost_ratio"] * row["drafts_per_primary_run"] + row["verify_cost"]
         assert row["speedup_predicted"] == pytest.approx(row["tokens_per_primary_run"] / cost)
     tables = stopping_tables(
@@ -340,7 +354,8 @@ def test_tuning_and_the_comparison_of_rules(pair):
     rows = tables["stopping"]
     assert {row["stop"] for row in rows} == set(StopRule)
     for row in rows:
-        assert row["identical_to_primary"] == 1.0
+        assert (row["identical_to_primary"], row["primary"]) == (1.0, "bison")
+        assert row["tokens_per_primary_run"] * row["primary_runs"] == pytest.approx(16)
         assert row["secondary_runs"] == pytest.approx(row["primary_runs"] * row["drafts_per_primary_run"])
     chosen = {(row["stop"], row["gamma"], row["threshold"]) for row in rows}
     assert chosen >= {(row["stop"], row["gamma"], row["threshold"]) for row in tuned["proposals"]}

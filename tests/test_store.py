@@ -1,6 +1,7 @@
 """The store: results appear whole or not at all, and one process at a time works on a step."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.graph import Context, Step, execute
-from launch.store import Store, append_line, write_json_atomic
+from launch import manifest
+from launch.graph import Context, Step, describe, execute
+from launch.store import Store, append_line, read_json, read_lines, write_json_atomic
 from tandem.errors import EnvironmentFailure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +91,101 @@ def test_damaged_result_is_made_again(tmp_path, content, capsys):
     assert store.find(step()) == directory
     assert "damaged" in capsys.readouterr().err
     assert events(store) == ["run", "run"]
+
+
+def write_several(context: Context) -> None:
+    (context.out / "in").mkdir(exist_ok=True)
+    (context.out / "value").write_text("7")
+    (context.out / "in" / "tokens.bin").write_bytes(bytes(range(100)))
+    context.log(step=1)
+
+
+DAMAGES = {
+    "cut at an even byte": (lambda path: path.write_bytes(path.read_bytes()[:50]), "has 50 bytes and not the 100"),
+    "grown": (lambda path: path.write_bytes(path.read_bytes() + b"ab"), "has 102 bytes and not the 100"),
+    "gone": (Path.unlink, "is missing"),
+    "flipped": (lambda path: path.write_bytes(bytes([1, *range(1, 100)])), "is not what was written"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_not_what_the_step_left_is_moved_aside_and_made_again(tmp_path, damage, capsys):
+    change, why = DAMAGES[damage]
+    directory = execute([step(write_several)], Store(tmp_path))["number/seven"]
+    path = directory / "in" / "tokens.bin"
+    listed = json.loads((directory / "step.json").read_text())["files"]
+    assert set(listed) == {"value", "in/tokens.bin", "metrics.jsonl"}
+    assert listed["in/tokens.bin"] == [100, hashlib.sha256(bytes(range(100))).hexdigest()]
+    for aside in ("damaged", "damaged-2"):
+        change(path)
+        left = path.read_bytes() if path.exists() else None
+        capsys.readouterr()
+        assert execute([step(write_several)], Store(tmp_path))["number/seven"] == directory
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("damaged")]
+        moved = directory.with_name(f"{directory.name}.{aside}")
+        assert said == [said[0]]
+        assert f"{path} {why}" in said[0]
+        assert said[0].endswith(f"; moved to {moved.name}, doing it again")
+        assert path.read_bytes() == bytes(range(100))
+        kept = moved / "in" / "tokens.bin"
+        assert (kept.read_bytes() if kept.exists() else None) == left
+    assert events(Store(tmp_path)) == ["run"] * 3
+
+
+def test_a_damaged_input_is_made_again_before_it_is_read_and_what_was_made_of_it_stays(tmp_path):
+    def double(context: Context) -> None:
+        (context.out / "value").write_text(2 * (context.inputs["seven"] / "value").read_text())
+
+    seven = step(write_several)
+    first = Step("double", "first", 1, {}, double, {"seven": seven})
+    second = Step("double", "second", 1, {"again": True}, double, {"seven": seven})
+    directories = execute([first], Store(tmp_path))
+    (directories["number/seven"] / "value").write_text("8")
+    # Nothing reads it: what was made of it is whole.
+    assert (execute([first], Store(tmp_path))["first"] / "value").read_text() == "77"
+    assert events(Store(tmp_path)) == ["run", "run", "found", "found"]
+    assert (execute([first, second], Store(tmp_path))["second"] / "value").read_text() == "77"
+    assert events(Store(tmp_path))[4:] == ["run", "found", "run"]
+
+
+def test_a_dry_run_sees_sizes_alone_and_moves_nothing(tmp_path):
+    directory = execute([step(write_several)], Store(tmp_path))["number/seven"]
+    (directory / "value").write_text("77")
+    assert "to run" in describe([step(write_several)], Store(tmp_path))
+    assert Store(tmp_path).state(step(write_several)) == "to run"
+    assert directory.exists()
+
+
+def test_contents_are_compared_once_a_process(tmp_path, monkeypatch):
+    execute([step(write_several)], Store(tmp_path))
+    compared = []
+    sha256 = manifest._sha256
+    monkeypatch.setattr(manifest, "_sha256", lambda path: compared.append(path.name) or sha256(path))
+    store = Store(tmp_path)
+    for _ in range(3):
+        execute([step(write_several)], store)
+    assert sorted(compared) == ["metrics.jsonl", "tokens.bin", "value"]
+
+
+def test_a_step_that_was_finished_before_files_were_listed_is_found(tmp_path):
+    directory = execute([step(write_several)], Store(tmp_path))["number/seven"]
+    about = json.loads((directory / "step.json").read_text())
+    del about["files"]
+    (directory / "step.json").write_text(json.dumps(about))
+    execute([step(write_several)], Store(tmp_path))
+    assert events(Store(tmp_path)) == ["run", "found"]
+
+
+@pytest.mark.parametrize("content", ["", '{"speed": [', "\xff"])
+def test_damaged_json_of_such_a_step_is_named_with_what_to_do(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_bytes(content.encode("latin-1"))
+    for read in (read_json, read_lines) if content else (read_json,):
+        with pytest.raises(EnvironmentFailure, match=f"{path}: damaged .*remove {tmp_path}, and the same command"):
+            read(path)
+    path.unlink()
+    with pytest.raises(EnvironmentFailure, match=f"{path}: No such file"):
+        read_json(path)
 
 
 def test_two_processes_do_a_step_once(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -114,6 +115,44 @@ def test_spans_of_wsc_are_repaired(offline):
 
 def test_quotation_marks_of_a_csv_file_are_undone(offline):
     assert examples("triviaqa_v1", offline, shots=0)[1].prompt == 'Question: Which animal is called "Ash"??\nAnswer:'
+
+
+@pytest.mark.parametrize("end", ["", " ", "\n", " \r\n", "\t \u00a0"])
+@pytest.mark.parametrize("file", ["lambada_test.jsonl", "lambada_test_plain_text.txt"])
+def test_white_space_behind_a_passage_is_not_its_last_word(offline, end, file):
+    (offline / "lambada/lambada_test.jsonl").unlink()
+    passage = "Mira called her cat. Then she fed the cat"
+    written = json.dumps({"text": passage + end}) if file.endswith("jsonl") else passage + end.rstrip("\n")
+    (offline / "lambada" / file).write_text(written + "\n", encoding="utf-8", newline="")
+    (example,) = examples("lambada_v1", offline, shots=0)
+    assert (example.prompt, example.options, example.references) == (passage[:-4], (" cat",), "cat")
+    assert example.id == hashlib.sha256(passage.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("task", "path", "changes"),
+    [
+        ("copa_v1", "superglue/COPA/val.jsonl", {"choice1": "The room became dark. ", "choice2": "It fell.\n"}),
+        ("webquestions_greedy_v1", "webquestions/webq-test.jsonl", {"answer": [" Mira ", "Sol\n"]}),
+    ],
+)
+def test_white_space_behind_an_option_is_not_scored(offline, task, path, changes):
+    first = json.loads((offline / path).read_text(encoding="utf-8").splitlines()[0])
+    lines(offline / path, first | changes)
+    (example,) = examples(task, offline, shots=0)
+    assert len(example.options) == 2
+    assert not any(option != option.rstrip() for option in example.options)
+
+
+def test_an_accepted_answer_that_begins_another_hides_it_not(offline):
+    """Tokens of "Monaco" are not those of "Mon" and more: either may be what greedy decoding writes."""
+    row = {"question": "who owns the cloud?", "answer": ["Mon", "Monaco", "Mon"]}
+    lines(offline / "webquestions/webq-test.jsonl", row)
+    (example,) = examples("webquestions_greedy_v1", offline, shots=0)
+    assert example.options == (" Mon", " Monaco")
+    written = {"Mon": [(-9.0, False), (-0.1, True)], "Monaco": [(-0.1, True), (-9.0, False)], "": [(-9.0, False)] * 2}
+    scores = [registry.score("webquestions_greedy_v1", [example], [said])["em"] for said in written.values()]
+    assert scores == [100, 100, 0]
 
 
 def test_a_line_of_a_translation_ends_at_a_line_feed_alone(offline):
@@ -284,6 +323,115 @@ def test_a_damaged_row_is_named(name, path, content, said, offline):
     (offline / path).write_bytes(content)
     with pytest.raises(EnvironmentFailure, match=rf"{Path(path).name}.*{said}"):
         examples(name, offline, shots=0)
+
+
+def squad(answers: object) -> dict:
+    asked = {"id": "finnish-1", "question": "q", "answers": answers}
+    return {"data": [{"title": "t", "paragraphs": [{"context": "c", "qas": [asked]}]}]}
+
+
+def trivia(**answer: object) -> dict:
+    return {"Data": [{"Question": "q", "Answer": {"Value": "Ida"} | answer}]}
+
+
+def record(answers: object) -> dict:
+    passage = {"text": "Ida and Per", "entities": [{"start": 0, "end": 2}]}
+    return {"idx": 0, "passage": passage, "qas": [{"query": "@placeholder", "idx": 0, "answers": answers}]}
+
+
+def multirc(answers: object) -> dict:
+    asked = {"question": "q", "idx": 0, "answers": answers}
+    return {"idx": 0, "passage": {"text": "p", "questions": [asked]}}
+
+
+def mbpp(**changes: object) -> dict:
+    return {"task_id": 11, "text": "t", "code": "x", "test_list": ["assert 1"], "test_setup_code": ""} | changes
+
+
+NQ, WEB = "nq_open/NQ-open.dev.jsonl", "webquestions/webq-test.jsonl"
+TRIVIA, LINES = "triviaqa/unfiltered-web-dev.json", "triviaqa/triviaqa_test_subsample.jsonl"
+SQUAD, FINNISH = "squad_v2/dev-v2.0.json", "tydiqa_goldp/finnish_tydiqa_dev.json"
+RECORD, MULTIRC = "superglue/ReCoRD/val.jsonl", "superglue/MultiRC/val.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "content", "said"),
+    [
+        ("natural_questions_v1", NQ, {"question": "q", "answer": "Ida"}, "line 1: .*answer: a list of texts .*'Ida'"),
+        ("natural_questions_v1", NQ, {"question": "q", "answer": ["Ida", 7]}, "line 1: .*answer: .*not one with 7"),
+        ("natural_questions_v1", NQ, {"question": "q", "answer": {"a": 1}}, "line 1: .*answer: a list"),
+        ("natural_questions_v1", NQ, {"question": None, "answer": ["Ida"]}, "line 1: .*question: a text .*None"),
+        ("webquestions_v1", WEB, {"question": "q", "answer": "Ida"}, "line 1: .*answer: a list"),
+        ("webquestions_greedy_v1", WEB, {"question": "q", "answer": "Ida"}, "line 1: .*answer: a list"),
+        ("webquestions_greedy_v1", WEB, {"question": "q", "answer": [" "]}, "line 1: .*blank"),
+        ("triviaqa_v1", TRIVIA, trivia(Aliases="Idas"), "question 1: .*Aliases: a list .*'Idas'"),
+        ("triviaqa_v1", TRIVIA, trivia(Aliases=["a", None]), "question 1: .*Aliases: .*None"),
+        ("triviaqa_v1", TRIVIA, trivia(Value=["Ida"]), "question 1: .*Value: a text"),
+        ("triviaqa_v1", LINES, {"question": "q", "golden_answers": "Ida"}, "line 1: .*golden_answers: a list"),
+        ("squad_v2_v1", SQUAD, squad("Ida"), "question finnish-1: .*answers: a list of objects .*'Ida'"),
+        ("squad_v2_v1", SQUAD, squad([{"text": ["Ida"]}]), "question finnish-1: .*text: a text"),
+        ("squad_v2_v1", SQUAD, squad({"text": ["Ida"]}), "question finnish-1: .*answers: a list of objects"),
+        ("tydiqa_finnish_v1", FINNISH, squad([{"text": 3}]), "question finnish-1: .*text: a text .*3"),
+        ("record_v1", RECORD, record("Ida"), "line 1: .*answers: a list of objects"),
+        ("record_v1", RECORD, record([{"text": ["Ida"]}]), "line 1: .*text: a text"),
+        ("multirc_v1", MULTIRC, multirc(["Ida"]), "line 1: .*answers: a list of objects .*'Ida'"),
+        ("multirc_v1", MULTIRC, multirc([{"text": 5, "idx": 0, "label": 1}]), "line 1: .*text: a text .*5"),
+        ("mbpp_v1", "mbpp/mbpp.jsonl", mbpp(test_list="assert 1"), "line 1: .*test_list: a list"),
+        ("mbpp_v1", "mbpp/mbpp.jsonl", mbpp(code=None), "line 1: .*code: a text"),
+        ("boolq_v1", BOOLQ, boolq(0, passage=None), "line 1: .*passage: a text"),
+        ("boolq_v1", BOOLQ, boolq(0, question=["is it"]), "line 1: .*question: a text"),
+        ("lambada_v1", "lambada/lambada_test.jsonl", {"text": " \n"}, "line 1: .*no word"),
+    ],
+)
+def test_what_is_no_text_or_no_list_of_texts_is_refused_with_its_place(name, path, content, said, offline):
+    if path == LINES:
+        (offline / TRIVIA).unlink(missing_ok=True)
+    (offline / path).write_text(json.dumps(content) + "\n")
+    with pytest.raises(EnvironmentFailure, match=rf"{Path(path).name}, {said}"):
+        examples(name, offline, shots=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("boolq_v1", [BOOLQ, "fewglue/BoolQ/train.jsonl"]),
+        ("squad_v2_v1", [SQUAD]),
+        ("mbpp_v1", ["mbpp/mbpp.jsonl"]),
+        ("lambada_v1", ["lambada/lambada_test_plain_text.txt"]),
+        (
+            "wmt22_en_de_v1",
+            ["wmt22/sources/generaltest2022.en-de.src.en", "wmt22/references/generaltest2022.en-de.ref.A.de"],
+        ),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(name, files, offline):
+    if name == "lambada_v1":
+        rows = (offline / "lambada/lambada_test.jsonl").read_text(encoding="utf-8").splitlines()
+        (offline / files[0]).write_text("".join(json.loads(row)["text"] + "\n" for row in rows), encoding="utf-8")
+        (offline / "lambada/lambada_test.jsonl").unlink()
+    before = examples(name, offline)
+    for file in files:
+        (offline / file).write_bytes(b"\xef\xbb\xbf" + (offline / file).read_bytes())
+    assert examples(name, offline) == before
+
+
+def test_half_of_a_surrogate_pair_is_refused_with_its_place(offline):
+    for escape, right in (
+        ("\\ud83d\\ude00", True),
+        ("\\ud83d", False),
+        ("\\uDE00 \\ud83d\\ude00", False),
+        ("\\\\ud83d", True),
+    ):
+        rows = [json.dumps(boolq(0)), json.dumps(boolq(1)).replace("Passage", escape)]
+        (offline / BOOLQ).write_text("\n".join(rows) + "\n")
+        if right:
+            assert len(examples("boolq_v1", offline, shots=0)) == 2
+            continue
+        with pytest.raises(EnvironmentFailure, match=r"val\.jsonl, line 2: not a text .*is half of a surrogate pair"):
+            examples("boolq_v1", offline, shots=0)
+    (offline / SQUAD).write_text(json.dumps(squad([{"text": "a"}])).replace('"c"', '"\\ud83d"'))
+    with pytest.raises(EnvironmentFailure, match=r"dev-v2\.0\.json: not a text .*ud83d"):
+        examples("squad_v2_v1", offline, shots=0)
 
 
 def test_without_a_network_a_download_is_refused_at_once(tmp_path, monkeypatch):

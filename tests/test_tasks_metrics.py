@@ -92,6 +92,14 @@ def test_lambada():
     assert found == {"accuracy": 50, "perplexity": pytest.approx(math.exp(2))}
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_perplexity_beyond_a_float_is_infinite_and_the_rest_is_measured():
+    examples = [example("a"), example("b"), example("c")]
+    found = registry.estimates("lambada_v1", examples, [[(-3000.0, True)], [(-1.0, False)], [(-900.0, False)]], seed=0)
+    assert found["perplexity"].value == math.inf
+    assert found["accuracy"].value == pytest.approx(100 / 3)
+
+
 def test_any_accepted_answer_may_be_greedy():
     predictions = [[(-1.0, False), (-2.0, True)], [(-1.0, False)]]
     assert registry.score("webquestions_greedy_v1", [example([]), example([])], predictions) == {"em": 50}

@@ -38,7 +38,7 @@ def simulate(accepted: np.ndarray, drafts: np.ndarray) -> np.ndarray:
 def test_tokens_of_simulated_blocks_are_those_expected():
     alphas, rng = [0.8, 0.6, 0.7, 0.3], np.random.default_rng(0)
     counts = simulate(rng.random((200_000, 4)) < alphas, np.full(200_000, 4))
-    assert acceptance.tokens_per_primary_run(counts) == pytest.approx(theory.expected_tokens(alphas), rel=0.005)
+    assert acceptance.block_length(counts) == pytest.approx(theory.expected_tokens(alphas), rel=0.005)
     np.testing.assert_allclose(acceptance.acceptance_by_position(counts), alphas, atol=0.01)
 
 
@@ -52,10 +52,27 @@ def test_acceptance_by_position_counts_only_drafts_that_were_made():
     assert wrong[1] < 0.6, "as if all blocks had been drafted to the end"
 
 
+@pytest.mark.parametrize("limit", [1, 5, 13, 128])
+def test_a_responses_last_block_counts_up_to_its_limit(limit):
+    """Responses of blocks drawn one after the other, and runs that are known by hand."""
+    alphas, rng = [0.8, 0.6, 0.7, 0.3], np.random.default_rng(3)
+    lengths = theory.block_lengths(alphas)
+    assert lengths.sum() == pytest.approx(1)
+    assert lengths @ np.arange(1, 6) == pytest.approx(theory.expected_tokens(alphas))
+    drawn = rng.choice(np.arange(1, 6), (20_000, limit), p=lengths)
+    runs = 1 + (np.cumsum(drawn, axis=1) < limit).sum(axis=1)
+    tokens = acceptance.tokens_per_primary_run(limit * len(runs), runs.sum())
+    assert theory.tokens_within(lengths, limit) == pytest.approx(tokens, rel=0.01)
+    whole = theory.expected_tokens(alphas)
+    assert theory.tokens_within(lengths, limit) < whole
+    assert theory.tokens_within(lengths, 100_000) == pytest.approx(whole, rel=1e-4)
+    assert theory.tokens_within([0, 0, 0, 7], 13) == 13 / 4, "counts serve as well as shares"
+
+
 def test_joint_counts_by_hand():
     counts = np.zeros((3, 3), int)
     counts[1, 0], counts[1, 1], counts[2, 1], counts[2, 2] = 4, 2, 1, 3
-    assert acceptance.tokens_per_primary_run(counts) == pytest.approx((4 + 2 * 3 + 3 * 3) / 10)
+    assert acceptance.block_length(counts) == pytest.approx((4 + 2 * 3 + 3 * 3) / 10)
     assert acceptance.drafts_per_primary_run(counts) == pytest.approx(1.4)
     assert acceptance.acceptance_rate(counts) == pytest.approx(9 / 14)
     assert acceptance.acceptance_by_position(counts) == pytest.approx([6 / 10, 3 / 4])
@@ -107,5 +124,5 @@ def test_the_optimal_threshold_beats_block_lengths_and_other_thresholds():
     accepted = np.random.default_rng(3).random(chances.shape) < chances
     drafts = 1 + np.cumprod(survival[:, 1:] > threshold, axis=1).sum(axis=1)
     counts = simulate(accepted, drafts)
-    tokens, made = acceptance.tokens_per_primary_run(counts), acceptance.drafts_per_primary_run(counts)
+    tokens, made = acceptance.block_length(counts), acceptance.drafts_per_primary_run(counts)
     assert theory.speedup(tokens, made, cost, 1.0) == pytest.approx(rate, rel=0.01)

@@ -442,16 +442,25 @@ def test_a_loss_that_is_not_a_number_stops_with_its_step_and_leaves_the_last_goo
     assert checkpoint.metadata(tmp_path / CHECKPOINT) == {"step": 3}
 
 
-def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path):
-    path = tmp_path / CHECKPOINT
-    state = {"trained": PARABOLA, "optimizer": make_optimizer(CONFIG).init(PARABOLA)}
-    resume = lambda: train(parabola, PARABOLA, None, batches, CONFIG, seed=0, folder=tmp_path)  # noqa: E731
-    checkpoint.save(path, state, {"step": 2})
-    whole = path.read_bytes()
-    for damaged in (whole[:-5], whole[:20], b""):
+def test_a_damaged_or_foreign_checkpoint_is_said_and_training_begins_anew(tmp_path):
+    path, said = tmp_path / CHECKPOINT, []
+    undisturbed = train(parabola, PARABOLA, None, batches, CONFIG, seed=0, folder=tmp_path / "other")
+    with pytest.raises(Interrupted):
+        train(parabola, PARABOLA, None, batches, CONFIG, seed=0, folder=tmp_path, should_stop=lambda: True)
+    whole, flipped = path.read_bytes(), bytearray(path.read_bytes())
+    flipped[-1] ^= 1
+    foreign = tmp_path / "foreign"
+    checkpoint.save(foreign, {"trained": {"other": jnp.ones(3)}}, {"step": 2})
+    for damaged, why in (
+        (whole[:-5], "not a readable checkpoint"),
+        (b"", "not a readable checkpoint"),
+        (bytes(flipped), "not a readable checkpoint: it is not what was written"),
+        (foreign.read_bytes(), "not a checkpoint of this model: lacks optimizer"),
+    ):
         path.write_bytes(damaged)
-        with pytest.raises(EnvironmentFailure, match=f"{path}: not a readable checkpoint"):
-            resume()
-    checkpoint.save(path, {"trained": {"other": jnp.ones(3)}}, {"step": 2})
-    with pytest.raises(EnvironmentFailure, match=f"{path}: not a checkpoint of this model: lacks optimizer"):
-        resume()
+        found = train(parabola, PARABOLA, None, batches, CONFIG, seed=0, folder=tmp_path, say=said.append)
+        assert said.pop().startswith(f"damaged  {path}: {why}")
+        assert not said
+        assert not path.exists()
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(undisturbed), strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import lzma
@@ -10,16 +11,17 @@ import sys
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from tandem.config import Corpus, DataConfig
+from tandem.data.files import Files
 from tandem.errors import ConfigurationError, EnvironmentFailure
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 # Distributions strip the tests; the other folder is one generated text, the topics of `help()`.
 EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "pydoc_data"}
@@ -31,21 +33,24 @@ class Document:
     text: str
 
 
-TfdsReader = Callable[[DataConfig], Iterator[Document]]
+TfdsReader = Callable[[DataConfig, Files | None], Iterator[Document]]
 
 
-def documents(config: DataConfig, tfds_reader: TfdsReader | None = None) -> Iterator[Document]:
+def documents(
+    config: DataConfig, tfds_reader: TfdsReader | None = None, files: Files | None = None
+) -> Iterator[Document]:
     """The corpus' non-blank documents, in the same order every time.
 
-    `tfds_reader` reads `corpus=tfds`; it is passed in because TensorFlow stays out of this package.
+    `tfds_reader` reads `corpus=tfds`; it is passed in because TensorFlow stays out of this package. `files` are those
+    that a step has declared; without them they are looked for now.
     Raises ConfigurationError where there is no such corpus or it is empty, EnvironmentFailure where it cannot be read.
     """
     if config.corpus is Corpus.stdlib:
         source = _stdlib_documents()
     elif config.corpus is Corpus.text:
-        source = _text_documents(_text_root(config), config.separator)
+        source = _text_documents(text_files(config) if files is None else files, config.separator)
     elif tfds_reader is not None:
-        source = tfds_reader(config)
+        source = tfds_reader(config, files)
     else:
         raise ValueError("corpus=tfds needs a tfds_reader")
     return _not_blank(source, config)
@@ -64,24 +69,24 @@ def is_heldout(name: str, fraction: float) -> bool:
     A share of the names, not of the bytes: of the standard library (3.11), 0.1 holds out 20 modules, 7.5 % of the text.
     Under BLAKE2s these are modules of all kinds; under some other hashes a third of that text is one package.
     """
-    digest = hashlib.blake2s(name.encode()).digest()
+    digest = hashlib.blake2s(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def corpus_identity(config: DataConfig) -> dict[str, str]:
-    """What the corpus' content depends on, for fingerprints; free of absolute paths."""
+    """What the corpus' content depends on beside its files, for fingerprints."""
     identity = {"corpus": config.corpus.value}
     if config.corpus is Corpus.stdlib:
         return identity | {"python": platform.python_version()}
     if config.corpus is Corpus.tfds:
         return identity | {"dataset": str(config.dataset), "text_feature": config.text_feature}
+    return identity | {"separator": config.separator}
+
+
+def text_files(config: DataConfig) -> Files:
+    """The files of `corpus=text` in their order, by their names below `data.path`."""
     root = _text_root(config)
-    digest = hashlib.sha256()
-    for path in _text_files(root):
-        digest.update(f"{_relative(path, root)}\0{path.stat().st_size}\0".encode())
-        with _opened(path, open) as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return identity | {"separator": config.separator, "sha256": digest.hexdigest()}
+    return Files([(_relative(path, root), path) for path in _text_paths(root)], summed=True)
 
 
 def _not_blank(source: Iterator[Document], config: DataConfig) -> Iterator[Document]:
@@ -124,7 +129,7 @@ def _text_root(config: DataConfig) -> Path:
     return root
 
 
-def _text_files(root: Path) -> list[Path]:
+def _text_paths(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     files = [path for path in root.rglob("*") if path.is_file() and not _hidden(path, root)]
@@ -139,12 +144,11 @@ def _relative(path: Path, root: Path) -> str:
     return path.name if path == root else path.relative_to(root).as_posix()
 
 
-def _text_documents(root: Path, separator: str) -> Iterator[Document]:
-    for path in _text_files(root):
-        name = _relative(path, root)
+def _text_documents(files: Files, separator: str) -> Iterator[Document]:
+    for name, path in files.entries:
         # Compressing a file changes neither its documents' names nor, with them, the split.
         name = name.removesuffix(path.suffix) if path.suffix in OPENERS else name
-        with _opened(path, OPENERS.get(path.suffix, open)) as file:
+        with _opened(files, path) as file:
             for index, data in enumerate(_split(file, separator.encode())):
                 try:
                     yield Document(f"{name}#{index}", data.decode())
@@ -153,9 +157,11 @@ def _text_documents(root: Path, separator: str) -> Iterator[Document]:
 
 
 def _split(lines: BufferedIOBase, separator: bytes) -> Iterator[bytes]:
-    """The documents between lines equal to `separator`, each with its line ends as they are."""
+    """The documents between lines equal to `separator`, each with its line ends as they are; no byte order mark."""
     document: list[bytes] = []
-    for line in lines:
+    for number, line in enumerate(lines):
+        if number == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if line.rstrip(b"\r\n") == separator:
             yield b"".join(document)
             document = []
@@ -165,11 +171,11 @@ def _split(lines: BufferedIOBase, separator: bytes) -> Iterator[bytes]:
 
 
 @contextmanager
-def _opened(path: Path, opener: Callable[..., Any]) -> Iterator[BufferedIOBase]:
-    """`path` opened to read bytes; whatever goes wrong with it becomes one message that names it."""
+def _opened(files: Files, path: Path) -> Iterator[BufferedIOBase]:
+    """The text of `path` to read as bytes; whatever goes wrong with it becomes one message that names it."""
     try:
-        with opener(path, "rb") as file:
-            yield file
+        with files.open(path) as file, OPENERS.get(path.suffix, nullcontext)(file) as text:
+            yield text
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         what = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise EnvironmentFailure(f"{path}: cannot be read: {what}") from None

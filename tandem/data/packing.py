@@ -12,10 +12,11 @@ import numpy as np
 
 from tandem.data.corpus import Document, is_heldout
 from tandem.data.tokenizer import Tokenizer
-from tandem.errors import ConfigurationError
+from tandem.errors import ConfigurationError, EnvironmentFailure
 
 SPLITS = ("train", "heldout")
 CHUNK_CHARACTERS = 4_000_000
+REMEDY = "remove the step's folder, and the same command makes it again"
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,27 @@ def pack(
         **{s: {"documents": len(starts[s]), "tokens": tokens[s], "bytes": size[s]} for s in SPLITS},
         "heldout_groups": sorted(groups["heldout"]),
     }
-    (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return meta
 
 
 def open_tokens(folder: Path, split: str) -> Tokens:
-    """One split of a folder that `pack` wrote; `split` is `train` or `heldout`."""
-    meta = json.loads((folder / "meta.json").read_text())
-    array = np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r")
-    return Tokens(array, np.load(folder / f"{split}.offsets.npy"))
+    """One split of a folder that `pack` wrote; `split` is `train` or `heldout`.
+
+    Raises EnvironmentFailure that names the folder where its files are missing, or not of the lengths that they say.
+    """
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        array = np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r")
+        offsets = np.load(folder / f"{split}.offsets.npy")
+        whole = (len(array), len(offsets)) == (meta[split]["tokens"], meta[split]["documents"])
+        whole = whole and offsets[0] == 0 and bool((np.diff(offsets, append=len(array)) > 0).all())
+    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
+        why = str(error).partition("\n")[0]
+        raise EnvironmentFailure(f"{folder}: its {split} tokens cannot be read ({why}); {REMEDY}") from None
+    if not whole:
+        raise EnvironmentFailure(f"{folder}: its {split} tokens are not as many as it says; {REMEDY}")
+    return Tokens(array, offsets)
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:

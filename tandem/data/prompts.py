@@ -6,8 +6,10 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
+from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
 
 # The sets of the paper's tables 2, 4 and 5, as public copies of them lie in `tasks.data_dir`.
@@ -39,16 +41,17 @@ def file_category(name: str) -> str:
     return name if name in PROMPT_SETS else Path(name).stem
 
 
-def read_prompts(path: Path, count: int, category: str) -> list[Prompt]:
+def read_prompts(path: Path, count: int, category: str, files: Files | None = None) -> list[Prompt]:
     """At most `count` prompts, evenly spaced over those of `path`.
 
     The file's suffix says what it is. A line of `.txt` is a text, so is the first field of a line of `.tsv`, and the
     column `prompt`, `text` or `article` of a `.csv` with a header. All else is JSON lines: an object's `prompt`, or the
     first of its `turns` (Spec-Bench, arXiv 2401.07851), is the prompt, and its own `category` counts before the given
-    one. Raises EnvironmentFailure that names the line.
+    one. Raises EnvironmentFailure that names the line. `files` are those that a step has declared.
     """
+    files = Files.one(path) if files is None else files
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with files.open(path) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
                 found = [Prompt(text, category, False) for text in _column(csv.DictReader(file), path) if text]
             elif path.suffix in (".txt", ".tsv"):
@@ -85,4 +88,11 @@ def _prompt(line: str, where: str, category: str) -> Prompt:
     text = entry.get("prompt", turns[0] if isinstance(turns, list) and turns else None)
     if not isinstance(text, str) or not text:
         raise EnvironmentFailure(f"{where}: needs a `prompt` or `turns` with a text that is not empty")
-    return Prompt(text, str(entry.get("category", category)))
+    found = Prompt(text, str(entry.get("category", category)))
+    for words in (found.text, found.category):
+        try:
+            words.encode()
+        except UnicodeEncodeError as error:
+            escape = f"\\u{ord(words[error.start]):04x}"
+            raise EnvironmentFailure(f"{where}: {escape} is half of a surrogate pair, and no text") from None
+    return found

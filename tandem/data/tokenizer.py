@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from tandem.errors import ConfigurationError
+from tandem.data.sentences import sample_sentences
+from tandem.errors import ConfigurationError, EnvironmentFailure
 
 PAD_ID, EOS_ID, UNK_ID, NEWLINE_ID = 0, 1, 2, 3
 
@@ -24,10 +25,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_bytes: int = 10_0
     """The serialised model of a byte-fallback BPE trained on at most `max_bytes` of the lines of `texts`.
 
     Deterministic: lines are taken at an even stride, and training has one thread. Nothing is normalised. A newline and
-    a run of 2 to 16 spaces are pieces of their own; as no learnt piece crosses a line, lines are trained on one by one.
+    a run of 2 to 16 spaces are pieces of their own; as no learnt piece crosses a line, lines are trained on one by one,
+    long ones in parts.
     Raises ConfigurationError where this text cannot fill the vocabulary, or the vocabulary cannot hold its characters.
     """
-    lines = _sample_lines(texts, max_bytes)
+    lines = sample_sentences(texts, max_bytes)
     if not lines:
         raise ConfigurationError(["data: no text to train a tokenizer on"])
     model = io.BytesIO()
@@ -52,24 +54,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_bytes: int = 10_0
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **options)
     except RuntimeError as error:
         # Its message is the source line and the failed condition in brackets, then what to change.
-        raise ConfigurationError([f"vocab_size={vocab_size}: {str(error).rpartition('] ')[2]}"]) from None
+        why = str(error).rpartition("] ")[2] or str(error)
+        raise ConfigurationError([f"vocab_size={vocab_size}: {why}"]) from None
     return model.getvalue()
-
-
-def _sample_lines(texts: Iterable[str], max_bytes: int) -> list[str]:
-    """Every n-th line that is not blank, n being the smallest power of two that keeps them within `max_bytes`."""
-    lines: list[str] = []
-    stride, seen, size = 1, 0, 0
-    for text in texts:
-        for line in filter(str.strip, text.split("\n")):
-            if seen % stride == 0:
-                lines.append(line)
-                size += len(line.encode())
-            seen += 1
-            if size > max_bytes:
-                lines, stride = lines[::2], stride * 2
-                size = sum(len(line.encode()) for line in lines)
-    return lines
 
 
 class Tokenizer:
@@ -88,7 +75,16 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
-        return cls(Path(path).read_bytes())
+        """The tokenizer of a model's file. Raises EnvironmentFailure that names it where it is none."""
+        what = "not a SentencePiece model"
+        try:
+            if model := Path(path).read_bytes():  # SentencePiece takes nothing for a model that is to come
+                return cls(model)
+        except OSError as error:
+            what = error.strerror
+        except RuntimeError:
+            pass
+        raise EnvironmentFailure(f"{path}: cannot be read as a tokenizer: {what}")
 
     def encode(self, text: str) -> np.ndarray:
         """The ids [n] int32 of `text`, without a document end."""

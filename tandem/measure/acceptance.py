@@ -1,7 +1,9 @@
 """What the blocks of decoding say: every measure of drafting and verifying, defined once.
 
 The bonus-token convention: a primary run gives its accepted drafts and one token more, the primary's own, whether it
-corrects a rejected draft or comes free after the last one.
+corrects a rejected draft or comes free after the last one. The last run of a response may give more than is wanted:
+`tokens_per_primary_run` counts what the response has, which is what time is paid for, and all else counts blocks whole,
+since whether a draft is accepted does not depend on where its response ends.
 
 `counts` are runs by drafts and acceptances: [γ + 1, γ + 1] with n drafts (first axis) of which m were accepted
 (second), as a stopping rule makes them; or [γ + 1] by acceptances alone, where every run had γ drafts.
@@ -19,8 +21,14 @@ def joint(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((len(counts) - 1, len(counts)), np.asarray(counts).dtype), [counts]])
 
 
-def tokens_per_primary_run(counts: np.ndarray) -> float:
-    """Mean of accepted + 1 over primary runs."""
+def tokens_per_primary_run(tokens: float, primary_runs: float) -> float:
+    """The tokens of responses over the runs of the primary that wrote them. What a last block gives beyond its
+    response's limit is no token of it, so that this is measured speed but for what drafts and verification cost."""
+    return tokens / primary_runs
+
+
+def block_length(counts: np.ndarray) -> float:
+    """Mean of accepted + 1 over primary runs: what a run gives where no limit cuts it."""
     lengths = joint(counts).sum(axis=0)
     return float(np.dot(lengths, np.arange(1, len(lengths) + 1)) / lengths.sum())
 
@@ -34,7 +42,7 @@ def drafts_per_primary_run(counts: np.ndarray) -> float:
 def acceptance_rate(counts: np.ndarray) -> float:
     """Accepted over drafted tokens; not a number where nothing is drafted."""
     drafts = drafts_per_primary_run(counts)
-    return (tokens_per_primary_run(counts) - 1) / drafts if drafts else float("nan")
+    return (block_length(counts) - 1) / drafts if drafts else float("nan")
 
 
 def acceptance_by_position(counts: np.ndarray) -> list[float]:
@@ -50,7 +58,7 @@ def acceptance_by_position(counts: np.ndarray) -> list[float]:
 
 def joint_acceptance_by_position(counts: np.ndarray) -> list[float]:
     """For draft 1 … γ of a block: the share of all runs in which it and all before it were made and accepted. Their sum
-    and 1 are the tokens per primary run."""
+    and 1 are the block's mean length."""
     lengths = joint(counts).sum(axis=0)
     return [float(lengths[place:].sum() / lengths.sum()) for place in range(1, len(lengths))]
 

@@ -126,3 +126,31 @@ def means_by_position(measures: dict[str, np.ndarray], gamma: int) -> list[dict[
         }
         for position in range(gamma)
     ]
+
+
+def paired_by_position(
+    measures: dict[str, np.ndarray], gamma: int, fresh: dict[str, np.ndarray], control: dict[str, np.ndarray] | None
+) -> list[dict[str, float | None]]:
+    """`means_by_position` of a tandem at block length `gamma`, each beside the total variation at the very same tokens
+    of the tandem at γ = 1, `total_variation_fresh`, and of the best control, `total_variation_control`.
+
+    Positions of a block are positions of the text, and text differs from place to place by more than a tandem's states
+    grow stale over a block: one position says nothing against another, only against others' values on its own tokens.
+    `edge_left` is what of the tandem's edge over the control at γ = 1 is left (`edge_left`).
+    """
+    other = {"total_variation_fresh": fresh["total_variation"]}
+    if control is not None:
+        other["total_variation_control"] = control["total_variation"]
+    rows: list[dict[str, float | None]] = []
+    for row in means_by_position({**measures, **other}, gamma):
+        left = edge_left(row["total_variation"], row["total_variation_fresh"], row.get("total_variation_control"))
+        rows.append({**row, "edge_left": left})
+    return rows
+
+
+def edge_left(total_variation: float, fresh: float, control: float | None) -> float | None:
+    """The share of a tandem's edge over a control at γ = 1, `control` - `fresh`, that is left where its states are
+    older; null where it has none. All are on the same tokens."""
+    if control is None or control <= fresh:
+        return None
+    return (control - total_variation) / (control - fresh)

@@ -1,12 +1,14 @@
-"""The tables of speed, as rows. The baseline is the fastest autoregressive decoder of the same engine.
+"""The tables of speed, as rows. The baseline is the fastest autoregressive decoder of the same primary and engine.
 
-Speedups are total tokens over total time, never means of per-prompt ratios; all methods count the same tokens.
+Speedups are total tokens over total time, never means of per-prompt ratios; all methods count the same tokens, and
+runs of the primary are counted as `acceptance.tokens_per_primary_run` says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,16 +17,34 @@ import numpy as np
 from flax import nnx
 
 from tandem.config import DecodeConfig
+from tandem.decoding.drafters import Drafter
 from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance, theory
-from tandem.measure.timing import Method, Outcome, by_category, compare, draft_seconds, engine_for, law_of, speedup
+from tandem.measure.controls import over_controls
+from tandem.measure.draft_cost import DraftCost, draft_costs, lengths_to
+from tandem.measure.timing import Method, Outcome, by_category, compare, engine_for, law_of, speedup
 from tandem.model.decoder import Decoder
 from tandem.model.layout import one_position, pack_matrices
 
 # A pass of width 2 can beat one of width 1 on a CPU, where the matrix product has more threads than the matrix-vector
 # product. Whichever is faster is the baseline.
 BASELINE_WIDTHS = (1, 2)
+# The row of a primary that decodes by itself.
+BASELINE = "autoregressive"
+Primary = tuple[nnx.GraphDef[Decoder], Any]
+
+
+@dataclass
+class Candidate:
+    """A drafter with its weights, and the primary that verifies it, by name: the one that it was trained with."""
+
+    drafter: Drafter
+    weights: Any
+    primary: str
+    rule: StoppingRule | None = None  # stops its blocks before γ drafts
+    rule_weights: Any = None
+    control: bool = False  # it sees nothing of the primary
 
 
 def autoregressive(
@@ -36,11 +56,11 @@ def autoregressive(
     for width in widths:
         narrow = fastest and width == 1
         graph, own = pack_matrices(*one_position(primary, weights)) if narrow else (primary, weights)
-        methods[f"autoregressive, width {width}"] = Method(engine_for(graph, width=width, law=law), own)
+        methods[f"{BASELINE}, width {width}"] = Method(engine_for(graph, width=width, law=law), own)
     return methods
 
 
-def fastest(baselines: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> Outcome:
+def fastest(baselines: Iterable[str], outcomes: Mapping[str, Outcome]) -> Outcome:
     return min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
 
 
@@ -55,9 +75,8 @@ def repetition_rate(responses: np.ndarray, n: int = 4) -> float:
 
 
 def speed_tables(
-    primary: nnx.GraphDef[Decoder],
-    weights: Any,
-    drafters: Mapping[str, tuple[Any, Any]],
+    primaries: Mapping[str, Primary],
+    candidates: Mapping[str, Candidate],
     gamma: int,
     prompts: Sequence[np.ndarray],
     decode: DecodeConfig,
@@ -66,28 +85,19 @@ def speed_tables(
     should_stop: Callable[[], None] = lambda: None,
     seed: int = 0,
     categories: Sequence[str] = (),
-    rules: Mapping[str, tuple[StoppingRule | None, Any]] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Table `speed` (paper, tables 2, 5 and 8), and `speed_by_category` where the prompts have one: autoregressive
-    decoding and SPEED with each of `drafters` {name: (drafter, weights)}.
+    decoding with each of `primaries`, and under it SPEED with each of the `candidates` that it verifies.
 
-    Under greedy decoding `identical_to_primary` is the share of responses that are those of autoregressive decoding at
-    the width of verification, the same arithmetic; `identical_to_width1` those of passes of width 1, which may break
-    near-ties otherwise: `divergence_gap` is the greatest difference of the two highest logits where such responses
-    part. `rules` {name: (rule, weights)} stop the blocks of those drafters, of at most `gamma` drafts then.
+    A row's speedups are over its own `primary` alone. Under greedy decoding `identical_to_primary` is the share of
+    responses that are those of autoregressive decoding at the width of verification, the same arithmetic;
+    `identical_to_width1` those of passes of width 1, which may break near-ties otherwise: `divergence_gap` is the
+    greatest difference of the two highest logits where such responses part. With a rule blocks have at most `gamma`
+    drafts. What `over_controls` adds compares a candidate with the best control.
     """
-    law = law_of(decode)
-    widths = (gamma + 1,) if decode.exact else BASELINE_WIDTHS
-    # Without drafts the methods are compared with passes of width 1, and must share their arithmetic.
-    baselines = autoregressive(primary, weights, widths, law, fastest=gamma > 0 and not decode.exact)
-    speculative = {}
-    for name, (drafter, drafter_weights) in drafters.items():
-        rule, rule_weights = (rules or {}).get(name, (None, None))
-        engine = engine_for(primary, drafter, gamma, law=law, verification=decode.verification, rule=rule)
-        speculative[name] = Method(engine, weights, drafter_weights, rule_weights)
-    # Engines are shared: where a baseline has the width of verification, it is its own reference.
-    references = autoregressive(primary, weights, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
-    methods = {**baselines, **references, **speculative}
+    sides = {name: _Side(name, *primary, gamma, decode) for name, primary in primaries.items()}
+    speculative = {name: sides[one.primary].speculative(one, gamma, decode) for name, one in candidates.items()}
+    methods = {key: method for side in sides.values() for key, method in side.plain.items()} | speculative
     outcomes = compare(
         methods,
         prompts,
@@ -99,80 +109,135 @@ def speed_tables(
         batch_size=decode.batch_size,
         seed=seed,
     )
-    baseline = fastest(baselines, outcomes)
-    exact, narrow = outcomes[f"autoregressive, width {gamma + 1}"], outcomes["autoregressive, width 1"]
-    verify_cost = float(np.median(exact.decode_seconds / baseline.decode_seconds))
-    primary_seconds = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
-    drafting = draft_seconds([*speculative.values()], np.asarray(prompts[0])) if gamma else []
-    cost_ratios = {name: seconds / primary_seconds for name, seconds in zip(speculative, drafting, strict=False)}
-
-    shown = {"autoregressive": baseline, **{name: outcomes[name] for name in speculative}}
-    rows = []
-    for name, outcome in shown.items():
-        responses = len(prompts) * decode.num_samples
-        row = {
-            "name": name,
-            "gamma": len(outcome.lengths) - 1,
-            "prompts": len(prompts),
-            "samples": decode.num_samples,
-            "batch_size": decode.batch_size,
-            "tokens_per_primary_run": acceptance.tokens_per_primary_run(outcome.blocks),
-            "primary_runs": outcome.primary_runs / responses,
-            "secondary_runs": outcome.drafts / responses,
-            "speedup_decode": speedup(baseline, outcome),
-            "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
-            "tokens_per_second_decode": responses * decode.max_new_tokens / float(np.median(outcome.decode_seconds)),
-            "repetition_rate": repetition_rate(outcome.responses),
-            "cache_bytes_per_token": cache_bytes_per_token(
-                methods[name] if name in methods else methods[next(iter(baselines))]
-            ),
+    drafting = {
+        name: {
+            length: sides[one.primary].speculative(one, length, decode)
+            for length in (lengths_to(gamma) if one.rule else [gamma])
         }
-        if law.greedy:
-            row |= {
-                "identical_to_primary": identical(outcome, baseline if name == "autoregressive" else exact),
-                "identical_to_width1": identical(outcome, narrow),
-                "divergence_gap": divergence_gap(primary, weights, prompts, outcome, narrow, decode.num_samples),
-            }
-        if name in cost_ratios:
-            by_position = acceptance.acceptance_by_position(outcome.blocks)
-            tokens, drafts = row["tokens_per_primary_run"], acceptance.drafts_per_primary_run(outcome.blocks)
-            row |= {
-                "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
-                # Null for a position that no block reached.
-                "acceptance_by_position": [None if math.isnan(rate) else rate for rate in by_position],
-                "joint_acceptance_by_position": acceptance.joint_acceptance_by_position(outcome.blocks),
-                "accepted_lengths": outcome.lengths.tolist(),
-                "cost_ratio": cost_ratios[name],
-                "verify_cost": verify_cost,
-                "speedup_predicted": theory.speedup(tokens, drafts, cost_ratios[name], verify_cost),
-                "speedup_predicted_flat": theory.speedup(tokens, drafts, cost_ratios[name], 1.0),
-            }
-        rows.append(row)
-    tables = {"speed": rows}
+        for name, one in candidates.items()
+    }
+    sizes = (decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
+    costs = draft_costs(drafting, prompts, *sizes) if gamma else {}
+    shown: list[_Shown] = []
+    for side in sides.values():
+        shown.append(_Shown(BASELINE, side, side.baseline(outcomes), next(iter(side.plain.values()))))
+        own = [name for name, one in candidates.items() if one.primary == side.name]
+        shown += [_Shown(name, side, outcomes[name], speculative[name], costs.get(name)) for name in own]
+    controls = {name: one.control for name, one in candidates.items()}
+    tables = {"speed": over_controls([_row(one, outcomes, prompts, decode) for one in shown], controls)}
     if categories:
-        tables["speed_by_category"] = category_rows(shown, baseline, categories, decode.max_new_tokens)
+        tables["speed_by_category"] = _category_rows(shown, outcomes, categories, controls)
     return tables
 
 
-def category_rows(
-    outcomes: Mapping[str, Outcome], baseline: Outcome, categories: Sequence[str], max_new_tokens: int
+class _Side:
+    """One primary's decoders without a drafter."""
+
+    def __init__(self, name: str, graph: nnx.GraphDef[Decoder], weights: Any, gamma: int, decode: DecodeConfig):
+        self.name, self.graph, self.weights = name, graph, weights
+        law = law_of(decode)
+        widths = (gamma + 1,) if decode.exact else BASELINE_WIDTHS
+        # Without drafts the methods are compared with passes of width 1, and must share their arithmetic.
+        best = autoregressive(graph, weights, widths, law, fastest=gamma > 0 and not decode.exact)
+        # Engines are shared: where a baseline has the width of verification, it is its own reference.
+        others = autoregressive(graph, weights, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
+        self.plain = {self._key(key): method for key, method in {**best, **others}.items()}
+        self.baselines = [self._key(key) for key in best]
+        self.exact, self.narrow = (self._key(f"{BASELINE}, width {width}") for width in (gamma + 1, 1))
+
+    def _key(self, method: str) -> str:
+        return f"{self.name}: {method}"
+
+    def baseline(self, outcomes: Mapping[str, Outcome]) -> Outcome:
+        return fastest(self.baselines, outcomes)
+
+    def speculative(self, one: Candidate, gamma: int, decode: DecodeConfig) -> Method:
+        options: dict[str, Any] = {"law": law_of(decode), "verification": decode.verification, "rule": one.rule}
+        engine = engine_for(self.graph, one.drafter, gamma, **options)
+        return Method(engine, self.weights, one.weights, one.rule_weights)
+
+
+@dataclass
+class _Shown:
+    """What a row is made of."""
+
+    name: str
+    side: _Side
+    outcome: Outcome
+    method: Method
+    cost: DraftCost | None = None
+
+
+def _row(
+    shown: _Shown, outcomes: Mapping[str, Outcome], prompts: Sequence[np.ndarray], decode: DecodeConfig
+) -> dict[str, Any]:
+    side, outcome = shown.side, shown.outcome
+    baseline, exact, narrow = side.baseline(outcomes), outcomes[side.exact], outcomes[side.narrow]
+    responses = len(outcome.responses)
+    row = {
+        "name": shown.name,
+        "primary": side.name,
+        "gamma": len(outcome.lengths) - 1,
+        "prompts": len(prompts),
+        "samples": decode.num_samples,
+        "batch_size": decode.batch_size,
+        "tokens_per_primary_run": outcome.tokens_per_primary_run,
+        "primary_runs": outcome.primary_runs / responses,
+        "secondary_runs": outcome.drafts / responses,
+        "speedup_decode": speedup(baseline, outcome),
+        "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
+        "tokens_per_second_decode": outcome.responses.size / float(np.median(outcome.decode_seconds)),
+        "repetition_rate": repetition_rate(outcome.responses),
+        "cache_bytes_per_token": cache_bytes_per_token(shown.method),
+    }
+    if law_of(decode).greedy:
+        gap = divergence_gap(side.graph, side.weights, prompts, outcome, narrow, decode.num_samples)
+        row |= {
+            "identical_to_primary": identical(outcome, baseline if shown.name == BASELINE else exact),
+            "identical_to_width1": identical(outcome, narrow),
+            "divergence_gap": gap,
+        }
+    if shown.cost is None:
+        return row
+    by_position = acceptance.acceptance_by_position(outcome.blocks)
+    tokens, drafts = outcome.tokens_per_primary_run, acceptance.drafts_per_primary_run(outcome.blocks)
+    cost_ratio = shown.cost.of(drafts) / baseline.seconds_per_run
+    verify_cost = float(np.median(exact.decode_seconds / baseline.decode_seconds))
+    return row | {
+        "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
+        # Null for a position that no block reached.
+        "acceptance_by_position": [None if math.isnan(rate) else rate for rate in by_position],
+        "joint_acceptance_by_position": acceptance.joint_acceptance_by_position(outcome.blocks),
+        "accepted_lengths": outcome.lengths.tolist(),
+        "cost_ratio": cost_ratio,
+        "verify_cost": verify_cost,
+        "speedup_predicted": theory.speedup(tokens, drafts, cost_ratio, verify_cost),
+        "speedup_predicted_flat": theory.speedup(tokens, drafts, cost_ratio, 1.0),
+    }
+
+
+def _category_rows(
+    shown: Sequence[_Shown], outcomes: Mapping[str, Outcome], categories: Sequence[str], controls: Mapping[str, bool]
 ) -> list[dict[str, Any]]:
-    """Each method of `outcomes` on each of the prompts' `categories` [N] (Spec-Bench, arXiv 2401.07851): total tokens
-    over total time within the category, never a mean of ratios."""
+    """Each method on each of the prompts' `categories` [N] (Spec-Bench, arXiv 2401.07851): total tokens over total time
+    within the category, never a mean of ratios."""
     rows = []
     for category, chosen in by_category(categories).items():
-        for name, outcome in outcomes.items():
-            part = outcome.of(chosen)
-            rows.append(
+        made = []
+        for one in shown:
+            part = one.outcome.of(chosen)
+            made.append(
                 {
-                    "name": name,
+                    "name": one.name,
+                    "primary": one.side.name,
                     "category": category,
                     "prompts": len(chosen),
-                    "tokens_per_primary_run": len(part.responses) * max_new_tokens / part.primary_runs,
-                    "speedup_decode": speedup(baseline.of(chosen), part),
+                    "tokens_per_primary_run": part.tokens_per_primary_run,
+                    "speedup_decode": speedup(one.side.baseline(outcomes).of(chosen), part),
                     "repetition_rate": repetition_rate(part.responses),
                 }
             )
+        rows += over_controls(made, controls)
     return rows
 
 
@@ -221,52 +286,3 @@ def divergence_gap(
 
 def identical(outcome: Outcome, reference: Outcome) -> float:
     return float(np.mean(np.all(outcome.responses == reference.responses, axis=1)))
-
-
-def standalone_rows(
-    primary: nnx.GraphDef[Decoder],
-    weights: Any,
-    tandems: Mapping[str, tuple[Any, Any]],
-    decoders: Mapping[str, tuple[nnx.GraphDef[Decoder], Any]],
-    gamma: int,
-    prompts: Sequence[np.ndarray],
-    max_new_tokens: int,
-    repeats: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
-    """The speed of models on their own (paper, table 3, last row): `tandems` at block length γ with the free token,
-    and plain `decoders`.
-
-    `agreement_with_primary` is the share of tokens that equal the primary's own response at the same place,
-    `common_prefix` the mean number of tokens before the first difference.
-    """
-    baselines = autoregressive(primary, weights, BASELINE_WIDTHS)
-    methods = dict(baselines)
-    for name, (drafter, drafter_weights) in tandems.items():
-        methods[name] = Method(engine_for(primary, drafter, gamma, verify=False), weights, drafter_weights)
-    for name, (graph, own_weights) in decoders.items():
-        methods[name] = Method(engine_for(graph), own_weights)
-    outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
-    baseline = fastest(baselines, outcomes)
-
-    rows = []
-    for name, outcome in {
-        **{name: outcomes[name] for name in [*tandems, *decoders]},
-        "autoregressive": baseline,
-    }.items():
-        equal = outcome.responses == baseline.responses
-        rows.append(
-            {
-                "name": name,
-                **({"gamma": gamma} if name in tandems else {}),
-                "prompts": len(prompts),
-                "speedup_decode": speedup(baseline, outcome),
-                "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
-                "tokens_per_second_decode": len(prompts) * max_new_tokens / float(np.median(outcome.decode_seconds)),
-                "agreement_with_primary": float(equal.mean()),
-                "common_prefix": float(np.cumprod(equal, axis=1).sum(axis=1).mean()),
-                "repetition_rate": repetition_rate(outcome.responses),
-            }
-        )
-    return rows

@@ -6,31 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tandem.config import DecodeConfig, StopRule
-from tandem.decoding.drafters import Drafter
-from tandem.decoding.stopping import Confidence, Oracle, StoppingRule
-from tandem.decoding.stopping.router import Router, RouterWeights, Survival
 from tandem.measure import acceptance, theory
-from tandem.measure.speed import BASELINE_WIDTHS, autoregressive, fastest, identical
-from tandem.measure.timing import (
-    Method,
-    Outcome,
-    by_category,
-    compare,
-    draft_seconds,
-    engine_for,
-    law_of,
-    run_prompts,
-    speedup,
-)
-from tandem.model.decoder import Decoder
+from tandem.measure.costs import measure_costs
+from tandem.measure.draft_cost import draft_costs, lengths_to
+from tandem.measure.pair import RULED, Pair
+from tandem.measure.speed import BASELINE_WIDTHS, fastest, identical
+from tandem.measure.timing import Outcome, by_category, compare, law_of, run_prompts, speedup
 
-# The rules that a router's predictions go into.
-RULED = (StopRule.router, StopRule.survival)
 # Predicted acceptances to try for the router; the paper's is 0.8.
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 # Thresholds c·θ to try for survival beside the one that theory asks for, which trusts the predictions.
@@ -39,85 +24,6 @@ THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2)
 LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 # Prompts that are timed; counts of tokens and drafts are taken from all.
 TIMED_PROMPTS = 8
-
-
-@dataclass
-class Pair:
-    """A primary with one of its drafters and, where it has one, the drafter's router."""
-
-    primary: nnx.GraphDef[Decoder]
-    weights: Any
-    drafter: Drafter
-    drafter_weights: Any
-    router: RouterWeights | None = None
-
-    def method(
-        self, decode: DecodeConfig, gamma: int, stop: StopRule = StopRule.fixed, threshold: float = 0.0
-    ) -> Method:
-        """SPEED with at most `gamma` drafts; the `threshold` is the rule's."""
-        rule, rule_weights = rule_of(stop, threshold, self.router)
-        engine = engine_for(
-            self.primary, self.drafter, gamma, law=law_of(decode), verification=decode.verification, rule=rule
-        )
-        return Method(engine, self.weights, self.drafter_weights, rule_weights)
-
-    def plain(self, decode: DecodeConfig, width: int) -> Method:
-        """Autoregressive decoding by passes of `width`."""
-        (method,) = autoregressive(self.primary, self.weights, [width], law_of(decode)).values()
-        return method
-
-
-def rule_of(stop: StopRule, threshold: float, router: RouterWeights | None) -> tuple[StoppingRule | None, Any]:
-    """A rule and its weights. The router's threshold is data, so that one program serves all; None is fixed."""
-    if stop in RULED:
-        assert router is not None
-        rule = Router() if stop is StopRule.router else Survival()
-        return rule, replace(router, threshold=jnp.asarray(threshold, router.threshold.dtype))
-    rules = {StopRule.confidence: Confidence(threshold), StopRule.oracle: Oracle(), StopRule.fixed: None}
-    return rules[stop], None
-
-
-@dataclass
-class Costs:
-    """Times in units of one pass of the fastest autoregressive decoder, measured in one run."""
-
-    draft: float
-    draft_with_router: float
-    verify: dict[int, float]  # by width
-    alone: float  # seconds of the unit
-
-    def verify_at(self, width: int) -> float:
-        """Between measured widths, linear."""
-        widths = sorted(self.verify)
-        return float(np.interp(width, widths, [self.verify[at] for at in widths]))
-
-    def of_draft(self, stop: StopRule) -> float:
-        return self.draft_with_router if stop in RULED else self.draft
-
-
-def measure_costs(
-    pair: Pair,
-    prompts: Sequence[np.ndarray],
-    decode: DecodeConfig,
-    gamma_max: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
-    repeats: int = 3,
-) -> Costs:
-    """c and v(W) for one prompt at a time, with blocks of at most `gamma_max` drafts."""
-    widths = sorted({*BASELINE_WIDTHS, *(width for width in (3, 5) if width <= gamma_max), gamma_max + 1})
-    methods = {f"width {width}": pair.plain(decode, width) for width in widths}
-    outcomes = compare(methods, prompts, decode.max_new_tokens, repeats, progress, should_stop)
-    baseline = fastest({f"width {width}": methods[f"width {width}"] for width in BASELINE_WIDTHS}, outcomes)
-    alone = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
-    should_stop()
-    rules = (StopRule.fixed, StopRule.survival) if pair.router is not None else (StopRule.fixed,)
-    drafting = [pair.method(decode, gamma_max, rule) for rule in rules]
-    drafts = [seconds / alone for seconds in draft_seconds(drafting, np.asarray(prompts[0]))]
-    verify = {
-        width: float(np.median(outcomes[f"width {width}"].decode_seconds / baseline.decode_seconds)) for width in widths
-    }
-    return Costs(drafts[0], drafts[-1], verify, alone)
 
 
 def tune(
@@ -138,7 +44,7 @@ def tune(
     total = 10 + len(TAUS) * (pair.router is not None)
     costs = measure_costs(
         pair,
-        prompts[:TIMED_PROMPTS],
+        prompts[: max(TIMED_PROMPTS, decode.batch_size)],
         decode,
         gamma_max,
         lambda done, of: progress(round(8 * done / of), total),
@@ -158,31 +64,37 @@ def tune(
     by_position = acceptance.acceptance_by_position(blocks(StopRule.fixed))
     alphas = [float(np.nan_to_num(alpha)) for alpha in by_position]
 
-    def proposal(stop: StopRule, threshold: float, limit: int, flat: bool) -> dict[str, Any]:
+    def outcome(stop: StopRule, threshold: float, limit: int) -> tuple[float, float]:
+        """Tokens of a response, and drafts, per run of the primary."""
         if stop is StopRule.fixed:
-            tokens, drafts = theory.expected_tokens(alphas[:limit]), float(limit)
+            lengths, drafts = theory.block_lengths(alphas[:limit]), float(limit)
         else:
             counts = acceptance.truncated(blocks(stop, threshold), limit)
-            tokens, drafts = acceptance.tokens_per_primary_run(counts), acceptance.drafts_per_primary_run(counts)
-        verify = 1.0 if flat else costs.verify_at(limit + 1)
+            lengths, drafts = counts.sum(axis=0), acceptance.drafts_per_primary_run(counts)
+        return theory.tokens_within(lengths, decode.max_new_tokens), drafts
+
+    def proposal(stop: StopRule, threshold: float, limit: int, flat: bool) -> dict[str, Any]:
+        tokens, drafts = outcome(stop, threshold, limit)
+        cost, verify = costs.of_draft(stop, drafts), 1.0 if flat else costs.verify_at(limit + 1)
         return {
             "stop": stop.value,
             "gamma": limit,
             "threshold": threshold if stop is not StopRule.fixed else None,
             "tokens_per_primary_run": tokens,
             "drafts_per_primary_run": drafts,
-            "cost_ratio": costs.of_draft(stop),
+            "cost_ratio": cost,
             "verify_cost": verify,
-            "speedup_predicted": theory.speedup(tokens, drafts, costs.of_draft(stop), verify),
+            "speedup_predicted": theory.speedup(tokens, drafts, cost, verify),
         }
 
     def optimal(limit: int, flat: bool) -> float:
-        def outcome(threshold: float) -> tuple[float, float]:
-            counts = acceptance.truncated(blocks(StopRule.survival, threshold), limit)
-            return acceptance.tokens_per_primary_run(counts), acceptance.drafts_per_primary_run(counts)
+        def attained(threshold: float) -> tuple[float, float]:
+            return outcome(StopRule.survival, threshold, limit)
 
+        # What a block takes whatever it drafts is no reason to draft less.
+        more, once = costs.line(StopRule.survival)
         verify = 1.0 if flat else costs.verify_at(limit + 1)
-        return theory.optimal_threshold(outcome, costs.draft_with_router, verify)[0]
+        return theory.optimal_threshold(attained, more, verify + once)[0]
 
     def thresholds(stop: StopRule, flat: bool) -> Sequence[float]:
         if stop is StopRule.survival:
@@ -208,8 +120,9 @@ def tune(
     progress(total, total)
     return {
         "acceptance_by_position": [None if np.isnan(alpha) else alpha for alpha in by_position],
-        "cost_ratio": costs.draft,
-        "cost_ratio_with_router": costs.draft_with_router,
+        "primary": pair.name,
+        "cost_ratio": costs.by_length(StopRule.fixed),
+        "cost_ratio_with_router": costs.by_length(StopRule.survival),
         "verify_cost": {str(width): value for width, value in costs.verify.items()},
         "primary_seconds": costs.alone,
         "survival": best_survival(False) if pair.router is not None else None,
@@ -264,12 +177,14 @@ def stopping_tables(
         decode.batch_size,
         seed,
     )
-    baseline = fastest({plain[width]: methods[plain[width]] for width in BASELINE_WIDTHS}, outcomes)
-    alone = float(np.median(baseline.decode_seconds)) / baseline.primary_runs
-    kinds = sorted({rule.ruled for rule in chosen})
-    drafting = [pair.method(decode, limit, StopRule.survival if ruled else StopRule.fixed) for ruled in kinds]
-    seconds = draft_seconds(drafting, np.asarray(prompts[0]))
-    costs = {ruled: of_draft / alone for ruled, of_draft in zip(kinds, seconds, strict=True)}
+    baseline = fastest([plain[width] for width in BASELINE_WIDTHS], outcomes)
+    drafting = {}
+    for ruled in sorted({rule.ruled for rule in chosen}):
+        lengths = sorted({*lengths_to(limit), *(rule.gamma for rule in chosen if not ruled)})
+        kind = StopRule.survival if ruled else StopRule.fixed
+        drafting[ruled] = {length: pair.method(decode, length, kind) for length in lengths}
+    sizes = (decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
+    costs = draft_costs(drafting, prompts, *sizes)
 
     def rows(numbers: np.ndarray) -> list[dict[str, Any]]:
         made = []
@@ -277,8 +192,10 @@ def stopping_tables(
             outcome, exact, plainly = (
                 of.of(numbers) for of in (outcomes[rule.name], outcomes[plain[rule.gamma + 1]], baseline)
             )
-            row = {"name": name, **rule.described, "samples": decode.num_samples, "prompts": len(numbers)}
-            row |= _measures(outcome, exact, plainly, costs[rule.ruled])
+            row = {"name": name, "primary": pair.name, **rule.described}
+            row |= {"samples": decode.num_samples, "prompts": len(numbers)}
+            cost = costs[rule.ruled].of(acceptance.drafts_per_primary_run(outcome.blocks), numbers)
+            row |= _measures(outcome, exact, plainly, cost / plainly.seconds_per_run)
             if law.greedy:
                 row["identical_to_primary"] = identical(outcome, exact)
             made.append(row)
@@ -335,7 +252,7 @@ def _measures(outcome: Outcome, exact: Outcome, baseline: Outcome, cost: float) 
     """What a rule did, and what theory makes of its runs and costs; `exact` is autoregressive decoding at its width."""
     responses = len(outcome.responses)
     verify = float(np.median(exact.decode_seconds / baseline.decode_seconds))
-    tokens = acceptance.tokens_per_primary_run(outcome.blocks)
+    tokens = outcome.tokens_per_primary_run
     drafts = acceptance.drafts_per_primary_run(outcome.blocks)
     return {
         "tokens_per_primary_run": tokens,

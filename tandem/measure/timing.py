@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from tandem.decoding.drafters import Drafter
 from tandem.decoding.engine import DecodingState, Engine, fan_out
 from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import StoppingRule
-from tandem.decoding.stopping.router import RouterWeights
+from tandem.measure import acceptance
 from tandem.model.decoder import Decoder
 from tandem.parallel.hosts import hosts
 from tandem.parallel.sharding import fetch, put
@@ -94,6 +94,16 @@ class Outcome:
         return int(self.blocks.sum(axis=1) @ np.arange(len(self.blocks)))
 
     @property
+    def tokens_per_primary_run(self) -> float:
+        """Of the tokens of the responses: no row ends before its limit, and none has a token beyond it."""
+        return acceptance.tokens_per_primary_run(self.responses.size, self.primary_runs)
+
+    @property
+    def seconds_per_run(self) -> float:
+        """Decoding's time for one run of the primary; of an autoregressive decoder the unit of costs."""
+        return float(np.median(self.decode_seconds)) / self.primary_runs
+
+    @property
     def decode_seconds(self) -> np.ndarray:
         """[repetitions]"""
         return self.seconds[:, :, 1].sum(axis=1)
@@ -118,7 +128,7 @@ def run_prompts(
     A batch's time is shared out evenly among its prompts.
     """
     outcome = _nothing_yet(method, len(prompts), max_new_tokens, num_samples)
-    for group in _batches(prompts, batch_size):
+    for group in batches(prompts, batch_size):
         _run_batch(method, prompts, group, outcome, num_samples, seed)
     return outcome
 
@@ -136,38 +146,14 @@ def _run_batch(
     method: Method, prompts: Sequence[np.ndarray], group: Sequence[int], outcome: Outcome, num_samples: int, seed: int
 ) -> None:
     """Decode the `prompts` with the numbers `group` together, and enter what comes out into `outcome`."""
-    engine, max_new_tokens = method.engine, outcome.responses.shape[1]
+    max_new_tokens = outcome.responses.shape[1]
     responses = outcome.responses.reshape(len(prompts), num_samples, max_new_tokens)
-    given = np.zeros((len(group), bucket(max(len(prompts[index]) for index in group))), np.int32)
-    ends = np.asarray([len(prompts[index]) for index in group], np.int32)
-    for row, index in enumerate(group):
-        given[row, : ends[row]] = prompts[index]
-    limits = put(np.repeat(ends - 1 + max_new_tokens, num_samples), "rows")
-    keys = None
-    if not engine.law.greedy:
-        own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
-        keys = put(jnp.concatenate([jax.random.split(key, num_samples) for key in own]), "rows")
-    rule_weights = method.rule_weights
-    if method.reference is not None:
-        known = np.zeros((len(group), num_samples, given.shape[1] + max_new_tokens + engine.width), np.int32)
-        for row, index in enumerate(group):
-            reply = slice(ends[row], ends[row] + max_new_tokens)
-            known[row, :, reply] = method.reference.reshape(len(prompts), num_samples, -1)[index]
-        rule_weights = put(known.reshape(len(group) * num_samples, -1), "rows")
+    batch = Batch.of(method, prompts, group, max_new_tokens, num_samples, seed)
     begin = time.perf_counter()
-    state = engine.prefill(
-        method.weights,
-        method.drafter_weights,
-        put(given, "rows"),
-        put(ends, "rows"),
-        keys if num_samples == 1 else None,
-        max_new_tokens=max_new_tokens,
-    )
-    if num_samples > 1:
-        state = _fan_out(num_samples)(state, keys)
+    state = batch.prefilled(method)
     jax.block_until_ready(state)
     middle = time.perf_counter()
-    state = engine.decode(method.weights, method.drafter_weights, state, limits, rule_weights)
+    state = method.engine.decode(method.weights, method.drafter_weights, state, batch.limits, batch.rule_weights)
     jax.block_until_ready(state)
     # What is chosen by time is chosen alike on all hosts.
     spent = [middle - begin, time.perf_counter() - middle]
@@ -175,11 +161,67 @@ def _run_batch(
     tokens = fetch(state.tokens).reshape(len(group), num_samples, -1)
     blocks = fetch(state.blocks).reshape(len(group), num_samples, *outcome.by_prompt.shape[1:]).sum(axis=1)
     for row, index in enumerate(group):
-        responses[index] = tokens[row, :, ends[row] : ends[row] + max_new_tokens]
+        responses[index] = tokens[row, :, batch.ends[row] : batch.ends[row] + max_new_tokens]
         outcome.by_prompt[index], outcome.seconds[0, index] = blocks[row], took
 
 
-def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
+@dataclass
+class Batch:
+    """Prompts that are decoded together, as the engine takes them: what is timed, and what a draft's cost is measured
+    on."""
+
+    tokens: jax.Array  # [prompts, bucket]
+    ends: np.ndarray  # [prompts] their lengths
+    limits: jax.Array  # [prompts · samples] index of the last token wanted
+    keys: jax.Array | None  # [prompts · samples] where something is drawn
+    rule_weights: Any
+    num_samples: int
+    max_new_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        method: Method,
+        prompts: Sequence[np.ndarray],
+        group: Sequence[int],
+        max_new_tokens: int,
+        num_samples: int,
+        seed: int,
+    ) -> Batch:
+        """Those of `prompts` with the numbers `group`, padded to their bucket."""
+        engine = method.engine
+        given = np.zeros((len(group), bucket(max(len(prompts[index]) for index in group))), np.int32)
+        ends = np.asarray([len(prompts[index]) for index in group], np.int32)
+        for row, index in enumerate(group):
+            given[row, : ends[row]] = prompts[index]
+        keys = None
+        if not engine.law.greedy:
+            own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
+            keys = put(jnp.concatenate([jax.random.split(key, num_samples) for key in own]), "rows")
+        rule_weights = method.rule_weights
+        if method.reference is not None:
+            known = np.zeros((len(group), num_samples, given.shape[1] + max_new_tokens + engine.width), np.int32)
+            for row, index in enumerate(group):
+                reply = slice(ends[row], ends[row] + max_new_tokens)
+                known[row, :, reply] = method.reference.reshape(len(prompts), num_samples, -1)[index]
+            rule_weights = put(known.reshape(len(group) * num_samples, -1), "rows")
+        limits = put(np.repeat(ends - 1 + max_new_tokens, num_samples), "rows")
+        return cls(put(given, "rows"), ends, limits, keys, rule_weights, num_samples, max_new_tokens)
+
+    def prefilled(self, method: Method) -> DecodingState:
+        """The state after the prompts, a row a sample."""
+        state = method.engine.prefill(
+            method.weights,
+            method.drafter_weights,
+            self.tokens,
+            put(self.ends, "rows"),
+            self.keys if self.num_samples == 1 else None,
+            max_new_tokens=self.max_new_tokens,
+        )
+        return state if self.num_samples == 1 else _fan_out(self.num_samples)(state, self.keys)
+
+
+def batches(prompts: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
     """Numbers of prompts that are decoded together: of one bucket, in their order."""
     buckets: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -189,6 +231,14 @@ def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> list[list[int]]:
         for members in buckets.values()
         for first in range(0, len(members), batch_size)
     ]
+
+
+def by_shape(prompts: Sequence[np.ndarray], groups: Sequence[list[int]]) -> dict[tuple[int, int], list[list[int]]]:
+    """The batches that share a program: by their number of prompts and the bucket of those."""
+    shapes: dict[tuple[int, int], list[list[int]]] = {}
+    for group in groups:
+        shapes.setdefault((len(group), bucket(len(prompts[group[0]]))), []).append(group)
+    return shapes
 
 
 def compare(
@@ -207,12 +257,12 @@ def compare(
     Methods take turns at each batch, so that a machine that grows slower or faster does so for all of them.
     `should_stop` is called between batches and may raise.
     """
-    groups = _batches(prompts, batch_size)
-    shapes = {(len(group), bucket(len(prompts[group[0]]))): group for group in groups}
+    groups = batches(prompts, batch_size)
+    shapes = by_shape(prompts, groups)
     for method in methods.values():
         unused = _nothing_yet(method, len(prompts), max_new_tokens, num_samples)
-        for group in [*shapes.values()] * (3 if len(shapes) == 1 else 1):
-            _run_batch(method, prompts, group, unused, num_samples, seed)
+        for alike in [*shapes.values()] * (3 if len(shapes) == 1 else 1):
+            _run_batch(method, prompts, alike[0], unused, num_samples, seed)
     outcomes: dict[str, Outcome] = {}
     for repeat in range(repeats):
         made = {
@@ -242,59 +292,3 @@ def speedup(baseline: Outcome, outcome: Outcome, end_to_end: bool = False) -> fl
         return of.seconds[:, :, 0 if end_to_end else 1 :].sum(axis=(1, 2))
 
     return float(np.median(total(baseline) / total(outcome)))
-
-
-def draft_seconds(methods: Sequence[Method], prompt: np.ndarray, blocks: int = 10, repeats: int = 20) -> list[float]:
-    """Seconds of one draft of each method, as a block's γ drafts and what the drafter learns from its verification,
-    over γ; the median of `repeats`, in which methods take turns.
-
-    Measured in compiled loops without the primary. A router's cost is in it, but it stops no block here.
-    """
-    loops = [_draft_loop(method, prompt, blocks) for method in methods]
-    seconds = np.empty((repeats, len(methods)))
-    for turn in range(repeats):
-        for index, loop in enumerate(loops):
-            begin = time.perf_counter()
-            jax.block_until_ready(loop())
-            seconds[turn, index] = time.perf_counter() - begin
-    gammas = np.asarray([method.engine.gamma for method in methods])
-    return hosts().agree(lambda: (np.median(seconds, axis=0) / blocks / gammas).tolist())
-
-
-def _draft_loop(method: Method, prompt: np.ndarray, blocks: int) -> Callable[[], DecodingState]:
-    """Drafts of so many blocks, compiled."""
-    engine, rule_weights = method.engine, method.rule_weights
-    if isinstance(rule_weights, RouterWeights):
-        rule_weights = replace(rule_weights, threshold=jnp.full_like(rule_weights.threshold, -1))
-    else:
-        options: dict[str, Any] = {"law": engine.law, "verification": engine.verification}
-        engine = engine_for(engine.primary, engine.drafter, engine.gamma, engine.width, **options)
-    assert engine.drafter is not None
-    drafter = engine.drafter
-    state = engine.prefill(
-        method.weights,
-        method.drafter_weights,
-        jnp.asarray(prompt[None]),
-        jnp.array([len(prompt)]),
-        max_new_tokens=engine.width,
-    )
-    config = nnx.merge(engine.primary, method.weights).config
-    primary_states = [jnp.ones((1, engine.width, config.d_model))] * (config.num_layers + 1)
-
-    @jax.jit
-    def loop(weights: Any, rule_weights: Any, state: DecodingState, primary_states: list[jax.Array]) -> DecodingState:
-        def body(_: int, state: DecodingState) -> DecodingState:
-            block = engine.draft_block(weights, state, jnp.ones(1, bool), rule_weights)
-            read = jnp.zeros((1, engine.width), jnp.int32)
-            # States that each block seems to change: what is learnt from them would be computed once for all blocks.
-            states, _ = jax.lax.optimization_barrier((primary_states, block.tokens))
-            state.drafter = drafter.learn(weights, block.drafter, read, states, state.position)
-            # Each block must depend on the one before, or the compiler may run one for all.
-            state.tokens = state.tokens.at[:, 0].set(block.tokens[:, -1])
-            return state
-
-        return jax.lax.fori_loop(0, blocks, body, state)
-
-    run = partial(loop, method.drafter_weights, rule_weights, state, primary_states)
-    jax.block_until_ready(run())
-    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -37,10 +38,17 @@ HEADS: dict[Drafter, Callable[..., Medusa | Eagle | KVHead]] = {
 }
 
 
-def save(path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: Any = None) -> None:
+CHECKSUM = "sha256"  # what a file's metadata calls its own
+
+
+def save(
+    path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: Any = None, checksum: bool = False
+) -> None:
     """Write the arrays of `tree` (cast to `dtype` where they are floats and it is given) and JSON `metadata`.
 
     Whatever mesh they lie on, the file holds them whole. Of several hosts, which all call this, the first writes.
+    With a `checksum` whoever loads the file notices every change; what a step leaves its store lists anyway.
+    Raises EnvironmentFailure where the disk is full, and for numbers that are not finite: no model has such weights.
     """
     arrays = {}
     for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -49,12 +57,16 @@ def save(path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: A
             continue
         array = np.asarray(array, order="C")
         if dtype is not None and np.issubdtype(array.dtype, np.floating):
-            array = array.astype(dtype)
+            with np.errstate(over="ignore"):  # said where it is refused
+                array = array.astype(dtype)
         arrays[path_name(key)] = array
-    hosts().agree(lambda: _write(path, arrays, metadata or {}))
+    about = {**(metadata or {}), **({CHECKSUM: _checksum(arrays)} if checksum else {})}
+    hosts().agree(lambda: _write(path, arrays, about))
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    if wrong := _not_finite(arrays):
+        raise EnvironmentFailure(f"{path}: not written, since {wrong}; if it was trained, lower the learning rate")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(arrays, temporary, {name: json.dumps(value) for name, value in metadata.items()})
@@ -69,15 +81,25 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     """The tree of `template` (arrays or their shapes) with the values of `path`, cast to the template's types, on the
     mesh that is set; and the metadata.
 
-    Raises EnvironmentFailure if the file is missing, damaged, or holds other names or shapes.
+    Raises EnvironmentFailure if the file is missing, damaged, or holds other names or shapes, or numbers that are not
+    finite.
     """
+    values, about = read(path, template)
+    return place(values), about
+
+
+def read(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
+    """What `load` loads, in this process's memory alone; raises as it does."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as error:
         raise EnvironmentFailure(f"{path}: not a readable checkpoint: {error}") from error
+    checksum = about.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(stored):
+        raise EnvironmentFailure(f"{path}: not a readable checkpoint: it is not what was written")
     expected = {path_name(key): leaf for key, leaf in leaves}
     problems = [f"lacks {name}" for name in expected if name not in stored]
     problems += [f"has {name}, which this model does not" for name in stored if name not in expected]
@@ -88,8 +110,28 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     ]
     if problems:
         raise EnvironmentFailure(f"{path}: not a checkpoint of this model: {'; '.join(problems[:3])}")
+    if wrong := _not_finite(stored):
+        remedy = "remove the folder of the step that made it, and the same command makes it again"
+        raise EnvironmentFailure(f"{path}: damaged, since {wrong}; {remedy}")
     values = [stored[path_name(key)].astype(leaf.dtype) for key, leaf in leaves]
-    return place(jax.tree_util.tree_unflatten(treedef, values)), metadata
+    return jax.tree_util.tree_unflatten(treedef, values), about
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        total.update(f"{name}\0{arrays[name].dtype}\0{arrays[name].shape}\0".encode())
+        total.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data if arrays[name].size else b"")
+    return total.hexdigest()
+
+
+def _not_finite(arrays: dict[str, np.ndarray]) -> str:
+    """Which array holds nan or an infinity, in words; empty if none does."""
+    for name, array in arrays.items():
+        # Of types that NumPy does not know itself (bfloat16) too; only floats can be otherwise.
+        if not np.isfinite(array).all():
+            return f"{name} holds numbers that are not finite"
+    return ""
 
 
 def save_decoder(path: Path, config: DecoderConfig, weights: Any, dtype: Any = None, **about: Any) -> None:
@@ -99,7 +141,7 @@ def save_decoder(path: Path, config: DecoderConfig, weights: Any, dtype: Any = N
 
 def load_decoder(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Decoder], Any]:
     """A decoder written by `save_decoder`, that multiplies in `dtype`; weights in float32."""
-    config = _sizes(path, "decoder")
+    config = config_of(path, "decoder")
     graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
     return graph, load(path, template)[0]
 
@@ -114,7 +156,7 @@ def save_tandem(
 
 def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tandem], Any]:
     """A tandem written by `save_tandem`, that multiplies in `dtype`; weights in float32."""
-    primary, secondary = _sizes(path, "primary"), _sizes(path, "secondary")
+    primary, secondary = config_of(path, "primary"), config_of(path, "secondary")
     layer_map = _stored(path, "layer_map")
 
     def make() -> Tandem:
@@ -131,7 +173,7 @@ def save_head(path: Path, config: HeadConfig, primary: DecoderConfig, weights: A
 
 def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Any], Any]:
     """A head written by `save_head`, that multiplies in `dtype`; weights in float32."""
-    primary, stored = _sizes(path, "primary"), _stored(path, "head")
+    primary, stored = config_of(path, "primary"), _stored(path, "head")
     try:
         config = HeadConfig(**{**stored, "kind": Drafter(stored["kind"])})
     except (TypeError, KeyError, ValueError) as error:
@@ -145,7 +187,9 @@ def metadata(path: Path) -> dict[str, Any]:
     """What is written beside the weights of a file. Raises EnvironmentFailure if it cannot be read."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            about.pop(CHECKSUM, None)
+            return about
     except (OSError, SafetensorError, ValueError) as error:
         raise EnvironmentFailure(f"{path}: not a readable checkpoint: {error}") from error
 
@@ -163,7 +207,11 @@ def _stored(path: Path, name: str) -> Any:
         raise EnvironmentFailure(f"{path}: says nothing of its {name}; it was not written as such a model") from None
 
 
-def _sizes(path: Path, name: str) -> DecoderConfig:
+def config_of(path: Path, name: str) -> DecoderConfig:
+    """The sizes of the decoder that a file calls `name` (decoder, primary or secondary).
+
+    Raises EnvironmentFailure if it says nothing of them, or something else than this version knows.
+    """
     try:
         return DecoderConfig.from_described(_stored(path, name))
     except (TypeError, ValueError, AttributeError) as error:

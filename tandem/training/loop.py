@@ -26,6 +26,7 @@ from tandem.training.optimizer import learning_rate, make_optimizer
 
 Report = Callable[[int, int, dict[str, float]], None]
 CHECKPOINT = "training.safetensors"
+DAMAGED = ".damaged"
 WISHES = "wishes"
 
 
@@ -85,6 +86,7 @@ def train(
     seed: int,
     folder: Path,
     report: Report = lambda step, total, metrics: None,
+    say: Callable[[str], None] = lambda line: None,
     should_stop: Callable[[], bool] = lambda: False,
     report_every: int = 10,
     checkpoint_seconds: float = 120.0,
@@ -92,7 +94,8 @@ def train(
     """`trained` after `config.steps` steps on `batches(step)` [B, T + 1]; continues from a checkpoint in `folder` if
     one is there.
 
-    `report(step, total, metrics)` is called every `report_every` steps and at the last. When `should_stop()` turns
+    `report(step, total, metrics)` is called every `report_every` steps and at the last. A checkpoint that is damaged
+    is moved aside, `say` is told so, and training begins anew. When `should_stop()` turns
     true the state is saved and Interrupted raised; the same call then goes on to bitwise the same weights. A loss
     that is not a number raises EnvironmentFailure with the step, and the last checkpoint stays. On a mesh it is
     `batches(step, rows)`; of several hosts all call this, and stop together when any is asked to.
@@ -105,13 +108,13 @@ def train(
     trained = place(trained)
     state = {"trained": jax.tree.map(jnp.copy, trained), "optimizer": place(optimizer.init(trained))}
     first = 0
-    if hosts().agree((folder / CHECKPOINT).exists):
+    if hosts().agree(lambda: _usable(folder / CHECKPOINT, state, say)):
         state, metadata = checkpoint.load(folder / CHECKPOINT, state)
         first = metadata["step"]
 
     def save(step: int, metrics: dict[str, jax.Array]) -> None:
         _finite(step, metrics)  # the last good checkpoint must not be replaced by a diverged one
-        checkpoint.save(folder / CHECKPOINT, state, {"step": step})
+        checkpoint.save(folder / CHECKPOINT, state, {"step": step}, checksum=True)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     started = saved = time.monotonic()
@@ -148,6 +151,20 @@ def train(
     if pending is not None:
         _report(pending, config, schedule, report, first, started)
     return state["trained"]
+
+
+def _usable(path: Path, state: Any, say: Callable[[str], None]) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    if not path.exists():
+        return False
+    try:
+        checkpoint.read(path, state)
+    except EnvironmentFailure as error:
+        aside = path.with_name(f"{path.name}{DAMAGED}")
+        path.replace(aside)
+        say(f"damaged  {error}; moved to {aside.name}, training from the beginning")
+        return False
+    return True
 
 
 def _wishes(stop: bool, save: bool) -> jax.Array:

@@ -57,7 +57,8 @@ def estimate(
         if np.isnan(value):
             continue
         values = metric.value(np.concatenate(resampled[metric.name]))
-        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+        with np.errstate(invalid="ignore"):  # between infinite values
+            low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
         found[metric.name] = Estimate(value, float(low), float(high), len(examples))
     return found
 

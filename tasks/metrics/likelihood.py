@@ -22,7 +22,8 @@ def _log_likelihoods(_: Sequence[Example], predictions: Sequence[Pairs]) -> Stat
 
 
 def _perplexity(sums: Statistics) -> NDArray[np.float64]:
-    return np.exp(-sums[..., 0] / sums[..., 1])
+    with np.errstate(over="ignore"):  # infinite where a float cannot hold it
+        return np.exp(-sums[..., 0] / sums[..., 1])
 
 
 # The share of examples of which greedy decoding writes an option: LAMBADA's last word.

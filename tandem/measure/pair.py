@@ -1,0 +1,57 @@
+"""A primary with a drafter as methods that can be timed: by any block length, and by any stopping rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from tandem.config import DecodeConfig, StopRule
+from tandem.decoding.drafters import Drafter
+from tandem.decoding.stopping import Confidence, Oracle, StoppingRule
+from tandem.decoding.stopping.router import Router, RouterWeights, Survival
+from tandem.measure.speed import autoregressive
+from tandem.measure.timing import Method, engine_for, law_of
+from tandem.model.decoder import Decoder
+
+# The rules that a router's predictions go into.
+RULED = (StopRule.router, StopRule.survival)
+
+
+@dataclass
+class Pair:
+    """A primary, by its name too, with one of its drafters and, where it has one, the drafter's router."""
+
+    name: str
+    primary: nnx.GraphDef[Decoder]
+    weights: Any
+    drafter: Drafter
+    drafter_weights: Any
+    router: RouterWeights | None = None
+
+    def method(
+        self, decode: DecodeConfig, gamma: int, stop: StopRule = StopRule.fixed, threshold: float = 0.0
+    ) -> Method:
+        """SPEED with at most `gamma` drafts; the `threshold` is the rule's."""
+        rule, rule_weights = rule_of(stop, threshold, self.router)
+        engine = engine_for(
+            self.primary, self.drafter, gamma, law=law_of(decode), verification=decode.verification, rule=rule
+        )
+        return Method(engine, self.weights, self.drafter_weights, rule_weights)
+
+    def plain(self, decode: DecodeConfig, width: int) -> Method:
+        """Autoregressive decoding by passes of `width`."""
+        (method,) = autoregressive(self.primary, self.weights, [width], law_of(decode)).values()
+        return method
+
+
+def rule_of(stop: StopRule, threshold: float, router: RouterWeights | None) -> tuple[StoppingRule | None, Any]:
+    """A rule and its weights. The router's threshold is data, so that one program serves all; None is fixed."""
+    if stop in RULED:
+        assert router is not None
+        rule = Router() if stop is StopRule.router else Survival()
+        return rule, replace(router, threshold=jnp.asarray(threshold, router.threshold.dtype))
+    rules = {StopRule.confidence: Confidence(threshold), StopRule.oracle: Oracle(), StopRule.fixed: None}
+    return rules[stop], None
