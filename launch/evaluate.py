@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import downstream
-from launch.experiment import Model, build_models
 from launch.graph import Step
+from launch.models import Model, build_models
 from tandem.config import DType, Experiment, PrimaryMode
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.heads import HEADS

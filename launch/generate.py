@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from launch.drafting import WEIGHTS, decoding, drafter, primary_of
-from launch.experiment import build_models, check_prompts, chosen_drafters, resolve_dtype
+from launch.experiment import check_prompts, chosen_drafters
 from launch.graph import describe, execute
+from launch.models import build_models, resolve_dtype
 from launch.prompts import check_fits
 from launch.steps import TOKENIZER
 from launch.stopping import rule_for, rule_steps

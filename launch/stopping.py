@@ -24,7 +24,7 @@ from tandem.data.tokenizer import Tokenizer
 from tandem.model.heads import HEADS
 
 if TYPE_CHECKING:
-    from launch.experiment import Model
+    from launch.models import Model
     from tandem.measure.pair import Pair
 
 ROUTER = "router.safetensors"

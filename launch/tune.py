@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.experiment import build_models, chosen_drafters, resolve_dtype
+from launch.experiment import chosen_drafters
 from launch.graph import describe, execute
+from launch.models import build_models, resolve_dtype
 from launch.stopping import tune_step, tuned
 from launch.store import Store, make_directory, write_json_atomic
 from tandem.config import Experiment, StopRule

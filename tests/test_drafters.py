@@ -19,8 +19,9 @@ from flax import nnx
 from pairs import PRIMARY, decoder
 
 from launch.compose import compose
-from launch.experiment import build, build_models
+from launch.experiment import build
 from launch.graph import topological
+from launch.models import build_models
 from tandem.config import Drafter, OptimizerConfig, Recipe
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
 from tandem.decoding.engine import Engine

@@ -19,13 +19,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from wandb_log import history, logs, only, read_log
 
-import launch.experiment as experiment_module
+import launch.models as models_module
 from launch import ship
 from launch.compose import compose
-from launch.experiment import build, build_models
+from launch.experiment import build
 from launch.graph import topological
 from launch.manifest import list_shipped
 from launch.mirror import _summary
+from launch.models import build_models
 from tandem.errors import EnvironmentFailure
 from tandem.model import checkpoint
 
@@ -175,7 +176,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path):
 @pytest.mark.slow
 def test_stand_ins_of_a_run_are_shipped_with_cards_and_taken_up(tmp_path, monkeypatch):
     launch_run(tmp_path, "train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "name=new")
-    monkeypatch.setattr(experiment_module, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr(models_module, "PRETRAINED", tmp_path / "pretrained")
     monkeypatch.setattr(ship, "PRETRAINED", tmp_path / "pretrained")
     assert ship.main([str(tmp_path / "runs" / "new")]) == 0
     words = ("experiment=debug", "scale.shipped=true")
@@ -378,7 +379,7 @@ def test_shipped_stand_ins_are_used_only_for_the_configuration_that_made_them(tm
     text = tmp_path / "text.txt"
     text.write_text("one\n<|endoftext|>\ntwo\n", encoding="utf-8")
     assert graph("scale=laptop", "data=text", f"data.path={text}")["bison"].kind == "pretrain"
-    monkeypatch.setattr("launch.experiment.PRETRAINED", tmp_path)
+    monkeypatch.setattr("launch.models.PRETRAINED", tmp_path)
     absent = graph("scale=laptop")
     assert absent["bison"].kind == "pretrain"
     assert "no pretrained weights" in absent["bison"].size
@@ -406,8 +407,8 @@ def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path
     damaged = tmp_path / "laptop" / "gecko.safetensors"
     damaged.write_bytes(shipped.read_bytes()[:keep])
     code = (
-        "import sys, pathlib, launch.experiment, launch.run;"
-        f"launch.experiment.PRETRAINED = pathlib.Path({str(tmp_path)!r});"
+        "import sys, pathlib, launch.models, launch.run;"
+        f"launch.models.PRETRAINED = pathlib.Path({str(tmp_path)!r});"
         "sys.exit(launch.run.command_line())"
     )
     words = ["dry_run=true", "tracking=disabled"]
@@ -424,7 +425,7 @@ def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path
 def test_a_shipped_file_that_is_another_is_named(tmp_path, monkeypatch, name):
     """It would be another model, or other tokens, with other numbers."""
     shutil.copytree(ROOT / "tandem" / "pretrained" / "laptop", tmp_path / "laptop")
-    monkeypatch.setattr("launch.experiment.PRETRAINED", tmp_path)
+    monkeypatch.setattr("launch.models.PRETRAINED", tmp_path)
     assert graph("scale=laptop")["gecko"].kind == "shipped"
     changed = bytearray((tmp_path / "laptop" / name).read_bytes())
     changed[-3] ^= 1
