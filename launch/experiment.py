@@ -31,7 +31,7 @@ from tandem.config import (
     parameter_count,
 )
 from tandem.data.corpus import corpus_identity
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import EnvironmentFailure
 from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.validate import resolve_layer_map
@@ -243,7 +243,7 @@ def check_prompts(experiment: Experiment) -> None:
     path = shipped_tokenizer(experiment)
     if path is None:
         return
-    tokenizer = Tokenizer.from_file(path)
+    tokenizer = load_tokenizer(path)
     if experiment.prompt is not None:
         steps.check_fits(len(tokenizer.encode_prompt(experiment.prompt)), experiment.decode, "prompt")
     steps.encode_prompts(steps.prompt_files(experiment), tokenizer, experiment.eval.prompts, experiment.decode)

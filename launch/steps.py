@@ -33,7 +33,7 @@ from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
 from tandem.data.prompts import file_category, prompt_file, read_prompts
-from tandem.data.tokenizer import Tokenizer, train_tokenizer
+from tandem.data.tokenizer import Tokenizer, load_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
 from tandem.model.heads import HeadConfig
 from tandem.parallel.hosts import hosts
@@ -49,6 +49,7 @@ def corpus(data: DataConfig, vocab_size: int, tokenizer: Path | None) -> Callabl
     """The corpus tokenised and split; with `tokenizer` None one is trained on the training documents."""
 
     def run(context: Context) -> None:
+        from tandem.data.sentencepiece_tokenizer import CorpusTokenizer, train_tokenizer
         from tasks.text import tfds_documents
 
         group = split_group(data)
@@ -61,7 +62,11 @@ def corpus(data: DataConfig, vocab_size: int, tokenizer: Path | None) -> Callabl
             model = tokenizer.read_bytes()
         (context.out / TOKENIZER).write_bytes(model)
         meta = pack(
-            documents(data, tfds_documents), Tokenizer(model), context.out / "tokens", data.heldout_fraction, group
+            documents(data, tfds_documents),
+            CorpusTokenizer(model),
+            context.out / "tokens",
+            data.heldout_fraction,
+            group,
         )
         context.log(train_tokens=meta["train"]["tokens"], heldout_tokens=meta["heldout"]["tokens"])
 
@@ -301,7 +306,7 @@ def speed(
 
         given, categories = _prompts(context, evaluation, decode, seed), []
         if files:
-            tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
+            tokenizer = load_tokenizer(context.inputs["corpus"] / TOKENIZER)
             given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
         primary, weights = primary_with(context, drafters, dtype)
         models = {
@@ -415,7 +420,8 @@ def digest(path: Path) -> str:
 
 def _prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
     tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
-    return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
+    line_end = load_tokenizer(context.inputs["corpus"] / TOKENIZER).line_end
+    return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed, line_end))
 
 
 def encode_prompts(

@@ -22,7 +22,7 @@ from tandem.data.corpus import Document, corpus_identity, documents, is_heldout,
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
 from tandem.data.prompts import Prompt, prompt_file, read_prompts
-from tandem.data.tokenizer import EOS_ID, NEWLINE_ID, Tokenizer, train_tokenizer
+from tandem.data.sentencepiece_tokenizer import EOS_ID, NEWLINE_ID, CorpusTokenizer, train_tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks.text import tfds_documents
 
@@ -36,12 +36,12 @@ def stdlib() -> list[Document]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(stdlib: list[Document]) -> Tokenizer:
-    return Tokenizer(train_tokenizer((document.text for document in stdlib[::8]), vocab_size=1024))
+def tokenizer(stdlib: list[Document]) -> CorpusTokenizer:
+    return CorpusTokenizer(train_tokenizer((document.text for document in stdlib[::8]), vocab_size=1024))
 
 
 @pytest.fixture(scope="module")
-def packed(stdlib: list[Document], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(stdlib: list[Document], tokenizer: CorpusTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokens")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "CHUNK_CHARACTERS", 100_000)
@@ -147,48 +147,48 @@ def test_unreadable_text_is_named(tmp_path: Path, name: str, content: bytes) -> 
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_comes_back(tokenizer: CorpusTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("text", ["", "\n", "\r\n\t", "\0", " x", "x ", " " * 40, "\u2581 a\u2581", "</s><pad><0x41>"])
-def test_awkward_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_awkward_text_comes_back(tokenizer: CorpusTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == text
     assert EOS_ID not in ids
 
 
-def test_sampled_corpus_comes_back(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+def test_sampled_corpus_comes_back(stdlib: list[Document], tokenizer: CorpusTokenizer) -> None:
     texts = [document.text for document in stdlib[::20]]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
 
 
 @pytest.mark.slow
-def test_whole_corpus_comes_back(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+def test_whole_corpus_comes_back(stdlib: list[Document], tokenizer: CorpusTokenizer) -> None:
     texts = [document.text for document in stdlib]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
 
 
-def test_indentation_and_line_ends_are_single_tokens(tokenizer: Tokenizer) -> None:
+def test_indentation_and_line_ends_are_single_tokens(tokenizer: CorpusTokenizer) -> None:
     ids = tokenizer.encode("\n        \n")
     assert [int(ids[0]), int(ids[-1])] == [NEWLINE_ID, NEWLINE_ID]
     assert len(ids) == 3
 
 
-def test_encoding_many_is_encoding_each(tokenizer: Tokenizer) -> None:
+def test_encoding_many_is_encoding_each(tokenizer: CorpusTokenizer) -> None:
     texts = ["a\u2581b", "", "def f():\n    return\n", "\u2581\u2581"]
     for ids, text in zip(tokenizer.encode_many(texts), texts, strict=True):
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
     assert tokenizer.encode_many([]) == []
 
 
-def test_training_is_deterministic_and_bounded(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+def test_training_is_deterministic_and_bounded(stdlib: list[Document], tokenizer: CorpusTokenizer) -> None:
     texts = [document.text for document in stdlib[::8]]
     assert train_tokenizer(iter(texts), 1024) == tokenizer.model
     sampled = train_tokenizer(texts, 1024, max_bytes=200_000)
     assert sampled != tokenizer.model
-    assert Tokenizer(sampled).vocab_size == tokenizer.vocab_size == 1024
+    assert CorpusTokenizer(sampled).vocab_size == tokenizer.vocab_size == 1024
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_impossible_vocabulary_is_refused(texts: list[str], size: int, why: str)
 
 
 def test_token_files_hold_every_document_once_in_its_split(
-    packed: Path, stdlib: list[Document], tokenizer: Tokenizer
+    packed: Path, stdlib: list[Document], tokenizer: CorpusTokenizer
 ) -> None:
     meta = json.loads((packed / "meta.json").read_text())
     group, found = split_group(STDLIB), {}
@@ -223,7 +223,7 @@ def test_token_files_hold_every_document_once_in_its_split(
 
 
 @pytest.mark.parametrize(("fraction", "split"), [(0.0, "held-out"), (1.0, "training")])
-def test_empty_split_is_refused(tmp_path: Path, tokenizer: Tokenizer, fraction: float, split: str) -> None:
+def test_empty_split_is_refused(tmp_path: Path, tokenizer: CorpusTokenizer, fraction: float, split: str) -> None:
     with pytest.raises(ConfigurationError, match=f"the {split} split is empty"):
         pack([Document("a", "x"), Document("b", "y")], tokenizer, tmp_path, fraction)
     assert not (tmp_path / "meta.json").exists()
@@ -288,9 +288,10 @@ def test_heldout_windows_are_spread_and_do_not_overlap() -> None:
         heldout_windows(np.arange(100), 10, 10)
 
 
-def test_prompts_start_lines_inside_documents(packed: Path) -> None:
+def test_prompts_start_lines_inside_documents(packed: Path, tokenizer: CorpusTokenizer) -> None:
+    line_end = tokenizer.line_end
     tokens = open_tokens(packed, "heldout")
-    chosen = prompts(tokens.array, tokens.offsets, count=40, length=48, seed=0)
+    chosen = prompts(tokens.array, tokens.offsets, count=40, length=48, seed=0, line_end=line_end)
     assert chosen.shape == (40, 48)
     assert chosen.dtype == np.int32
     assert EOS_ID not in chosen
@@ -299,8 +300,8 @@ def test_prompts_start_lines_inside_documents(packed: Path) -> None:
     line_starts = set(tokens.offsets) | set(np.flatnonzero(tokens.array == NEWLINE_ID) + 1)
     assert all(places & line_starts for places in starts)
     assert len({tuple(prompt) for prompt in chosen}) == 40
-    np.testing.assert_array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, seed=0))
-    assert not np.array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, seed=1))
+    np.testing.assert_array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, 0, line_end))
+    assert not np.array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, 1, line_end))
 
 
 def test_prompts_are_spread_over_the_documents() -> None:
@@ -309,10 +310,11 @@ def test_prompts_are_spread_over_the_documents() -> None:
         np.concatenate([document + i * 100 * (document > NEWLINE_ID) for i in range(4)]),
         np.arange(4) * 61,
     )
-    chosen = prompts(tokens, offsets, count=8, length=5, seed=0)
+    line_end = np.arange(400) == NEWLINE_ID
+    chosen = prompts(tokens, offsets, count=8, length=5, seed=0, line_end=line_end)
     np.testing.assert_array_equal(np.bincount(chosen[:, 0] // 100), [2, 2, 2, 2])
     with pytest.raises(ConfigurationError, match=r"eval\.prompts=100: .* only 76 lines"):
-        prompts(tokens, offsets, count=100, length=4, seed=0)
+        prompts(tokens, offsets, count=100, length=4, seed=0, line_end=line_end)
 
 
 PROMPT_FILES = {
