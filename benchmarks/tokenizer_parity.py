@@ -10,6 +10,9 @@ as text (`plain`), with what a prompt begins with (`prompt`), and come back as t
 back as they were. `digits` compares with `transformers` once its reading of a GGUF file cuts digits one by one, as the
 file asks (`tokenizer.ggml.pre=smollm`) and `transformers` overlooks; `llama_cpp` with llama.cpp, where the other Python
 has it. `first` shows the first text that differs, our ids and theirs.
+
+A FILE may also be a chat template (`.jinja`): of `conversations`, `same` give the same text on both sides, which is
+none where a template refuses one (`refused`).
 """
 
 from __future__ import annotations
@@ -22,13 +25,16 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tandem.data.chat import ChatTemplate
 from tandem.data.tokenizer import Tokenizer, load_tokenizer
+from tandem.errors import EnvironmentFailure
 
 # Shares of the texts; what is left is English.
 COUNTS = {"code": 2500, "languages": 2500, "emoji": 500, "control": 500, "special": 1000}
@@ -69,6 +75,17 @@ NAMES = [
         "start|>",
     ],
     *["<|im_end", "<\uff5cend\u2581of\u2581sentence\uff5c>"],
+]
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+_SYSTEM, _QUESTION = (
+    {"role": "system", "content": " Be brief.\n"},
+    {"role": "user", "content": "What is 2 + 2? \n\t<é>"},
+)
+_ANSWER, _MORE = {"role": "assistant", "content": "It is\n\n4."}, {"role": "user", "content": "Are you sure?"}
+CONVERSATIONS = [
+    *([_QUESTION], [_SYSTEM, _QUESTION], [_QUESTION, _ANSWER, _MORE], [_SYSTEM, _QUESTION, _ANSWER, _MORE]),
+    *([_QUESTION, _MORE], [_ANSWER], [_SYSTEM]),
 ]
 
 
@@ -148,6 +165,23 @@ def compare(mine: dict[str, Any], other: dict[str, Any], given: Sequence[str]) -
     return row
 
 
+def rendered(file: Path, messages: list[dict[str, str]]) -> str | None:
+    """A conversation by a template; None where that refuses."""
+    try:
+        return ChatTemplate(file.read_text(), TOKENS).render(messages)
+    except EnvironmentFailure:
+        return None
+
+
+def theirs(python: str, file: Path, given: Sequence[Any]) -> Any:
+    """What the other side makes of a file and these inputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "texts.json").write_text(json.dumps(given))
+        program = Path(__file__).with_name("tokenizer_parity_theirs.py")
+        subprocess.run([python, str(program), str(file.resolve()), folder], check=True)
+        return json.loads((Path(folder) / "answers.json").read_text())
+
+
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
@@ -158,11 +192,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     given = list(texts(options.data, options.count))
     table = []
     for file in options.files:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "texts.json").write_text(json.dumps(given))
-            program = Path(__file__).with_name("tokenizer_parity_theirs.py")
-            subprocess.run([options.python, str(program), str(file.resolve()), folder], check=True)
-            other = json.loads((Path(folder) / "answers.json").read_text())
+        if file.suffix == ".jinja":
+            other = theirs(options.python, file, [*CONVERSATIONS, TOKENS])
+            pairs = list(zip(map(partial(rendered, file), CONVERSATIONS), other, strict=True))
+            row = {"file": file.name, "conversations": len(pairs), "same": sum(a == b for a, b in pairs)}
+            row["refused"] = sum(a is None and b is None for a, b in pairs)
+            table.append(row)
+            print(json.dumps(row))
+            continue
+        other = theirs(options.python, file, given)
         began = time.perf_counter()
         tokenizer = load_tokenizer(file)
         loading = time.perf_counter() - began

@@ -41,9 +41,35 @@ def llama_cpp(file: Path, texts) -> dict:
     }
 
 
+def render(file: Path, given: list) -> list:
+    """The text of each conversation; none where the template refuses. The last input is the special tokens."""
+    from datetime import datetime
+
+    from transformers.utils import chat_template_utils
+
+    class Fixed(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 7, 26)
+
+    chat_template_utils.datetime = Fixed
+    texts = []
+    for messages in given[:-1]:
+        options = {"chat_template": file.read_text(), "add_generation_prompt": True, **given[-1]}
+        try:
+            texts.append(chat_template_utils.render_jinja_template([messages], **options)[0][0])
+        except Exception:
+            texts.append(None)
+    return texts
+
+
 def main() -> None:
     file, folder = Path(sys.argv[1]), Path(sys.argv[2])
     texts = json.loads((folder / "texts.json").read_text())
+    if file.suffix == ".jinja":
+        answers = render(file, texts)
+        (folder / "answers.json").write_text(json.dumps(answers))
+        return
     tokenizer = read(file)
     special = encode(tokenizer, texts, add_special_tokens=False)
     answers = {
