@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from tandem.validate import resolve_layer_map
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
 PRETRAINED = Path(tandem.__file__).parent / "pretrained"
+
+STAGES = {1: "ce", 2: "distil"}
 
 # Floating-point operations a second that training reaches on two CPU cores, for the dry run's estimates.
 TRAINING_FLOPS = 1.2e11
@@ -303,7 +305,7 @@ def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str
 
 
 def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
-    train = experiment.train
+    train = at_rate_of(experiment.train, f"secondary_{STAGES[stage]}")
     config = {"stage": stage, "optimizer": optimizer_meaning(train), "seed": experiment.seed}
     if stage == 2:
         config |= {**distillation_meaning(train), "primary_dtype": resolve_dtype(train.primary_dtype)}
@@ -322,7 +324,7 @@ def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapp
 
 
 def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int], inputs: Mapping[str, Step]) -> Step:
-    train = experiment.train
+    train = at_rate_of(experiment.train, f"tandem_{STAGES[stage]}")
     config: dict[str, Any] = {
         "stage": stage,
         "optimizer": optimizer_meaning(train),
@@ -347,7 +349,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
     return Step(
         kind="tandem",
         name=name,
-        version=1,
+        version=2,
         config=config,
         inputs=inputs,
         run=steps.tandem(train, layer_map, stage, dtype, experiment.seed),
@@ -358,7 +360,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
 
 def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) -> dict[str, Model]:
     """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
-    train, models, pair = experiment.train, experiment.scale.models, experiment.model
+    train, models, pair = at_rate_of(experiment.train, kind.value), experiment.scale.models, experiment.model
     primary = models[pair.primary]
     reads = len(resolve_layer_map(pair, experiment.scale))
     head = head_config(kind, primary, models[pair.secondary], reads, experiment.drafter.depth)
@@ -367,7 +369,8 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
     a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
     dtype = resolve_dtype(train.primary_dtype)
     made: dict[str, Model] = {}
-    for stage, name in ((1, f"{kind}_ce"), (2, f"{kind}_distil")):
+    for stage, suffix in STAGES.items():
+        name = f"{kind}_{suffix}"
         if stage == 2 and train.recipe is not Recipe.distil:
             break
         config = {
@@ -392,6 +395,11 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
         )
         made[name] = Model(step, kind.value)
     return made
+
+
+def at_rate_of(train: TrainConfig, row: str) -> TrainConfig:
+    """The training of one row of the tables."""
+    return replace(train, learning_rate=train.learning_rate * getattr(train.rates, row))
 
 
 def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:

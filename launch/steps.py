@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +133,10 @@ def tandem(
     """
 
     def run(context: Context) -> None:
+        from flax import nnx
+
         from tandem.model import checkpoint
-        from tandem.training.objective import tandem_loss
+        from tandem.training.objective import learning_part, tandem_loss
 
         tandem_from = context.inputs.get("tandem")
         joint = train.primary is not PrimaryMode.frozen
@@ -160,11 +161,14 @@ def tandem(
             position_decay=train.position_decay,
             **_common(train),
         )
-        trained = {"tandem": weights, "primary": primary_weights} if joint else weights
-        fixed = None if joint else primary_weights
+        trained, fixed = weights, primary_weights
+        if joint:
+            learning, fixed = learning_part(train.primary, max(layer_map), primary_weights)
+            trained = {"tandem": weights, "primary": learning}
         trained = _train(context, loss, trained, fixed, train, _stage_seed(seed, stage))
         if joint:
-            checkpoint.save_decoder(context.out / PRIMARY, primary_config, trained["primary"])
+            primary_weights = nnx.merge_state(trained["primary"], fixed)
+            checkpoint.save_decoder(context.out / PRIMARY, primary_config, primary_weights)
         weights = trained["tandem"] if joint else trained
         checkpoint.save_tandem(context.out / WEIGHTS, primary_config, secondary_config, layer_map, weights)
 
@@ -191,9 +195,7 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: i
             graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
         weight = train.distil_weight if stage == 2 else None
         loss = head_loss(graph, primary, distil_weight=weight, **_common(train))
-        # All of it starts from scratch, as FF_Tandem does, and has its rate.
-        optimizer = replace(train, learning_rate=train.learning_rate * train.projection_rate)
-        weights = _train(context, loss, weights, primary_weights, optimizer, _stage_seed(seed, stage))
+        weights = _train(context, loss, weights, primary_weights, train, _stage_seed(seed, stage))
         checkpoint.save_head(context.out / WEIGHTS, config, primary_config, weights)
 
     return run

@@ -171,7 +171,7 @@ class OptimizerConfig:
     seq_len: int = 128
     optimizer: Optimizer = Optimizer.adamw
     learning_rate: float = 3e-3
-    # Multiplies the rate of FF_Tandem, which starts from scratch beside pretrained weights.
+    # Multiplies the rate of FF_Tandem within its row's.
     projection_rate: float = 1.0
     warmup_steps: int = 20
     final_rate: float = 0.1  # of the peak, at the end of the cosine
@@ -184,6 +184,20 @@ class OptimizerConfig:
 
 
 @dataclass
+class RatesConfig:
+    """What multiplies the further training's learning rate for a row of the tables: a comparison at one rate would be
+    one of whom that rate suits. Heads have one rate for both stages."""
+
+    secondary_ce: float = 1.0
+    secondary_distil: float = 1.0
+    tandem_ce: float = 1.0
+    tandem_distil: float = 1.0
+    medusa: float = 1.0
+    eagle: float = 1.0
+    kv: float = 1.0
+
+
+@dataclass
 class ScaleConfig:
     """Sizes and pretraining of the stand-ins; none of them is a PaLM 2 model."""
 
@@ -192,6 +206,7 @@ class ScaleConfig:
     pretrain: dict[str, OptimizerConfig] = field(default_factory=dict)
     # The further training of a pair at this scale; `train` starts from it.
     further: OptimizerConfig = field(default_factory=OptimizerConfig)
+    rates: RatesConfig = field(default_factory=RatesConfig)
     # Use the weights in the package, where it ships some made by exactly this configuration.
     shipped: bool = False
 
@@ -211,9 +226,11 @@ class PairConfig:
 
 @dataclass
 class TrainConfig(OptimizerConfig):
-    """Tandem training; both stages use the same optimisation, which starts from `scale.further`."""
+    """Tandem training; all rows and stages use the same optimisation, which starts from `scale.further`, but for their
+    rates."""
 
     name: str = "distil"
+    rates: RatesConfig = field(default_factory=RatesConfig)
     recipe: Recipe = Recipe.distil
     primary: PrimaryMode = PrimaryMode.frozen
     # The type of a frozen primary's products, as of teacher or as read by the tandem; see decode.dtype.

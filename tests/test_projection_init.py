@@ -50,7 +50,7 @@ def inputs_and_outputs(primary, pair, tokens):
     ]
 
 
-def test_least_squares_is_the_ridge_solution_whatever_the_order_of_batches(primary, pair):
+def test_least_squares_is_the_ridge_solution_up_to_a_factor_whatever_the_order_of_batches(primary, pair):
     data = [batches(step)[:, :-1] for step in range(5)]
     ridge = 1e-2
     solved = by_name(least_squares(pair[0], pair[1], *primary, data, ridge=ridge))
@@ -60,11 +60,31 @@ def test_least_squares_is_the_ridge_solution_whatever_the_order_of_batches(prima
         penalty = np.sqrt(ridge * np.sum(x * x) / 48) * np.eye(48)
         expected = np.linalg.lstsq(np.concatenate([x, penalty]), np.concatenate([y, np.zeros((48, 16))]))[0]
         name = next(name for name in solved if name.startswith(f"projections.{index}."))
-        np.testing.assert_allclose(solved[name], expected, rtol=1e-3, atol=1e-4)
+        scaled = expected * 48**-0.5 / np.sqrt(np.mean(expected**2))
+        np.testing.assert_allclose(solved[name], scaled, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(again[name], solved[name], rtol=1e-4, atol=1e-6)
         assert np.mean((x @ expected - y) ** 2) < 0.8 * np.mean((x @ by_name(pair[1])[name] - y) ** 2)
     for name, leaf in by_name(pair[1]).items():
         assert name.startswith("projections.") or np.array_equal(solved[name], leaf)
+
+
+def test_the_factor_of_a_projection_changes_nothing_but_what_a_step_of_the_optimizer_is_worth(primary, pair):
+    """The closed form has small numbers where states are large; Adam would move them by more than they are."""
+    solved = least_squares(*pair, *primary, [batches(0)[:, :-1]])
+    tokens = jnp.asarray(batches(1)[:, :-1])
+
+    def logits(factor: float):
+        def scale(path, leaf):
+            return leaf * (factor if path_name(path).startswith("projections.") else 1.0)
+
+        states = nnx.merge(*primary).states(tokens, PRIMARY.num_layers)
+        weights = jax.tree_util.tree_map_with_path(scale, solved)
+        return np.asarray(nnx.merge(pair[0], weights)(tokens, states, block_numbers(12, 2)[None]))
+
+    np.testing.assert_allclose(logits(10.0), logits(1.0), rtol=0.02, atol=0.02)
+    for name, leaf in by_name(solved).items():
+        if name.startswith("projections."):
+            np.testing.assert_allclose(np.sqrt(np.mean(leaf**2)), len(leaf) ** -0.5, rtol=1e-4)
 
 
 @pytest.mark.slow

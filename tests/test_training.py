@@ -21,7 +21,7 @@ from tandem.model import checkpoint
 from tandem.model.names import path_name
 from tandem.model.tandem import block_numbers
 from tandem.training.loop import CHECKPOINT, train
-from tandem.training.objective import decoder_loss, distillation, tandem_loss, total_variation
+from tandem.training.objective import decoder_loss, distillation, learning_part, tandem_loss, total_variation
 from tandem.training.optimizer import learning_rate, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -239,21 +239,36 @@ def test_the_optimizer_keeps_nothing_of_a_frozen_primary(pair, optimizer):
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 2.1 * trained  # Adam's two moments
 
 
-@pytest.mark.parametrize("mode", [PrimaryMode.frozen, PrimaryMode.joint_secondary])
+@pytest.mark.parametrize("mode", PrimaryMode)
 def test_training_changes_the_primary_only_where_it_may(primary, pair, tmp_path, mode):
     frozen = mode is PrimaryMode.frozen
     before = named(primary[1])
-    trained, fixed = (pair[1], primary[1]) if frozen else ({"tandem": pair[1], "primary": primary[1]}, None)
+    trained, fixed = pair[1], primary[1]
+    if not frozen:
+        learning, fixed = learning_part(mode, max(LAYER_MAP), primary[1])
+        trained = {"tandem": pair[1], "primary": learning}
     loss = tandem_loss(pair[0], primary[0], mode=mode)
-    result = train(loss, trained, fixed, batches, CONFIG, seed=0, folder=tmp_path)
+    decaying = dataclasses.replace(CONFIG, weight_decay=0.1)
+    result = train(loss, trained, fixed, batches, decaying, seed=0, folder=tmp_path)
     for name, leaf in named(primary[1]).items():
         np.testing.assert_array_equal(leaf, before[name], err_msg=f"the caller's {name}")
     changed = named(result if frozen else result["tandem"])
     assert all(np.any(leaf != changed[name]) for name, leaf in named(pair[1]).items())
     if not frozen:
-        for name, leaf in named(result["primary"]).items():
+        for name, leaf in named(nnx.merge_state(result["primary"], fixed)).items():
             read = name.startswith(("embedding", "layers.0", "layers.1"))
-            assert bool(np.any(leaf != before[name])) == read, name
+            assert bool(np.any(leaf != before[name])) == (read or mode is PrimaryMode.joint_both), name
+
+
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_no_weight_that_is_trained_goes_without_a_gradient(primary, pair, weight):
+    """Weight decay would shrink it all the same."""
+    for mode in (PrimaryMode.joint_secondary, PrimaryMode.joint_both):
+        learning, fixed = learning_part(mode, max(LAYER_MAP), primary[1])
+        loss = tandem_loss(pair[0], primary[0], mode=mode, distil_weight=weight)
+        trained = {"tandem": pair[1], "primary": learning}
+        gradients = jax.jit(jax.grad(loss, has_aux=True))(trained, fixed, jnp.asarray(batches(0)), KEY)[0]
+        assert all(np.any(gradient) for gradient in named(gradients).values())
 
 
 def test_remat_stores_less_and_gives_the_same_gradients(pair):

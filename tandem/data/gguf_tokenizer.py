@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from tandem.data.huggingface_tokenizer import SPACE, HuggingFaceTokenizer, built
 from tandem.data.special_tokens import SpecialTokens
 from tandem.errors import EnvironmentFailure
+from tandem.model.formats.gguf import GGUF
 
 # tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -48,25 +50,13 @@ WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
 
 GGML = "tokenizer.ggml."
-
-
-def read_metadata(path: Path) -> Mapping[str, Any]:
-    """The metadata of a GGUF file: numbers, strings and lists of them by their keys. Raises EnvironmentFailure."""
-    try:
-        import gguf
-    except ModuleNotFoundError:
-        raise EnvironmentFailure(f"{path}: reading GGUF files needs the package gguf") from None
-    try:
-        return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
-    except OSError as error:
-        raise EnvironmentFailure(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # it lets through whatever a damaged file raises
-        raise EnvironmentFailure(f"{path}: is not a GGUF file ({error})") from None
+# Of a token: a piece is looked for at each place within another, and those of Gemma have 31 at most.
+MOST_CHARACTERS = 1024
 
 
 def load(path: Path) -> HuggingFaceTokenizer:
     """The tokenizer of a GGUF file. Raises EnvironmentFailure."""
-    return from_metadata(read_metadata(path), str(path))
+    return from_metadata(GGUF(path).metadata, str(path))
 
 
 def from_metadata(metadata: Mapping[str, Any], name: str) -> HuggingFaceTokenizer:
@@ -83,16 +73,14 @@ def from_metadata(metadata: Mapping[str, Any], name: str) -> HuggingFaceTokenize
     else:
         raise EnvironmentFailure(f"{name}: has a tokenizer of the kind {kind!r}; gpt2 and llama can be read")
     added = [
-        AddedToken(token, normalized=False, special=kind == CONTROL)
-        for token, kind in zip(file.tokens, file.types, strict=True)
+        AddedToken(token, normalized=False, special=of == CONTROL)
+        for token, of in zip(file.tokens, file.types, strict=True)
         # Runs of spaces come out of merges where they are spelled otherwise.
-        if kind in (CONTROL, USER_DEFINED) and backend.token_to_id(token) is not None
+        if of in (CONTROL, USER_DEFINED) and backend.token_to_id(token) is not None
     ]
     built(lambda: backend.add_tokens(added), name)
-    content = json.dumps({key: metadata[key] for key in sorted(metadata) if key.startswith(GGML)}, default=str)
-    return HuggingFaceTokenizer(
-        backend, file.special_tokens(), content.encode(), name, file.flag("add_bos_token", begins)
-    )
+    begins = file.flag("add_bos_token", begins)
+    return HuggingFaceTokenizer(backend, file.special_tokens(), file.content(), name, begins)
 
 
 class _Metadata:
@@ -103,6 +91,9 @@ class _Metadata:
         self.tokens = self.array("tokens", str)
         if not self.tokens:
             raise EnvironmentFailure(f"{name}: has no {GGML}tokens")
+        longest = max(map(len, self.tokens))
+        if longest > MOST_CHARACTERS:
+            raise EnvironmentFailure(f"{name}: has a token of {longest} characters in {GGML}tokens")
         self.ids = {token: index for index, token in enumerate(self.tokens)}
         if len(self.ids) < len(self.tokens):
             index = next(index for index, token in enumerate(self.tokens) if self.ids[token] != index)
@@ -112,11 +103,18 @@ class _Metadata:
         if len(self.types) != len(self.tokens):
             raise EnvironmentFailure(f"{name}: has {len(self.tokens)} tokens and {len(self.types)} {GGML}token_type")
 
+    def content(self) -> bytes:
+        """All of it, as it is known by its hash."""
+        keys = sorted(key for key in self.metadata if key.startswith(GGML))
+        values = [np.asarray(self.metadata[key]).tolist() for key in keys]
+        return json.dumps([keys, values]).encode()
+
     def array(self, key: str, kind: type) -> list[Any]:
         found = self.metadata.get(GGML + key, [])
-        if not isinstance(found, Sequence) or isinstance(found, str) or not all(type(one) is kind for one in found):
+        found = found.tolist() if isinstance(found, np.ndarray) else found
+        if not isinstance(found, list) or not all(type(one) is kind for one in found):
             raise EnvironmentFailure(f"{self.name}: {GGML}{key} must be an array of {kind.__name__}")
-        return list(found)
+        return found
 
     def text(self, key: str, default: str = "default") -> str:
         found = self.metadata.get(GGML + key, default)
@@ -178,8 +176,9 @@ def _byte_level(file: _Metadata) -> tokenizers.Tokenizer:
 
 def _sentencepiece(file: _Metadata) -> tokenizers.Tokenizer:
     scores = file.array("scores", float)
-    if len(scores) != len(file.tokens):
-        raise EnvironmentFailure(f"{file.name}: has {len(file.tokens)} tokens and {len(scores)} {GGML}scores")
+    if len(scores) != len(file.tokens) or not np.isfinite(scores).all():
+        problem = f"has {len(file.tokens)} tokens and {np.isfinite(scores).sum()} finite {GGML}scores"
+        raise EnvironmentFailure(f"{file.name}: {problem}")
     # Gemma's pieces of several spaces are written with spaces, all others with U+2581.
     spelled = [SPACE * len(token) if not token.strip(" ") else token for token in file.tokens]
     ids = {token: index for index, token in enumerate(spelled)}

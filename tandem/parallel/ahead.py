@@ -233,7 +233,7 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
 
     from tandem.parallel.sharding import batch_sharding, weight_shardings
     from tandem.training.loop import make_update
-    from tandem.training.objective import decoder_loss, tandem_loss
+    from tandem.training.objective import decoder_loss, learning_part, tandem_loss
 
     train, pair, models = experiment.train, experiment.model, experiment.scale.models
     joint = train.primary is not PrimaryMode.frozen
@@ -258,7 +258,9 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
             scan_layers=train.scan_layers,
         )
         if joint:
-            trained, fixed = {"tandem": trained, "primary": fixed}, None
+            depth = max(resolve_layer_map(pair, experiment.scale))
+            learning, fixed = learning_part(train.primary, depth, fixed)
+            trained = {"tandem": trained, "primary": learning}
     rule, update = make_update(loss, optimizer, experiment.seed)
     state = jax.eval_shape(rule.init, trained)
     tokens = (optimizer.batch_size, optimizer.seq_len + 1)

@@ -135,8 +135,9 @@ def tandem_loss(
     """The loss of a tandem in block mode; `distil_weight` None is stage 1, a number is λ of stage 2. The k-th position
     of a block, from 0, counts `position_decay`^k.
 
-    Frozen: `trained` is the tandem's weights and `fixed` the primary's. Joint: `trained` is {"tandem", "primary"}.
-    With several `gammas` each sequence draws one: block numbers are data, so all share one compiled program.
+    Frozen: `trained` is the tandem's weights and `fixed` the primary's. Joint: `trained` is {"tandem", "primary"}, of
+    the primary what `learning_part` says, and `fixed` the rest. With several `gammas` each sequence draws one: block
+    numbers are data, so all share one compiled program.
     """
     lengths = jnp.array(list(gammas))
 
@@ -144,7 +145,7 @@ def tandem_loss(
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         frozen = mode is PrimaryMode.frozen
         tandem = nnx.merge(model, trained if frozen else trained["tandem"])
-        decoder = nnx.merge(primary, fixed if frozen else trained["primary"])
+        decoder = nnx.merge(primary, *([fixed] if frozen else [trained["primary"], fixed or {}]))
         needs_logits = distil_weight is not None or mode is PrimaryMode.joint_both
         # Stage 1 with a frozen primary runs it only as deep as the tandem reads.
         depth = decoder.config.num_layers if needs_logits else tandem.depth
@@ -166,6 +167,21 @@ def tandem_loss(
         return total, parts
 
     return loss
+
+
+def learning_part(mode: PrimaryMode, depth: int, weights: Weights) -> tuple[Weights, Weights]:
+    """The primary's weights that a joint mode trains, and those that no gradient reaches.
+
+    By the secondary's loss alone (paper section 2, configuration b) the primary learns through the states that the
+    tandem reads, after `depth` layers at most. What lies behind must not be among the trained: weight decay would
+    shrink it.
+    """
+
+    def learns(path: tuple[Any, ...], _: Any) -> bool:
+        read = path[0] == "embedding" or (path[0] == "layers" and int(path[1]) < depth)
+        return read or mode is PrimaryMode.joint_both
+
+    return nnx.split_state(weights, learns, ...)  # type: ignore[return-value]
 
 
 def head_loss(

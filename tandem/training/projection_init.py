@@ -28,6 +28,10 @@ def least_squares(
 
     x [n, D] is what the projection reads of the primary, y [n, D_S] the inputs of the secondary's layer j + 1 when it
     reads the same tokens [B, T] on its own. The sums are accumulated in float32 and solved in float64.
+
+    Each solution is then scaled to the root mean square of a random start. The pre-attention norm takes that factor out
+    again, so that the model is the same; but an optimizer's steps have a size of their own, and would be many times as
+    large as the small numbers that least squares gives.
     """
 
     @jax.jit
@@ -49,5 +53,7 @@ def least_squares(
     tandem = nnx.merge(model, weights, copy=True)  # else the caller's own weights would change
     for projection, (xx, xy) in zip(tandem.projections, sums, strict=True):
         penalty = ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
-        projection.kernel[...] = jnp.asarray(np.linalg.solve(xx + penalty, xy), projection.kernel.dtype)
+        kernel = np.linalg.solve(xx + penalty, xy)
+        kernel *= len(kernel) ** -0.5 / np.sqrt(np.mean(kernel**2))
+        projection.kernel[...] = jnp.asarray(kernel, projection.kernel.dtype)
     return nnx.state(tandem)
