@@ -35,7 +35,7 @@ from flax import nnx
 
 import tandem
 from tandem.config import DecoderConfig
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.engine import Engine
 from tandem.measure import acceptance
@@ -134,7 +134,7 @@ def shipped(name: str) -> Model:
 
 
 def text_prompt(tokens: int) -> np.ndarray:
-    tokenizer = Tokenizer.from_file(PRETRAINED / "tokenizer.model")
+    tokenizer = load_tokenizer(PRETRAINED / "tokenizer.model")
     return np.asarray(tokenizer.encode(Path(statistics.__file__).read_text())[1000 : 1000 + tokens], np.int32)
 
 

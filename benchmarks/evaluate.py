@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import agreement
-from tandem.data.tokenizer import EOS_ID, Tokenizer
+from tandem.data.sentencepiece_tokenizer import EOS_ID, CorpusTokenizer
 from tandem.measure.likelihood import Scorer, score
 from tandem.measure.questions import Question, batches, encode
 from tandem.model import checkpoint
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     weights_file = PRETRAINED / "bison.safetensors"
     graph, weights = checkpoint.load_decoder(weights_file)
     config = checkpoint.config_of(weights_file, "decoder")
-    tokenizer = Tokenizer.from_file(PRETRAINED / "tokenizer.model")
+    tokenizer = CorpusTokenizer((PRETRAINED / "tokenizer.model").read_bytes())
     agreement.export(folder / "model", (config, graph, weights), tokenizer.model, EOS_ID, EOS_ID)
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)
     examples = {name: [example for example, _ in build(registry.find(name), settings)] for name in options.tasks}

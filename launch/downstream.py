@@ -22,7 +22,7 @@ from launch.graph import Context
 from launch.steps import RESULTS, TOKENIZER
 from launch.store import read_lines, write_json_atomic, write_text_atomic
 from tandem.config import EvalConfig
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.tokenizer import Tokenizer, load_tokenizer
 from tandem.errors import Interrupted
 from tandem.parallel.hosts import hosts
 from tasks.example import Example, Kind, Normalisation, TaskInfo, shorten
@@ -85,7 +85,7 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
             # Nothing is drafted where options are scored: the verified model's likelihoods are the primary's.
             lines = read_lines(context.inputs["reference"] / PREDICTIONS)
         else:
-            tokenizer = Tokenizer.from_file(context.inputs["corpus"] / TOKENIZER)
+            tokenizer = load_tokenizer(context.inputs["corpus"] / TOKENIZER)
             work = _Work(context, info, evaluation, tokenizer)
             if info.kind is Kind.generate:
                 law = sampling(info, evaluation)
@@ -158,8 +158,8 @@ class _Work:
 
     @property
     def start(self) -> list[int]:
-        """A prompt begins as a document does, after the end of the one before."""
-        return [self.tokenizer.eos_id]
+        """What a prompt begins with: the stand-ins' as a document does, after the end of the one before."""
+        return list(self.tokenizer.start)
 
     def rank(self, found: Sequence[Example], scorer: Any, weights: Any) -> list[dict[str, Any]]:
         """A line for each example: the log-likelihoods of its options, and the prediction that they make."""
@@ -220,10 +220,10 @@ class _Work:
         samples = self.evaluation.mbpp.samples if self.info.suite == "mbpp" else 1
         written = generate(
             engine, weights, drafter, prompts, self.info.max_new_tokens, self.evaluation.batch_size,
-            lambda response: any(stop in self.tokenizer.decode(response) for stop in self.info.stop),
+            lambda response: any(stop in self.tokenizer.decode_response(response) for stop in self.info.stop),
             samples=samples, seed=self.evaluation.seed, progress=self._progress(len(prompts), len(found)),
         )  # fmt: skip
-        texts = [[cut(self.tokenizer.decode(one), self.info.stop) for one in several] for several in written]
+        texts = [[cut(self.tokenizer.decode_response(one), self.info.stop) for one in several] for several in written]
         tokens = [[one.tolist() for one in several] for several in written]
         if self.info.suite == "mbpp":
             predictions: list[Any] = self._run_programs(found, texts)

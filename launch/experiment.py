@@ -19,7 +19,7 @@ from tandem.config import (
     Recipe,
     StopRule,
 )
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.model.heads import HEADS
 
 
@@ -161,7 +161,7 @@ def check_prompts(experiment: Experiment) -> None:
     path = shipped_tokenizer(experiment)
     if path is None:
         return
-    tokenizer = Tokenizer.from_file(path)
+    tokenizer = load_tokenizer(path)
     if experiment.prompt is not None:
         check_fits(len(tokenizer.encode_prompt(experiment.prompt)), experiment.decode, "prompt")
     encode_prompts(prompt_files(experiment), tokenizer, experiment.eval.prompts, experiment.decode)

@@ -20,7 +20,7 @@ from launch.steps import TOKENIZER
 from launch.stopping import rule_for, rule_steps
 from launch.store import Store
 from tandem.config import Experiment, StopRule
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.tokenizer import Tokenizer, load_tokenizer
 from tandem.errors import Interrupted
 from tandem.parallel.hosts import hosts
 
@@ -56,7 +56,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
         print(describe(targets, store))
         return
     directories = execute(targets, store, lambda record: None, stop)
-    tokenizer = Tokenizer.from_file(directories[corpus.name] / TOKENIZER)
+    tokenizer = load_tokenizer(directories[corpus.name] / TOKENIZER)
     prompt = tokenizer.encode_prompt(experiment.prompt)
     check_fits(len(prompt), experiment.decode, "prompt")
     folder = directories[name] if name in models else None
@@ -105,7 +105,7 @@ def answer(
         law=law_of(decode),
         verification=decode.verification,
         rule=rule,
-        stop_tokens=[tokenizer.eos_id],
+        stop_tokens=list(tokenizer.eos_ids),
     )
     given = np.zeros((1, bucket(len(prompt))), np.int32)
     given[0, : len(prompt)] = prompt
@@ -183,7 +183,7 @@ class Stream:
         for token, accepted in zip(ids.tolist(), drafted, strict=False):
             self.ids.append(token)
             self.count += 1
-            whole = self.tokenizer.decode(self.ids)
+            whole = self.tokenizer.decode_response(self.ids)
             if whole.endswith(INCOMPLETE):
                 continue
             pieces.append((accepted, whole[self.shown :]))
@@ -194,7 +194,7 @@ class Stream:
 
     def rest(self) -> str:
         """What was held back because its last character is not complete."""
-        return self.tokenizer.decode(self.ids)[self.shown :]
+        return self.tokenizer.decode_response(self.ids)[self.shown :]
 
     def _marked(self, pieces: list[tuple[bool, str]]) -> Iterator[str]:
         on = False

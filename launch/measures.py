@@ -20,7 +20,7 @@ from launch.store import write_json_atomic
 from tandem.config import DecodeConfig, EvalConfig
 from tandem.data.iterator import heldout_windows
 from tandem.data.packing import open_tokens
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.tokenizer import load_tokenizer
 
 # A tandem whose states of the primary are as new as they can be.
 FRESH = 1
@@ -121,7 +121,7 @@ def speed(
 
         given, categories = heldout_prompts(context, evaluation, decode, seed), []
         if files := context.files.get(PROMPTS):
-            tokenizer = Tokenizer.from_file(context.inputs["corpus"] / steps.TOKENIZER)
+            tokenizer = load_tokenizer(context.inputs["corpus"] / steps.TOKENIZER)
             given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
         primaries, verifiers = _primaries(context, drafters, reference, dtype)
         candidates = {}

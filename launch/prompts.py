@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from launch.graph import Context
+from launch.steps import TOKENIZER
 from tandem.config import DecodeConfig, EvalConfig, Experiment
 from tandem.data.files import Files
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
 from tandem.data.prompts import file_category, prompt_file, read_prompts
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.tokenizer import Tokenizer, load_tokenizer
 from tandem.errors import ConfigurationError
 
 PROMPTS = "prompts_from"  # the role of the files
@@ -24,8 +25,9 @@ def prompt_files(experiment: Experiment) -> Files:
 
 def heldout_prompts(context: Context, evaluation: EvalConfig, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
     """`eval.prompts` pieces of the held-out text, each of `decode.prompt_tokens` ids."""
-    tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout")
-    return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed))
+    corpus = context.inputs["corpus"]
+    tokens, line_end = open_tokens(corpus / "tokens", "heldout"), load_tokenizer(corpus / TOKENIZER).line_end
+    return list(prompts(tokens.array, tokens.offsets, evaluation.prompts, decode.prompt_tokens, seed, line_end))
 
 
 def encode_prompts(

@@ -23,7 +23,6 @@ from tandem.config import (
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches
 from tandem.data.packing import open_tokens, pack
-from tandem.data.tokenizer import Tokenizer, train_tokenizer
 from tandem.errors import Interrupted
 from tandem.model.heads import HeadConfig
 from tandem.parallel.hosts import hosts
@@ -41,6 +40,7 @@ def corpus(data: DataConfig, vocab_size: int) -> Callable[[Context], None]:
     """The corpus tokenised and split; without a file of a `tokenizer` one is trained on the training documents."""
 
     def run(context: Context) -> None:
+        from tandem.data.sentencepiece_tokenizer import CorpusTokenizer, train_tokenizer
         from tasks.text import tfds_documents
 
         group, files = split_group(data), context.files.get(CORPUS)
@@ -56,7 +56,7 @@ def corpus(data: DataConfig, vocab_size: int) -> Callable[[Context], None]:
             model = train_tokenizer((document.text for document in training), vocab_size)
         (context.out / TOKENIZER).write_bytes(model)
         found = documents(data, tfds_documents, files)
-        meta = pack(found, Tokenizer(model), context.out / "tokens", data.heldout_fraction, group)
+        meta = pack(found, CorpusTokenizer(model), context.out / "tokens", data.heldout_fraction, group)
         context.log(train_tokens=meta["train"]["tokens"], heldout_tokens=meta["heldout"]["tokens"])
 
     return run

@@ -20,7 +20,7 @@ from launch.store import read_json, write_json_atomic
 from tandem.config import DecodeConfig, Experiment, StopRule
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.model.heads import HEADS
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def compare_rules(context: Context, experiment: Experiment, kinds: Mapping[str, 
     evaluation, decode = experiment.eval, experiment.decode
     given, categories = heldout_prompts(context, evaluation, decode, experiment.seed), []
     if files := context.files.get(PROMPTS):
-        tokenizer = Tokenizer.from_file(context.inputs["corpus"] / steps.TOKENIZER)
+        tokenizer = load_tokenizer(context.inputs["corpus"] / steps.TOKENIZER)
         given, categories = encode_prompts(files, tokenizer, evaluation.prompts, decode)
     tables: dict[str, list[dict[str, Any]]] = {}
     for done, (name, kind) in enumerate(kinds.items()):
@@ -293,4 +293,5 @@ def embedding_of(drafter: Any, weights: Any) -> Any:
 
 def _training_prompts(context: Context, count: int, decode: DecodeConfig, seed: int) -> list[np.ndarray]:
     tokens = open_tokens(context.inputs["corpus"] / "tokens", "train")
-    return list(prompts(tokens.array, tokens.offsets, count, decode.prompt_tokens, seed))
+    line_end = load_tokenizer(context.inputs["corpus"] / steps.TOKENIZER).line_end
+    return list(prompts(tokens.array, tokens.offsets, count, decode.prompt_tokens, seed, line_end))

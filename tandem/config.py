@@ -69,6 +69,14 @@ class Corpus(StrEnum):
     tfds = "tfds"
 
 
+class ChatMode(StrEnum):
+    """Whether prompts go through the checkpoint's chat template: where it has one, always, never."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class Drafter(StrEnum):
     """Who drafts: the pretrained secondary, the distilled secondary, the tandem secondary, the text itself, or a head
     trained on the frozen primary (`tandem/model/heads.py`)."""

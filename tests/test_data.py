@@ -25,8 +25,9 @@ from tandem.data.corpus import Document, corpus_identity, documents, is_heldout,
 from tandem.data.iterator import Batches, heldout_windows, prompts
 from tandem.data.packing import open_tokens, pack
 from tandem.data.prompts import Prompt, prompt_file, read_prompts
+from tandem.data.sentencepiece_tokenizer import EOS_ID, NEWLINE_ID, CorpusTokenizer, train_tokenizer
 from tandem.data.sentences import LONGEST, sample_sentences, sentences
-from tandem.data.tokenizer import EOS_ID, NEWLINE_ID, Tokenizer, train_tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks.text import tfds_documents
 
@@ -40,12 +41,12 @@ def stdlib() -> list[Document]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(stdlib: list[Document]) -> Tokenizer:
-    return Tokenizer(train_tokenizer((document.text for document in stdlib[::8]), vocab_size=1024))
+def tokenizer(stdlib: list[Document]) -> CorpusTokenizer:
+    return CorpusTokenizer(train_tokenizer((document.text for document in stdlib[::8]), vocab_size=1024))
 
 
 @pytest.fixture(scope="module")
-def packed(stdlib: list[Document], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(stdlib: list[Document], tokenizer: CorpusTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokens")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "CHUNK_CHARACTERS", 100_000)
@@ -150,48 +151,48 @@ def test_unreadable_text_is_named(tmp_path: Path, name: str, content: bytes) -> 
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_comes_back(tokenizer: CorpusTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("text", ["", "\n", "\r\n\t", "\0", " x", "x ", " " * 40, "\u2581 a\u2581", "</s><pad><0x41>"])
-def test_awkward_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_awkward_text_comes_back(tokenizer: CorpusTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == text
     assert EOS_ID not in ids
 
 
-def test_sampled_corpus_comes_back(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+def test_sampled_corpus_comes_back(stdlib: list[Document], tokenizer: CorpusTokenizer) -> None:
     texts = [document.text for document in stdlib[::20]]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
 
 
 @pytest.mark.slow
-def test_whole_corpus_comes_back(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+def test_whole_corpus_comes_back(stdlib: list[Document], tokenizer: CorpusTokenizer) -> None:
     texts = [document.text for document in stdlib]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_many(texts)] == texts
 
 
-def test_indentation_and_line_ends_are_single_tokens(tokenizer: Tokenizer) -> None:
+def test_indentation_and_line_ends_are_single_tokens(tokenizer: CorpusTokenizer) -> None:
     ids = tokenizer.encode("\n        \n")
     assert [int(ids[0]), int(ids[-1])] == [NEWLINE_ID, NEWLINE_ID]
     assert len(ids) == 3
 
 
-def test_encoding_many_is_encoding_each(tokenizer: Tokenizer) -> None:
+def test_encoding_many_is_encoding_each(tokenizer: CorpusTokenizer) -> None:
     texts = ["a\u2581b", "", "def f():\n    return\n", "\u2581\u2581"]
     for ids, text in zip(tokenizer.encode_many(texts), texts, strict=True):
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
     assert tokenizer.encode_many([]) == []
 
 
-def test_training_is_deterministic_and_bounded(stdlib: list[Document], tokenizer: Tokenizer) -> None:
+def test_training_is_deterministic_and_bounded(stdlib: list[Document], tokenizer: CorpusTokenizer) -> None:
     texts = [document.text for document in stdlib[::8]]
     assert train_tokenizer(iter(texts), 1024) == tokenizer.model
     sampled = train_tokenizer(texts, 1024, max_bytes=200_000)
     assert sampled != tokenizer.model
-    assert Tokenizer(sampled).vocab_size == tokenizer.vocab_size == 1024
+    assert CorpusTokenizer(sampled).vocab_size == tokenizer.vocab_size == 1024
 
 
 WORDS = ["river", "stone", "lamp", "kettle", "garden", "window", "night", "собака", "кошка", "хлеб", "вода", "песня"]
@@ -203,11 +204,11 @@ def test_a_long_line_is_learnt_from_as_the_same_words_in_short_ones_are() -> Non
     words = [generator.choice(WORDS) for _ in range(6000)]
     long = " ".join(words)
     short = "\n".join(" ".join(words[start : start + 12]) for start in range(0, len(words), 12))
-    lengths = [len(Tokenizer(train_tokenizer([text], 420)).encode(long)) for text in (long, short)]
+    lengths = [len(CorpusTokenizer(train_tokenizer([text], 420)).encode(long)) for text in (long, short)]
     assert lengths[0] == pytest.approx(lengths[1], rel=0.02)
     assert lengths[0] < 1.5 * len(words)
     # Beside short lines a long one counts as much as they do.
-    assert len(Tokenizer(train_tokenizer([long.upper(), short], 480)).encode(long.upper())) < 1.5 * len(words)
+    assert len(CorpusTokenizer(train_tokenizer([long.upper(), short], 480)).encode(long.upper())) < 1.5 * len(words)
 
 
 PARTS = ["ab", " ", "  ", "é", "猫", "\U0001f600", "\t", "\n", "x" * 3000, "猫" * 900, " ".join(["word"] * 1000)]
@@ -230,7 +231,7 @@ def test_sentences_are_the_text_in_parts_that_fit(parts: list[str]) -> None:
 
 def test_a_line_with_the_character_that_sentencepiece_keeps_for_itself_is_not_left_out() -> None:
     assert list(sentences("one \u2585 two\n\u2585\nthree")) == ["one ", " two", "three"]
-    bars = Tokenizer(train_tokenizer(["\n".join(f"quokka \u2585 {word}" for word in WORDS * 20)], 380))
+    bars = CorpusTokenizer(train_tokenizer(["\n".join(f"quokka \u2585 {word}" for word in WORDS * 20)], 380))
     assert len(bars.encode(" quokka" * 10)) <= 20
     assert bars.decode(bars.encode("\u2585")) == "\u2585"
 
@@ -250,7 +251,7 @@ def test_impossible_vocabulary_is_refused(texts: list[str], size: int, why: str)
 
 
 def test_token_files_hold_every_document_once_in_its_split(
-    packed: Path, stdlib: list[Document], tokenizer: Tokenizer
+    packed: Path, stdlib: list[Document], tokenizer: CorpusTokenizer
 ) -> None:
     meta = json.loads((packed / "meta.json").read_text())
     group, found = split_group(STDLIB), {}
@@ -281,19 +282,17 @@ def test_token_files_that_are_cut_are_named(tmp_path: Path, packed: Path, name: 
         open_tokens(tmp_path / "tokens", "train")
 
 
-def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, tokenizer: CorpusTokenizer) -> None:
     for content in (b"", b"text", tokenizer.model[:1000]):
         (tmp_path / "tokenizer.model").write_bytes(content)
-        with pytest.raises(
-            EnvironmentFailure, match=r"tokenizer\.model: cannot be read as a tokenizer: not a Sentence"
-        ):
-            Tokenizer.from_file(tmp_path / "tokenizer.model")
-    with pytest.raises(EnvironmentFailure, match="gone: cannot be read as a tokenizer: No such file"):
-        Tokenizer.from_file(tmp_path / "gone")
+        with pytest.raises(EnvironmentFailure, match=r"tokenizer\.model: is not a SentencePiece model"):
+            load_tokenizer(tmp_path / "tokenizer.model")
+    with pytest.raises(EnvironmentFailure, match=r"gone\.model: cannot be read: No such file"):
+        load_tokenizer(tmp_path / "gone.model")
 
 
 @pytest.mark.parametrize(("fraction", "split"), [(0.0, "held-out"), (1.0, "training")])
-def test_empty_split_is_refused(tmp_path: Path, tokenizer: Tokenizer, fraction: float, split: str) -> None:
+def test_empty_split_is_refused(tmp_path: Path, tokenizer: CorpusTokenizer, fraction: float, split: str) -> None:
     with pytest.raises(ConfigurationError, match=f"the {split} split is empty"):
         pack([Document("a", "x"), Document("b", "y")], tokenizer, tmp_path, fraction)
     assert not (tmp_path / "meta.json").exists()
@@ -358,9 +357,10 @@ def test_heldout_windows_are_spread_and_do_not_overlap() -> None:
         heldout_windows(np.arange(100), 10, 10)
 
 
-def test_prompts_start_lines_inside_documents(packed: Path) -> None:
+def test_prompts_start_lines_inside_documents(packed: Path, tokenizer: CorpusTokenizer) -> None:
+    line_end = tokenizer.line_end
     tokens = open_tokens(packed, "heldout")
-    chosen = prompts(tokens.array, tokens.offsets, count=40, length=48, seed=0)
+    chosen = prompts(tokens.array, tokens.offsets, count=40, length=48, seed=0, line_end=line_end)
     assert chosen.shape == (40, 48)
     assert chosen.dtype == np.int32
     assert EOS_ID not in chosen
@@ -369,8 +369,8 @@ def test_prompts_start_lines_inside_documents(packed: Path) -> None:
     line_starts = set(tokens.offsets) | set(np.flatnonzero(tokens.array == NEWLINE_ID) + 1)
     assert all(places & line_starts for places in starts)
     assert len({tuple(prompt) for prompt in chosen}) == 40
-    np.testing.assert_array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, seed=0))
-    assert not np.array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, seed=1))
+    np.testing.assert_array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, 0, line_end))
+    assert not np.array_equal(chosen, prompts(tokens.array, tokens.offsets, 40, 48, 1, line_end))
 
 
 def test_prompts_are_spread_over_the_documents() -> None:
@@ -379,10 +379,11 @@ def test_prompts_are_spread_over_the_documents() -> None:
         np.concatenate([document + i * 100 * (document > NEWLINE_ID) for i in range(4)]),
         np.arange(4) * 61,
     )
-    chosen = prompts(tokens, offsets, count=8, length=5, seed=0)
+    line_end = np.arange(400) == NEWLINE_ID
+    chosen = prompts(tokens, offsets, count=8, length=5, seed=0, line_end=line_end)
     np.testing.assert_array_equal(np.bincount(chosen[:, 0] // 100), [2, 2, 2, 2])
     with pytest.raises(ConfigurationError, match=r"eval\.prompts=100: .* only 76 lines"):
-        prompts(tokens, offsets, count=100, length=4, seed=0)
+        prompts(tokens, offsets, count=100, length=4, seed=0, line_end=line_end)
 
 
 PROMPT_FILES = {

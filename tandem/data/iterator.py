@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from tandem.data.tokenizer import NEWLINE_ID
 from tandem.errors import ConfigurationError
 
 
@@ -62,10 +61,11 @@ def heldout_windows(tokens: np.ndarray, count: int, seq_len: int) -> np.ndarray:
 
 
 def prompts(
-    tokens: np.ndarray, offsets: np.ndarray, count: int, length: int, seed: int, newline_id: int = NEWLINE_ID
+    tokens: np.ndarray, offsets: np.ndarray, count: int, length: int, seed: int, line_end: np.ndarray
 ) -> np.ndarray:
     """Prompts [count, length] int32 from `count` different places, each the start of a line and inside one document.
 
+    `line_end` [V] bool says behind which tokens a line begins (`Tokenizer.line_end`).
     Spread over the documents: each gives its next one only after all others have given as many as they can.
     """
     rng = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def prompts(
     ends = np.append(offsets[1:], len(tokens)) - 1
     pools = []
     for start, end in zip(offsets, ends, strict=True):
-        lines = np.flatnonzero(tokens[start:end] == newline_id) + 1 + start
+        lines = np.flatnonzero(line_end[tokens[start:end]]) + 1 + start
         candidates = np.append(start, lines)
         candidates = candidates[candidates + length <= end]
         if len(candidates):

@@ -1,112 +1,123 @@
-"""A SentencePiece model for source code, and the exact round trip from text to ids and back."""
+"""Text to ids and back: the interface that every tokenizer has, and `load_tokenizer`, which finds the right one.
+
+A file a kind: `sentencepiece_tokenizer` (the corpus' own, and checkpoints' models), `huggingface_tokenizer`
+(`tokenizer.json`), `gguf_tokenizer` (the one inside a GGUF file).
+
+**Control tokens in text.** A checkpoint's vocabulary has names such as `<|im_end|>` that say where a turn or a document
+ends. Text that holds such a name is read in one of two ways. `special=False`, the default, takes it for text: a corpus,
+a question or a prompt from a file cannot end a document or begin a turn. `special=True` makes it the control token, as
+the checkpoint's own tooling does; that is for text which a chat template has written, and `tandem/data/chat.py` keeps
+plain what stood in the messages. What a vocabulary has whole without steering anything by it, as runs of spaces or
+`<think>`, is one token either way.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Iterable, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import sentencepiece
 
-from tandem.data.sentences import sample_sentences
-from tandem.errors import ConfigurationError, EnvironmentFailure
+from tandem.errors import EnvironmentFailure
 
-PAD_ID, EOS_ID, UNK_ID, NEWLINE_ID = 0, 1, 2, 3
-
-# SentencePiece writes a space as U+2581 inside its pieces.
-SPACE = "\u2581"
-INDENTATION = range(2, 17)
+Ids = Sequence[int] | np.ndarray
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_bytes: int = 10_000_000) -> bytes:
-    """The serialised model of a byte-fallback BPE trained on at most `max_bytes` of the lines of `texts`.
+class Tokenizer(ABC):
+    """Text to ids and back; ids are int32 below `vocab_size`, of which an embedding may have more rows."""
 
-    Deterministic: lines are taken at an even stride, and training has one thread. Nothing is normalised. A newline and
-    a run of 2 to 16 spaces are pieces of their own; as no learnt piece crosses a line, lines are trained on one by one,
-    long ones in parts.
-    Raises ConfigurationError where this text cannot fill the vocabulary, or the vocabulary cannot hold its characters.
+    name: str  # the file it was read from, for messages
+    vocab_size: int
+    eos_ids: tuple[int, ...]  # what ends a response; the first ends a document
+    bos_id: int | None
+    pad_id: int  # fills, where nothing reads it
+    start: tuple[int, ...]  # what a prompt begins with, as the checkpoint says; may be empty
+    special: Mapping[str, int]  # control tokens by name
+    named: Mapping[str, str]  # `bos_token`, `eos_token`, … as chat templates know them
+    template: str | None = None  # the checkpoint's chat template
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a document."""
+        return self.eos_ids[0]
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """What it makes of text, as fingerprints know it."""
+
+    @cached_property
+    def pieces(self) -> tuple[bytes, ...]:
+        """What each token adds to a text before it [V], for output that streams: a token may be part of a character.
+
+        Control tokens and unused ids add nothing.
+        """
+        return tuple(self._pieces())
+
+    @cached_property
+    def line_end(self) -> np.ndarray:
+        """Whether the text of a token ends with a newline [V] bool: behind such a token a line begins."""
+        return np.array([piece.endswith(b"\n") for piece in self.pieces], bool)
+
+    @abstractmethod
+    def encode_many(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
+        """The ids [n] int32 of each text, without beginning or end. The module says what `special` does."""
+
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        """`encode_many` of one text."""
+        return self.encode_many([text], special)[0]
+
+    def encode_prompt(self, text: str, special: bool = False) -> np.ndarray:
+        """The ids [n] int32 of `text` at the start of a document: `start` and then its own. At least one token, as
+        something must predict the next: of nothing, the beginning token, or what ends the document before."""
+        ids = np.concatenate([np.asarray(self.start, np.int32), self.encode(text, special)])
+        return ids if len(ids) else np.asarray([self.eos_id if self.bos_id is None else self.bos_id], np.int32)
+
+    @abstractmethod
+    def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        """The ids [n] int32 of plain texts with control tokens, given by their ids, between them."""
+
+    @abstractmethod
+    def decode(self, ids: Ids) -> str:
+        """The text of `ids` [n], as a text by itself: where encoding puts a space before a text, that one goes again.
+        Control tokens, and ids beyond the vocabulary, give nothing."""
+
+    def decode_response(self, ids: Ids) -> str:
+        """The text that `ids` [n] add to a prompt, a space before its first word included."""
+        known = (self.pieces[token] for token in np.asarray(ids).tolist() if token < self.vocab_size)
+        return b"".join(known).decode(errors="replace")
+
+    @abstractmethod
+    def _pieces(self) -> Sequence[bytes]: ...
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder (`tokenizer.json`, else `tokenizer.model`), of one of these files, or of a
+    GGUF file.
+
+    Special tokens are those of the JSON files beside it. Raises EnvironmentFailure, one line that names the file, where
+    there is none or it is damaged.
     """
-    lines = sample_sentences(texts, max_bytes)
-    if not lines:
-        raise ConfigurationError(["data: no text to train a tokenizer on"])
-    model = io.BytesIO()
-    options: dict[str, Any] = {
-        "model_type": "bpe",
-        "vocab_size": vocab_size,
-        "byte_fallback": True,
-        "character_coverage": 0.9999,
-        "normalization_rule_name": "identity",
-        "add_dummy_prefix": False,
-        "remove_extra_whitespaces": False,
-        "split_digits": True,
-        "user_defined_symbols": ["\n", *(SPACE * n for n in INDENTATION)],
-        "pad_id": PAD_ID,
-        "eos_id": EOS_ID,
-        "unk_id": UNK_ID,
-        "bos_id": -1,
-        "num_threads": 1,
-        "minloglevel": 2,
-    }
-    try:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **options)
-    except RuntimeError as error:
-        # Its message is the source line and the failed condition in brackets, then what to change.
-        why = str(error).rpartition("] ")[2] or str(error)
-        raise ConfigurationError([f"vocab_size={vocab_size}: {why}"]) from None
-    return model.getvalue()
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        if not found:
+            raise EnvironmentFailure(f"{path}: has neither tokenizer.json nor tokenizer.model")
+        path = found[0]
+    # Each kind brings a library that the others do not need.
+    if path.suffix == ".json":
+        from tandem.data import huggingface_tokenizer
 
+        return huggingface_tokenizer.load(path)
+    if path.suffix == ".gguf":
+        from tandem.data import gguf_tokenizer
 
-class Tokenizer:
-    """Text to ids and back, exactly; `eos_id` ends a document and `pad_id` fills."""
+        return gguf_tokenizer.load(path)
+    if ".model" in path.suffixes:  # Mistral's are called tokenizer.model.v3
+        from tandem.data import sentencepiece_tokenizer
 
-    eos_id = EOS_ID
-    pad_id = PAD_ID
-    newline_id = NEWLINE_ID
-
-    def __init__(self, model: bytes):
-        self.model = model
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab_size: int = self._processor.vocab_size()
-        self._space_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-
-    @classmethod
-    def from_file(cls, path: Path) -> Tokenizer:
-        """The tokenizer of a model's file. Raises EnvironmentFailure that names it where it is none."""
-        what = "not a SentencePiece model"
-        try:
-            if model := Path(path).read_bytes():  # SentencePiece takes nothing for a model that is to come
-                return cls(model)
-        except OSError as error:
-            what = error.strerror
-        except RuntimeError:
-            pass
-        raise EnvironmentFailure(f"{path}: cannot be read as a tokenizer: {what}")
-
-    def encode(self, text: str) -> np.ndarray:
-        """The ids [n] int32 of `text`, without a document end."""
-        return self.encode_many([text])[0]
-
-    def encode_prompt(self, text: str) -> np.ndarray:
-        """The ids [n] int32 of `text` at the start of a document, which in the corpus follows the end of another."""
-        return np.concatenate([np.asarray([self.eos_id], np.int32), self.encode(text)])
-
-    def encode_many(self, texts: Sequence[str], num_threads: int = 2) -> list[np.ndarray]:
-        """`encode` of each text."""
-        # A literal U+2581 would come back as a space: it is written as its bytes instead.
-        parts = [part for text in texts for part in text.split(SPACE)]
-        encoded = iter(self._processor.encode(parts, num_threads=num_threads))
-        results = []
-        for text in texts:
-            ids = next(encoded)
-            for _ in range(text.count(SPACE)):
-                ids = ids + self._space_ids + next(encoded)
-            results.append(np.asarray(ids, dtype=np.int32))
-        return results
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids` [n]; `eos_id` and `pad_id` give nothing."""
-        return self._processor.decode(np.asarray(ids).tolist())
+        return sentencepiece_tokenizer.load(path)
+    raise EnvironmentFailure(f"{path}: a tokenizer is a folder, tokenizer.json, a .model file or a .gguf file")
