@@ -16,9 +16,9 @@ def vocabulary(tokenizer: Tokenizer) -> Any:
     Text is plain: a name of a control token in a question is text. SeqIO pads with the tokenizer's own `pad_id`, and
     ids beyond the vocabulary decode to nothing.
     """
-    from tasks.text import _import_tensorflow
+    from tasks.tfds import import_tensorflow
 
-    tf, _ = _import_tensorflow()
+    tf, _ = import_tensorflow()
     import seqio
 
     class TokenizerVocabulary(seqio.Vocabulary):
