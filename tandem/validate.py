@@ -46,19 +46,20 @@ def nearest(word: str, options: Iterable[str]) -> str:
 
 
 def resolve_layer_map(pair: PairConfig, scale: ScaleConfig) -> list[int]:
-    """The layer map: the one configured, or L_S layer numbers evenly spaced inside 1 … L_L, and the embedding beside
-    each.
+    """The layer map: the one configured, or L_S layer numbers evenly spaced inside 1 … L_L, and beside each the
+    embedding and the last layer but one.
 
     The paper leaves the map open. An entry n is the output of primary layer n, that is the input of layer n + 1; 0 is
     the embedding. The ends are left out: states of the last layer are about a token that the secondary knows already,
-    and measured worse. The paper reads one state a layer; the embedding beside it measured better (docs/RESULTS.md).
+    and measured worse. The paper reads one state a layer; the two beside it measured better (docs/RESULTS.md).
     """
     if pair.layer_map is not None:
         return list(pair.layer_map)
     primary = scale.models[pair.primary].num_layers
     gaps = scale.models[pair.secondary].num_layers + 1
     # Whole-number rounding, halves up; a primary of few layers could round down to 0.
-    return [*(max(1, (2 * (j + 1) * primary + gaps) // (2 * gaps)) for j in range(gaps - 1)), *[0] * (gaps - 1)]
+    spaced = [max(1, (2 * (j + 1) * primary + gaps) // (2 * gaps)) for j in range(gaps - 1)]
+    return [*spaced, *[0] * len(spaced), *[max(1, primary - 1)] * len(spaced)]
 
 
 def validate(experiment: Experiment) -> list[str]:

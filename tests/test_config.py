@@ -239,9 +239,13 @@ def with_layers(primary: int, secondary: int) -> Experiment:
         (1, 3, [1, 1, 1]),
     ],
 )
-def test_default_layer_map_is_evenly_spaced_with_the_embedding_beside_each(primary, secondary, expected):
+def test_default_layer_map_is_evenly_spaced_with_two_more_states_beside_each(primary, secondary, expected):
     experiment = with_layers(primary, secondary)
-    assert resolve_layer_map(experiment.model, experiment.scale) == [*expected, *[0] * secondary]
+    assert resolve_layer_map(experiment.model, experiment.scale) == [
+        *expected,
+        *[0] * secondary,
+        *[max(1, primary - 1)] * secondary,
+    ]
 
 
 def test_default_layer_map_is_always_valid():
