@@ -13,6 +13,9 @@ has it. `first` shows the first text that differs, our ids and theirs.
 
 A FILE may also be a chat template (`.jinja`): of `conversations`, `same` give the same text on both sides, which is
 none where a template refuses one (`refused`).
+
+`--fixture tests/tokenizer_parity.json` writes instead what the other side makes of the texts in that file, which the
+tests compare with.
 """
 
 from __future__ import annotations
@@ -154,7 +157,8 @@ def compare(mine: dict[str, Any], other: dict[str, Any], given: Sequence[str]) -
     """How many texts get the same, for what both sides have, and the first that does not."""
     row: dict[str, Any] = {"texts": len(given)}
     # What the other side has more of is another reading of the same question.
-    same_question = {"digits": "special", "sentencepiece": "plain", "llama_cpp": "special", "llama_cpp_plain": "plain"}
+    same_question = {"digits": "special", "plain_digits": "plain", "sentencepiece": "plain"}
+    same_question |= {"llama_cpp": "special", "llama_cpp_plain": "plain"}
     for name, theirs in other.items():
         own = mine[same_question.get(name, name)]
         differs = [index for index, (a, b) in enumerate(zip(own, theirs, strict=True)) if a != b]
@@ -163,6 +167,21 @@ def compare(mine: dict[str, Any], other: dict[str, Any], given: Sequence[str]) -
             index = differs[0]
             row.setdefault("first", {})[name] = [given[index][:80], own[index][:24], theirs[index][:24]]
     return row
+
+
+def write_fixture(path: Path, files: Sequence[Path], python: str) -> None:
+    """What the other side makes of the texts in `path`, by file: `special`, and of `plain` what is not the same."""
+    given = json.loads(path.read_text())["texts"]
+    fixture: dict[str, Any] = {"texts": given}
+    for file in files:
+        found = theirs(python, file, given)
+        special, plain = (
+            found.get(name, found[kind]) for name, kind in (("digits", "special"), ("plain_digits", "plain"))
+        )
+        differing = {index: ids for index, ids in enumerate(plain) if ids != special[index]}
+        fixture[file.name] = {"special": special, "plain": differing}
+    lines = [f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in fixture.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def rendered(file: Path, messages: list[dict[str, str]]) -> str | None:
@@ -188,7 +207,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--python", required=True, help="a Python with transformers")
     parser.add_argument("--data", type=Path, required=True, help="holds text/ and evals/")
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--fixture", type=Path)
     options = parser.parse_args(argv)
+    if options.fixture:
+        write_fixture(options.fixture, options.files, options.python)
+        return []
     given = list(texts(options.data, options.count))
     table = []
     for file in options.files:

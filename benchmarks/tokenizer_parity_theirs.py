@@ -87,6 +87,7 @@ def main() -> None:
             steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
             answers["digits"] = encode(tokenizer, texts, add_special_tokens=False)
+            answers["plain_digits"] = encode(tokenizer, texts, add_special_tokens=False, split_special_tokens=True)
         answers |= llama_cpp(file, texts)
     elif ".model" in file.suffixes:
         import sentencepiece

@@ -66,8 +66,9 @@ def vocabulary(tokenizer: Tokenizer) -> Any:
             theirs = getattr(other, "tokenizer", None)
             return isinstance(theirs, Tokenizer) and theirs.sha256 == tokenizer.sha256
 
-    def _encoded(text: bytes) -> np.ndarray:
-        return tokenizer.encode(text.decode())
+    def _encoded(text: Any) -> np.ndarray:
+        # Bytes in a graph, an array of them outside.
+        return tokenizer.encode((text if isinstance(text, bytes) else text.item()).decode())
 
     def _decoded(ids: np.ndarray) -> np.ndarray:
         rows = ids.reshape(-1, ids.shape[-1])

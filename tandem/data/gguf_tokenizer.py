@@ -80,7 +80,8 @@ def from_metadata(metadata: Mapping[str, Any], name: str) -> HuggingFaceTokenize
     ]
     built(lambda: backend.add_tokens(added), name)
     begins = file.flag("add_bos_token", begins)
-    return HuggingFaceTokenizer(backend, file.special_tokens(), file.content(), name, begins)
+    unused = [index for index, of in enumerate(file.types) if of == UNUSED]
+    return HuggingFaceTokenizer(backend, file.special_tokens(), file.content(), name, begins, unused)
 
 
 class _Metadata:
@@ -99,9 +100,12 @@ class _Metadata:
             index = next(index for index, token in enumerate(self.tokens) if self.ids[token] != index)
             twice = f"{GGML}tokens has {self.tokens[index]!r} twice, at {index} and {self.ids[self.tokens[index]]}"
             raise EnvironmentFailure(f"{name}: {twice}")
-        self.types = self.array("token_type", int) or [NORMAL] * len(self.tokens)
-        if len(self.types) != len(self.tokens):
-            raise EnvironmentFailure(f"{name}: has {len(self.tokens)} tokens and {len(self.types)} {GGML}token_type")
+        types = self.array("token_type", int) or [NORMAL] * len(self.tokens)
+        if len(types) != len(self.tokens):
+            raise EnvironmentFailure(f"{name}: has {len(self.tokens)} tokens and {len(types)} {GGML}token_type")
+        # Older converters gave the names that fill a vocabulary up the type of tokens that text may have.
+        places = enumerate(zip(self.tokens, types, strict=True))
+        self.types = [UNUSED if token == f"[PAD{index}]" else of for index, (token, of) in places]
 
     def content(self) -> bytes:
         """All of it, as it is known by its hash."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,8 +27,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizers.Tokenizer` with a checkpoint's special tokens.
 
     `content` is what it was made from: with the special tokens, it is what the tokenizer means. `begins` says whether a
-    prompt starts with the beginning token; with None its post-processor does, unless the files beside it say. Raises
-    EnvironmentFailure where files and vocabulary do not agree.
+    prompt starts with the beginning token; with None its post-processor does, unless the files beside it say. `unused`
+    ids fill the vocabulary up. Raises EnvironmentFailure where files and vocabulary do not agree.
     """
 
     def __init__(
@@ -38,8 +38,10 @@ class HuggingFaceTokenizer(Tokenizer):
         content: bytes,
         name: str = "the tokenizer",
         begins: bool | None = None,
+        unused: Collection[int] = (),
     ):
         self.name = name
+        self._unused = unused
         self._backend, self._content, self._lock = backend, hashlib.sha256(content), threading.Lock()
         # A file may have been saved by who trained on batches of one length.
         backend.no_truncation()
@@ -48,6 +50,9 @@ class HuggingFaceTokenizer(Tokenizer):
         self._vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         if not self._vocabulary:
             raise EnvironmentFailure(f"{name}: has no vocabulary")
+        ids = set(self._vocabulary.values())
+        if len(ids) < len(self._vocabulary):
+            raise EnvironmentFailure(f"{name}: has {len(self._vocabulary)} tokens with {len(ids)} ids")
         self.vocab_size = max(self._vocabulary.values()) + 1
         added = backend.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
@@ -127,6 +132,8 @@ class HuggingFaceTokenizer(Tokenizer):
             pieces[index] = _bytes(token, kinds)
         for index, token in self._backend.get_added_tokens_decoder().items():
             pieces[index] = b"" if token.special else token.content.encode()
+        for index in self._unused:
+            pieces[index] = b""
         return pieces
 
 

@@ -78,16 +78,20 @@ class SentencePieceTokenizer(Tokenizer):
         self.name, self.model = name, model
         self._tokens = tokens or SpecialTokens()
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise EnvironmentFailure(f"{name}: is not a SentencePiece model ({error})") from None
-        self.vocab_size: int = self._processor.vocab_size()
-        processor, ids = self._processor, range(self.vocab_size)
-        if not ids:
+            processor = self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.vocab_size: int = processor.vocab_size()
+            names = [processor.id_to_piece(token) for token in range(self.vocab_size)]
+        except (RuntimeError, UnicodeDecodeError) as error:
+            said = " ".join(str(error).split())
+            raise EnvironmentFailure(f"{name}: is not a SentencePiece model ({said})") from None
+        if not names:
             raise EnvironmentFailure(f"{name}: is not a SentencePiece model (it has no pieces)")
         # The unknown token is none that steers, and `transformers` reads its name in text as it reads theirs.
-        named = (token for token in ids if processor.is_control(token) or processor.is_unknown(token))
-        self.special = {processor.id_to_piece(token): token for token in named}
+        self.special = {
+            name: token
+            for token, name in enumerate(names)
+            if processor.is_control(token) or processor.is_unknown(token)
+        }
         self.bos_id = self._id("bos_token", processor.bos_id())
         self.eos_ids = self._tokens.ends(self._id("eos_token", processor.eos_id()), self.vocab_size, name)
         pad = self._id("pad_token", processor.pad_id())
