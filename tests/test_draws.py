@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tandem.config import Verification
 from tandem.decoding import inversion
 from tandem.decoding.chance import Keys, row_keys
 from tandem.decoding.law import Law
+from tandem.decoding.verification import acceptance, accepted_count, residual
 
 LAWS = {"whole": Law(1.0), "top-p": Law(1.0, top_p=0.95)}
 ACTIVE = jnp.ones(1, bool)
@@ -158,3 +160,55 @@ def test_a_rare_event_is_rare():
         return jnp.sum(Keys().bernoulli(keys, jnp.full(64, position), 0, never, jnp.ones(64, bool))[0])
 
     assert int(jnp.sum(jax.jit(lambda: jax.lax.map(draw, jnp.arange(256)))())) <= 2
+
+
+# --- ratios -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verification", Verification)
+def test_a_draft_that_neither_law_has_is_refused(verification):
+    """0/0: what comes after it is the residual of its place."""
+    p = jnp.broadcast_to(jnp.asarray([0.5, 0.5, 0.0, 0.0]), (1, 3, 4))
+    q = jnp.broadcast_to(jnp.asarray([0.6, 0.4, 0.0, 0.0]), (1, 2, 4))
+    drafts, drafted = jnp.asarray([[2, 0]]), jnp.asarray([2])
+    chances, weight = acceptance(verification, p, q, drafts, drafted)
+    assert np.all(np.isfinite(chances))
+    assert np.all(np.isfinite(weight))
+    events = inversion.event(chances, jnp.zeros(chances.shape, jnp.uint32))
+    accepted = accepted_count(verification, events)
+    assert int(accepted[0]) == 0
+    after = residual(p, q, weight, accepted, drafted)
+    np.testing.assert_allclose(after, [[0, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("verification", Verification)
+@pytest.mark.parametrize("first", [0.0, 1e-45, 1e-38, 1.0])
+@pytest.mark.parametrize("second", [0.0, 1e-45, 1e-38, 1.0])
+def test_no_ratio_of_extremes_is_undefined(verification, first, second):
+    """Weights that fell to 0 do not meet infinite ratios."""
+    p = jnp.asarray([[[first, 1 - first], [1.0, 0.0], [0.5, 0.5]]], jnp.float32)
+    q = jnp.asarray([[[1.0, 0.0], [second, 1 - second]]], jnp.float32)
+    chances, weight = acceptance(verification, p, q, jnp.zeros((1, 2), jnp.int32), jnp.asarray([2]))
+    assert np.all((np.asarray(chances) >= 0) & (np.asarray(chances) <= 1))
+    for accepted in range(3):
+        after = np.asarray(residual(p, q, weight, jnp.asarray([accepted]), jnp.asarray([2])))
+        assert after.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("verification", Verification)
+def test_a_verified_draft_has_the_primarys_law_at_a_real_vocabulary(verification):
+    """The law of the first token of a block of one draft, summed over every draft."""
+    size = 262_144
+    law = Law(1.0, top_p=0.95)
+    p = law.probabilities(jnp.asarray(logits(size)))
+    q = law.probabilities(jnp.asarray(0.7 * logits(size) + 0.5 * logits(size, 1)))
+    one = jnp.ones(1, jnp.int32)
+
+    def given(draft: jax.Array) -> jax.Array:
+        return acceptance(verification, jnp.stack([p, p])[None], q[None, None], draft[None, None], one)[0][0, 0]
+
+    accepted = np.asarray(jax.jit(jax.vmap(given))(jnp.arange(size)), np.float64)
+    after = residual(jnp.stack([p, p])[None], q[None, None], jnp.ones((1, 2)), 0 * one, one)[0]
+    kept = exact(q) * accepted
+    assert total_variation(kept + (1 - kept.sum()) * exact(after), exact(p)) < 1e-6
+    assert np.all(np.asarray(after)[np.asarray(p) == 0] == 0)
