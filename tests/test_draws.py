@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from enumeration import PRIMARY, SECONDARY, random_decoder
 
 from tandem.config import Verification
 from tandem.decoding import inversion
 from tandem.decoding.chance import Keys, row_keys
+from tandem.decoding.drafters.independent import Independent
+from tandem.decoding.engine import Engine
 from tandem.decoding.law import Law
 from tandem.decoding.verification import acceptance, accepted_count, residual
 
@@ -162,6 +165,66 @@ def test_a_rare_event_is_rare():
     assert int(jnp.sum(jax.jit(lambda: jax.lax.map(draw, jnp.arange(256)))())) <= 2
 
 
+# --- cuts -------------------------------------------------------------------------------------------------------------
+
+
+def kept_by_sorting(probabilities: np.ndarray, k: int, p: float) -> np.ndarray:
+    """Which of float32 `probabilities` [V] top-k and then top-p keep, by sorting and by sums in float64."""
+    wide = probabilities.astype(np.float64)
+    if k:
+        wide = np.where(wide < np.sort(wide)[-k], 0, wide)
+    order = np.argsort(-wide, kind="stable")
+    before = np.cumsum(wide[order]) - wide[order]
+    kept = np.zeros(len(wide), bool)
+    kept[order] = before < p * wide.sum()
+    return kept & (wide > 0)
+
+
+@pytest.mark.parametrize("steps", [0, 0.5], ids=["all different", "many equal"])
+@pytest.mark.parametrize(("k", "p"), [(50, 1.0), (1000, 0.9), (0, 0.5), (0, 0.95), (0, 0.999)])
+def test_cuts_keep_what_sorting_keeps(k, p, steps):
+    size = 32_768
+    values = np.stack([logits(size, seed) for seed in range(2)])
+    if steps:
+        values = np.round(values / steps) * np.float32(steps)
+    whole, cut = (np.asarray(Law(1.0, *cuts).probabilities(jnp.asarray(values))) for cuts in [(), (k, p)])
+    for row in range(2):
+        kept = kept_by_sorting(whole[row], k, p)
+        # Sums in float32 may end a few tokens away, of all but no mass.
+        assert whole[row][kept != (cut[row] > 0)].sum() < 1e-6
+        expected = exact(np.where(kept, whole[row], 0))
+        assert total_variation(cut[row], expected) < 1e-6
+        # From the greatest down, and of equals the first ones: no token is kept behind one that is not.
+        falling = cut[row][np.argsort(-whole[row], kind="stable")] > 0
+        assert np.all(falling[: falling.sum()])
+
+
+def test_top_k_tells_apart_what_a_temperature_makes_equal():
+    values = np.random.default_rng(0).permutation(np.linspace(-4, 4, 5000)).astype(np.float32)
+    law = np.asarray(Law(1e6, top_k=50).probabilities(jnp.asarray(values)))
+    np.testing.assert_array_equal(law > 0, values >= np.sort(values)[-50])
+
+
+def test_top_k_knows_one_zero():
+    law = Law(1.0, top_k=2).probabilities(jnp.asarray([-1.0, -0.0, 0.0, 0.0, -jnp.inf]))
+    np.testing.assert_allclose(law, [0, 1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+
+
+def test_a_flat_law_is_cut_to_its_share():
+    cut = np.asarray(Law(1.0, top_p=0.3).probabilities(jnp.zeros((1, 1000))))[0]
+    assert np.flatnonzero(cut).tolist() == list(range(300))
+    np.testing.assert_allclose(cut[:300], 1 / 300, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [4096, 262_144])
+def test_a_law_sums_up_to_1_with_a_long_tail(size):
+    """Each token of the tail is less than float32 can add to the head."""
+    values = np.full(size, np.log(2e-8), np.float32)
+    values[0] = 0
+    for law in (Law(1.0), Law(1.0, top_p=0.999)):
+        assert np.asarray(law.probabilities(jnp.asarray(values)), np.float64).sum() == pytest.approx(1, abs=1e-6)
+
+
 # --- ratios -----------------------------------------------------------------------------------------------------------
 
 
@@ -212,3 +275,63 @@ def test_a_verified_draft_has_the_primarys_law_at_a_real_vocabulary(verification
     kept = exact(q) * accepted
     assert total_variation(kept + (1 - kept.sum()) * exact(after), exact(p)) < 1e-6
     assert np.all(np.asarray(after)[np.asarray(p) == 0] == 0)
+
+
+# --- temperatures -----------------------------------------------------------------------------------------------------
+
+SMALL = [1e-8, 1e-9, 1e-10, 1e-30, 1e-38, 1e-45, 1e-46, 5e-324]
+
+
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 3}, {"top_p": 0.9}], ids=["whole", "top-k", "top-p"])
+@pytest.mark.parametrize("temperature", SMALL)
+def test_the_law_at_a_small_temperature_is_greedy(temperature, cuts):
+    """Compiled, where products and sums are fused and rounded once."""
+    for values in ([[1.5, -3.0, 7.25, 7.249, -40.0], [-1e4, -2e4, -3e4, -9999.0, -1e9]], [logits(4096) + 5] * 2):
+        law = jax.jit(Law(temperature, **cuts).probabilities)(jnp.asarray(values, jnp.float32))
+        np.testing.assert_array_equal(law, Law().probabilities(jnp.asarray(values, jnp.float32)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-10, 5e-324])
+def test_equal_logits_are_equally_probable_at_every_temperature(temperature):
+    law = Law(temperature).probabilities(jnp.asarray([[9.0, 9.0, -900.0, 9.0]]))
+    np.testing.assert_allclose(law, [[1 / 3, 1 / 3, 0, 1 / 3]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e39, 1e308])
+def test_the_law_at_a_great_temperature_is_flat(temperature):
+    law = Law(temperature).probabilities(jnp.asarray([[9.0, -9.0, 90.0, -jnp.inf]]))
+    np.testing.assert_allclose(law, [[1 / 3, 1 / 3, 1 / 3, 0]], rtol=1e-6)
+
+
+def test_infinite_logits_have_a_law():
+    infinite = jnp.inf
+    values = jnp.asarray([[infinite, 1.0, infinite, -infinite], [-infinite] * 4, [1.0, 1.0, -infinite, -infinite]])
+    for law in (Law(1.0), Law(1e-45), Law(1.0, top_k=2), Law(0.5, top_p=0.9)):
+        probabilities = np.asarray(law.probabilities(values))
+        np.testing.assert_allclose(probabilities[0], [0.5, 0, 0.5, 0])
+        np.testing.assert_allclose(probabilities[2], [0.5, 0.5, 0, 0])
+        assert probabilities[1].sum() == pytest.approx(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("temperature", "options"),
+    [
+        (1e-10, {}),
+        (1e-10, {"gamma": 2}),
+        (1e-45, {"gamma": 2, "verification": Verification.block}),
+    ],
+)
+def test_the_text_at_a_small_temperature_is_the_greedy_one(temperature, options):
+    graph, weights = random_decoder(PRIMARY, 0, jnp.float32)
+    model, drafter_weights = random_decoder(SECONDARY, 1, jnp.float32)
+    rows, new = 8, 16
+
+    def text(law: Law) -> np.ndarray:
+        engine = Engine(graph, Independent(model), law=law, width=3, **options)
+        prompts = jnp.asarray(np.random.default_rng(0).integers(0, PRIMARY.vocab_size, (rows, 4)), jnp.int32)
+        state = engine.prefill(weights, drafter_weights, prompts, jnp.full(rows, 4), max_new_tokens=new)
+        state = engine.decode(weights, drafter_weights, state, jnp.full(rows, 3 + new))
+        return np.asarray(state.tokens)[:, 4 : 4 + new]
+
+    np.testing.assert_array_equal(text(Law(temperature)), text(Law()))
