@@ -104,13 +104,13 @@ class _Checks:
     def at_least(self, key: str, value: float, least: float) -> bool:
         good = math.isfinite(value) and value >= least
         if not good:
-            self.wrong(key, value, f"must be at least {least}")
+            self.wrong(key, value, f"must be at least {least}{_finite(value)}")
         return good
 
     def positive(self, key: str, value: float) -> bool:
         good = math.isfinite(value) and value > 0
         if not good:
-            self.wrong(key, value, "must be above 0")
+            self.wrong(key, value, f"must be above 0{_finite(value)}")
         return good
 
     def within(self, key: str, value: float, least: float, most: float) -> None:
@@ -120,6 +120,10 @@ class _Checks:
     def block_lengths(self, key: str, values: list[int]) -> None:
         if not values or min(values) < 1:
             self.wrong(key, values, "must be one or more block lengths of at least 1")
+
+
+def _finite(value: float) -> str:
+    return "" if math.isfinite(value) else " and finite"
 
 
 def _scale(scale: ScaleConfig, check: _Checks) -> None:

@@ -148,6 +148,8 @@ UNFIT = [
     ("gamma=-1", "gamma=-1 must be at least 0"),
     ("tau=1.5", "tau=1.5 must be from 0.0 to 1.0"),
     ("decode.temperature=-1", "decode.temperature=-1.0 must be at least 0"),
+    ("decode.temperature=inf", "decode.temperature=inf must be at least 0 and finite"),
+    ("decode.temperature=nan", "decode.temperature=nan must be at least 0 and finite"),
     ("decode.top_p=0", "decode.top_p=0.0 must be above 0 and at most 1"),
     ("decode.num_samples=0", "decode.num_samples=0 must be at least 1"),
     ("decode.cache_tokens=100", "decode.cache_tokens=100 must hold decode.prompt_tokens=64"),

@@ -309,7 +309,18 @@ def test_laws_cut_and_renormalise():
     np.testing.assert_allclose(Law(0.5).probabilities(logits)[0], squared / squared.sum(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+    ],
+)
 def test_laws_that_are_none_are_refused(options):
     with pytest.raises(ValueError, match="temperature and top_k must be at least 0"):
         Law(**options)

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from tandem.decoding import inversion
+
 
 class Chance(Protocol):
     """`active` [B] says for which rows the outcome counts."""
@@ -36,27 +38,19 @@ class Keys:
     def categorical(
         self, state: jax.Array, position: jax.Array, slot: jax.Array | int, probabilities: jax.Array, active: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        # By inversion: one number a draw, where Gumbel's method would take one for each word of the vocabulary.
-        cumulative = jnp.cumsum(probabilities, axis=-1)
-        threshold = _uniform(state, position, slot, 1, probabilities.dtype) * cumulative[:, -1:]
-        index = jnp.sum(cumulative <= threshold, axis=-1)
-        # Rounding may carry the threshold to the total: the last token that is possible at all.
-        last = probabilities.shape[-1] - 1 - jnp.argmax(jnp.flip(probabilities > 0, axis=-1), axis=-1)
-        return jnp.minimum(index, last).astype(jnp.int32), state
+        return inversion.token(probabilities, _bits(state, position, slot, inversion.BITS)), state
 
     def bernoulli(
         self, state: jax.Array, position: jax.Array, slot: jax.Array | int, probabilities: jax.Array, active: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        numbers = _uniform(state, position, slot, probabilities.shape[-1], probabilities.dtype)
-        return numbers < probabilities, state
+        return inversion.event(probabilities, _bits(state, position, slot, probabilities.shape[-1])), state
 
 
-def _uniform(keys: jax.Array, position: jax.Array, slot: jax.Array | int, count: int, dtype: Any) -> jax.Array:
-    """[B, count] numbers in [0, 1)."""
+def _bits(keys: jax.Array, position: jax.Array, slot: jax.Array | int, count: int) -> jax.Array:
+    """[B, count] random numbers of 32 bits."""
 
     def row(key: jax.Array, position: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(key, position), slot)
-        return jax.random.uniform(key, (count,), dtype)
+        return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, position), slot), (count,), jnp.uint32)
 
     return jax.vmap(row)(keys, position)
 

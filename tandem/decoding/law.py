@@ -5,23 +5,32 @@ One function makes both p and q, in one order; the acceptance ratio p/q is meani
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from tandem.decoding import cuts
+
 
 @dataclass(frozen=True)
 class Law:
-    """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing; ties at the k-th token are all kept."""
+    """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing; ties at the k-th token are all kept, and of ties
+    at top_p's end as many as reach it.
+
+    Towards temperature 0 the law becomes that of greedy decoding, down to the smallest float. Where the highest logits
+    are the very same number it is even between them, as at any temperature above 0, and greedy takes the first.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"{self}: temperature and top_k must be at least 0, top_p above 0 and at most 1")
+        if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
+            rule = "temperature and top_k must be at least 0 and finite, top_p above 0 and at most 1"
+            raise ValueError(f"{self}: {rule}")
 
     @property
     def greedy(self) -> bool:
@@ -32,20 +41,17 @@ class Law:
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if self.greedy:
             return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
-        logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
-            least = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
-            logits = jnp.where(logits < least, -jnp.inf, logits)
-        probabilities = jax.nn.softmax(logits, axis=-1)
+            logits = cuts.top_k(logits, self.top_k)  # before a temperature could make different ones equal
+        # The nearest temperature that is a normal number of this type, as is its inverse, by which XLA multiplies.
+        least = float(jnp.finfo(logits.dtype).tiny)
+        temperature = min(max(self.temperature, least), 1 / least)
+        highest = jnp.max(logits, axis=-1, keepdims=True)
+        # The highest has odds 1 without subtracting, as it may be infinite.
+        odds = jnp.where(logits == highest, 1, jnp.exp((logits - highest) / temperature))
         if self.top_p < 1:
-            order = jnp.flip(jnp.argsort(probabilities, axis=-1), axis=-1)
-            falling = jnp.take_along_axis(probabilities, order, axis=-1)
-            # A token is kept while those before it do not yet reach top_p; so the first is always kept.
-            kept = jnp.cumsum(falling, axis=-1) - falling < self.top_p
-            back = jnp.argsort(order, axis=-1)
-            probabilities = jnp.where(jnp.take_along_axis(kept, back, axis=-1), probabilities, 0)
-            probabilities /= jnp.sum(probabilities, axis=-1, keepdims=True)
-        return probabilities
+            odds = cuts.top_p(odds, self.top_p)
+        return odds / jnp.sum(odds, axis=-1, keepdims=True)
 
 
 GREEDY = Law()

@@ -24,7 +24,11 @@ def acceptance(
     """
     gamma = drafts.shape[1]
     at = drafts[..., None]
-    ratio = jnp.take_along_axis(p[:, :gamma], at, axis=-1)[..., 0] / jnp.take_along_axis(q, at, axis=-1)[..., 0]
+    at_p, at_q = (jnp.take_along_axis(law, at, axis=-1)[..., 0] for law in (p[:, :gamma], q))
+    # No draft has q = 0; where it has none the less, by a drafter that draws otherwise, it is refused. Finite, or what
+    # was refused before would be 0 · ∞ here.
+    least = jnp.finfo(p.dtype).tiny
+    ratio = jnp.where(at_q > 0, at_p / jnp.maximum(at_q, least), 0)
     made = jnp.arange(gamma) < drafted[:, None]
     if method is Verification.token:
         return jnp.where(made, jnp.minimum(ratio, 1), 0), jnp.ones(p.shape[:2], p.dtype)
@@ -60,5 +64,6 @@ def residual(p: jax.Array, q: jax.Array, weight: jax.Array, accepted: jax.Array,
     left = jnp.maximum(weight[row, accepted, None] * at_p - at_q, 0)
     mass = jnp.sum(left, axis=-1, keepdims=True)
     # No mass is left only by rounding, where p and q are all but equal.
-    whole = (accepted == drafted)[:, None] | (mass <= 0)
-    return jnp.where(whole, at_p, left / jnp.where(mass > 0, mass, 1))
+    least = jnp.finfo(p.dtype).tiny
+    whole = (accepted == drafted)[:, None] | (mass < least)
+    return jnp.where(whole, at_p, left / jnp.maximum(mass, least))
