@@ -46,7 +46,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Step(
                 kind="agreement",
                 name="agreement",
-                version=2,
+                version=3,
                 config={
                     "gammas": evaluation.gammas,
                     "sequences": evaluation.sequences,

@@ -112,6 +112,8 @@ def test_a_position_is_compared_on_its_own_tokens():
     assert [row["total_variation_control"] for row in rows] == pytest.approx([0.6, 0.5, 0.4])
     assert [row["edge_left"] for row in rows] == pytest.approx([1, 0.5, 0])
     assert agreement.edge_left(0.5, 0.6, 0.6) is None, "no edge to begin with"
+    assert agreement.edge_left(0.5, 0.597, 0.6) is None, "an edge of half a hundredth"
+    assert agreement.edge_left(0.57, 0.54, 0.6) == pytest.approx(0.5)
     assert "total_variation_control" not in agreement.paired_by_position(stale, 3, fresh, None)[0]
 
 

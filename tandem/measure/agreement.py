@@ -22,6 +22,8 @@ from tandem.parallel.sharding import batch_rows, fetch, put
 from tandem.training.objective import cross_entropy
 
 MEASURES = ("accuracy", "cross_entropy", "relative_accuracy", "total_variation")
+# A share of less than this is a share of noise.
+LEAST_EDGE = 0.01
 
 
 def token_measures(logits: jax.Array, primary_logits: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
@@ -150,7 +152,7 @@ def paired_by_position(
 
 def edge_left(total_variation: float, fresh: float, control: float | None) -> float | None:
     """The share of a tandem's edge over a control at γ = 1, `control` - `fresh`, that is left where its states are
-    older; null where it has none. All are on the same tokens."""
-    if control is None or control <= fresh:
+    older; null where it is less than `LEAST_EDGE` of the control's. All are on the same tokens."""
+    if control is None or control - fresh < LEAST_EDGE * control:
         return None
     return (control - total_variation) / (control - fresh)
