@@ -126,6 +126,19 @@ def test_the_gradient_of_distillation_reaches_the_student_alone(primary, pair, l
     np.testing.assert_array_equal(teachers, 0)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_the_gradient_of_distillation_by_hand_is_what_differentiation_gives(logits, temperature):
+    teacher, student = jnp.float32(logits["primary"]), jnp.float32(logits["secondary"])
+    counts = jax.random.uniform(KEY, student.shape[:-1])
+
+    def plain(student):
+        p, q = (jax.nn.log_softmax(side / temperature) for side in (teacher, student))
+        return jnp.sum(counts * temperature**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1))
+
+    ours = jax.grad(lambda student: jnp.sum(counts * distillation(student, teacher, temperature)))(student)
+    np.testing.assert_allclose(ours, jax.grad(plain)(student), rtol=1e-4, atol=1e-6)
+
+
 def test_tandem_loss_is_the_sum_of_its_parts(primary, pair, logits):
     cases = list(itertools.product(PrimaryMode, [None, 0.0, 0.5]))
 

@@ -8,7 +8,6 @@ theirs can exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -45,27 +44,29 @@ def distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: floa
 
     The teacher is a constant: no gradient passes through it.
     """
-    return _distillation(temperature, logits, teacher_logits)
+    return _distillation(logits, teacher_logits, temperature)
 
 
-# With its gradient by hand, p - q: from the sums of the forward pass alone, in one pass over the vocabulary.
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _distillation(temperature: float, logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-    return _distillation_forward(temperature, logits, teacher_logits)[0]
+# With its gradient by hand, q - p: from the sums of the forward pass alone, in one pass over the vocabulary.
+@jax.custom_vjp
+def _distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: jax.Array | float) -> jax.Array:
+    return _distillation_forward(logits, teacher_logits, temperature)[0]
 
 
-def _distillation_forward(temperature: float, logits: jax.Array, teacher_logits: jax.Array) -> tuple[jax.Array, Any]:
+def _distillation_forward(
+    logits: jax.Array, teacher_logits: jax.Array, temperature: jax.Array | float
+) -> tuple[jax.Array, Any]:
     student, teacher = logits / temperature, teacher_logits / temperature
     student_sum, teacher_sum = (jax.nn.logsumexp(side, axis=-1, keepdims=True) for side in (student, teacher))
     apart = jnp.sum(jnp.exp(teacher - teacher_sum) * (teacher - student), axis=-1)
     value = temperature**2 * (apart + (student_sum - teacher_sum)[..., 0])
-    return value, (logits, teacher_logits, student_sum, teacher_sum)
+    return value, (logits, teacher_logits, student_sum, teacher_sum, temperature)
 
 
-def _distillation_backward(temperature: float, saved: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    logits, teacher_logits, student_sum, teacher_sum = saved
+def _distillation_backward(saved: Any, cotangent: jax.Array) -> tuple[jax.Array, None, None]:
+    logits, teacher_logits, student_sum, teacher_sum, temperature = saved
     q, p = jnp.exp(logits / temperature - student_sum), jnp.exp(teacher_logits / temperature - teacher_sum)
-    return temperature * (q - p) * cotangent[..., None], None
+    return temperature * (q - p) * cotangent[..., None], None, None
 
 
 _distillation.defvjp(_distillation_forward, _distillation_backward)
