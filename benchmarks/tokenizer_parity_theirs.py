@@ -22,7 +22,8 @@ def read(file: Path):
         return AutoTokenizer.from_pretrained(file if file.is_dir() else file.parent)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(file, Path(folder) / "tokenizer.model")
-        return PreTrainedTokenizerFast.from_pretrained(folder, vocab_file=str(Path(folder) / "tokenizer.model"))
+        path = str(Path(folder) / "tokenizer.model")
+        return PreTrainedTokenizerFast.from_pretrained(folder, vocab_file=path, add_bos_token=True)
 
 
 def encode(tokenizer, texts, **options):
