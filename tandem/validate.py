@@ -28,6 +28,7 @@ from tandem.config import (
     TrainConfig,
 )
 from tandem.data.prompts import PROMPT_SETS, prompt_file
+from tandem.model.families import family_names
 from tandem.model.heads import HEADS
 
 LARGEST_SEED = 2**31 - 1
@@ -142,15 +143,35 @@ def _decoder(key: str, decoder: DecoderConfig, check: _Checks) -> None:
     sizes = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_ff", "vocab_size")
     # A list, not a generator: every size is to be checked.
     if all([check.at_least(f"{key}.{size}", getattr(decoder, size), 1) for size in sizes]):
-        if decoder.d_model % decoder.num_heads:
+        which = "num_heads" if decoder.head_size is None else "head_size"
+        if decoder.head_size is None and decoder.d_model % decoder.num_heads:
             check.wrong(f"{key}.num_heads", decoder.num_heads, f"must divide d_model={decoder.d_model}")
-        elif decoder.head_dim % 2:
+        elif decoder.head_dim < 2 or decoder.head_dim % 2:
             rule = f"makes heads of {decoder.head_dim} dimensions, and rotary positions need an even number"
-            check.wrong(f"{key}.num_heads", decoder.num_heads, rule)
+            check.wrong(f"{key}.{which}", getattr(decoder, which), rule)
+        elif not 0 < decoder.rotary_fraction <= 1 or decoder.rotary_dim < 2 or decoder.rotary_dim % 2:
+            rule = f"must turn an even number of a head's {decoder.head_dim} dimensions, two or more"
+            check.wrong(f"{key}.rotary_fraction", decoder.rotary_fraction, rule)
         if decoder.num_heads % decoder.num_kv_heads:
             check.wrong(f"{key}.num_kv_heads", decoder.num_kv_heads, f"must divide num_heads={decoder.num_heads}")
     check.positive(f"{key}.rope_theta", decoder.rope_theta)
     check.positive(f"{key}.norm_eps", decoder.norm_eps)
+    check.at_least(f"{key}.global_every", decoder.global_every, 0)
+    for name in ("window", "context_length"):
+        if getattr(decoder, name) is not None:
+            check.at_least(f"{key}.{name}", getattr(decoder, name), 1)
+    for name in ("rope_factor", "rope_original_length", "embedding_scale"):
+        check.positive(f"{key}.{name}", getattr(decoder, name))
+    for name in ("local_rope_theta", "query_scale", "attention_softcap", "logits_softcap", "rope_attention_factor"):
+        if getattr(decoder, name) is not None:
+            check.positive(f"{key}.{name}", getattr(decoder, name))
+    if decoder.rope_low_freq_factor >= decoder.rope_high_freq_factor:
+        rule = f"must be below rope_high_freq_factor={decoder.rope_high_freq_factor}"
+        check.wrong(f"{key}.rope_low_freq_factor", decoder.rope_low_freq_factor, rule)
+    families = family_names()
+    if decoder.family not in families:
+        rule = f"is not one of {', '.join(families)}{nearest(decoder.family, families)}"
+        check.wrong(f"{key}.family", decoder.family, rule)
 
 
 def _rates(key: str, rates: RatesConfig, check: _Checks) -> None:

@@ -89,11 +89,17 @@ def _import_all() -> None:
         import_module(f"{__name__}.{module.name}")
 
 
+def family_names() -> list[str]:
+    """The families that are known."""
+    _import_all()
+    return sorted(FAMILIES)
+
+
 def family(name: str) -> Family:
     """The family of that name. Raises EnvironmentFailure if there is none."""
     _import_all()
     if name not in FAMILIES:
-        raise EnvironmentFailure(f"family {name} is not known; there are {', '.join(sorted(FAMILIES))}")
+        raise EnvironmentFailure(f"family {name} is not known; there are {', '.join(family_names())}")
     return FAMILIES[name]
 
 
