@@ -211,6 +211,11 @@ def add_parameters(module: Any, rows: Iterable[Parameter], config: DecoderConfig
         setattr(getattr(module, owner) if owner else module, name, nnx.Param(_first(row.start, shape, config, rngs)))
 
 
+def matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> nnx.Param:
+    """A new matrix [fan_in, fan_out] that belongs to no decoder, with a first value as theirs."""
+    return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * fan_in**-0.5)
+
+
 def _first(start: Start, shape: tuple[int, ...], config: DecoderConfig, rngs: nnx.Rngs) -> jax.Array:
     if start is Start.ones:
         return jnp.ones(shape)

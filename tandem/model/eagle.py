@@ -18,7 +18,7 @@ from flax import nnx
 from tandem.architecture import DecoderConfig
 from tandem.model.attention import Source, attend
 from tandem.model.cache import KVCache, write_positions
-from tandem.model.decoder import Decoder, DecoderLayer, Normalisation, normalise
+from tandem.model.decoder import Decoder, DecoderLayer, Normalisation, matrix, normalise
 from tandem.model.heads import INTO_AND_OUT_OF_HEAD, HeadConfig, feature_layers
 from tandem.model.parameters import declare
 from tandem.model.products import at_least_float32, dot
@@ -63,14 +63,11 @@ class Eagle(nnx.Module):
         )
         self.sizes, self.eps = sizes, sizes.norm_eps
 
-        def matrix(fan_in: int, fan_out: int) -> nnx.Param:
-            return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * fan_in**-0.5)
-
-        self.fusion = matrix(3 * primary.d_model, config.d_model)
-        self.token = matrix(primary.d_model, config.d_model)
+        self.fusion = matrix(rngs, 3 * primary.d_model, config.d_model)
+        self.token = matrix(rngs, primary.d_model, config.d_model)
         self.feature_norm = Normalisation.of_width(config.d_model, primary.norm_eps)
         self.layers = nnx.List([DecoderLayer(sizes, dtype=self.dtype, rngs=rngs)])
-        self.output = matrix(config.d_model, primary.d_model)
+        self.output = matrix(rngs, config.d_model, primary.d_model)
 
     def fuse(self, states: States) -> jax.Array:
         """Features [B, T, w] of the primary's states [B, T, D] after 0, 1, … layers."""

@@ -17,17 +17,12 @@ from flax import nnx
 
 from tandem.architecture import DecoderConfig
 from tandem.model.attention import causal_mask
-from tandem.model.decoder import Decoder, DecoderLayer, Normalisation, normalise
+from tandem.model.decoder import Decoder, DecoderLayer, Normalisation, matrix, normalise
 from tandem.model.heads import INTO_AND_OUT_OF_HEAD, HeadConfig, cache_layers
 from tandem.model.parameters import declare
 from tandem.model.products import dot
 from tandem.model.rotary import Angles
 from tandem.model.stack import ROWS, SEQUENCES, OnGiven, States, run
-
-
-def _matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
-    return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * (scale * fan_in**-0.5))
-
 
 declare(INTO_AND_OUT_OF_HEAD)
 
@@ -53,14 +48,14 @@ class KVHead(nnx.Module):
         self.primary_layers = primary.num_layers
         self.reads = cache_layers(primary.num_layers, config.num_layers)
         self.read_after = (*self.reads, primary.num_layers)
-        self.fusion = _matrix(rngs, primary.d_model, config.d_model)
-        self.token = _matrix(rngs, primary.d_model, config.d_model)
+        self.fusion = matrix(rngs, primary.d_model, config.d_model)
+        self.token = matrix(rngs, primary.d_model, config.d_model)
         self.feature_norm = Normalisation.of_width(config.d_model, primary.norm_eps)
         sizes = query_layers(config, primary)
         self.layers = nnx.List(
             [DecoderLayer(sizes, dtype=self.dtype, rngs=rngs, without=("key", "value")) for _ in self.reads]
         )
-        self.output = _matrix(rngs, config.d_model, primary.d_model)
+        self.output = matrix(rngs, config.d_model, primary.d_model)
 
     def fuse(self, states: States) -> jax.Array:
         """Features [B, T, w] of the primary's states [B, T, D] after 0, 1, … layers: of the last."""
