@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shared_data import data
 from small_tokenizers import (
@@ -150,13 +150,15 @@ def test_a_json_file_is_read_as_its_own_library_does(folder: Path, all_kinds: di
 
 @settings(deadline=None, max_examples=150)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=60))
+@example(text=" ")
+@example(text=" a")
 def test_any_text_comes_back(all_kinds: dict[str, Tokenizer], text: str) -> None:
     for kind, tokenizer in all_kinds.items():
         ids = tokenizer.encode(text)
         assert ids.dtype == np.int32
         assert tokenizer.decode(ids) == text, kind
-        # Behind a prompt the same ids begin with the space that encoding put before the text.
-        assert tokenizer.decode_response(ids).removeprefix(" ") == text.removeprefix(" "), kind
+        # Behind a prompt the same ids begin with the space that encoding put before the text, if it does.
+        assert tokenizer.decode_response(ids) in (text, f" {text}"), kind
         assert tokenizer.encode_many([text, "a"])[0].tolist() == ids.tolist()
 
 
