@@ -264,14 +264,14 @@ def test_fault_a_stop_token_does_not_cut_its_block(monkeypatch):
 
 def test_fault_rows_share_a_position(monkeypatch):
     """Rule 5: new entries of the caches land where the first row is."""
-    from tandem.model import decoder
+    from tandem.model import cache
 
-    write = decoder.write
+    write = cache.write
 
     def faulty(buffer, new, starts, **more):
         return write(buffer, new, jnp.broadcast_to(starts[0], starts.shape), **more)
 
-    monkeypatch.setattr(decoder, "write", faulty)
+    monkeypatch.setattr(cache, "write", faulty)
     assert wrong_by(*pair("independent", law=SAMPLING)) > WRONG
 
 
