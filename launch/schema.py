@@ -28,8 +28,9 @@ def known_keys(data: Mapping[str, Any], cls: type = Experiment, where: str = "")
     for name, hint in _hints(cls).items():
         key, value = f"{where}{name}", data.get(name)
         inner = value if isinstance(value, Mapping) else {}
-        if is_dataclass(hint):
-            keys += known_keys(inner, cast(type, hint), f"{key}.")
+        if group := _dataclass(hint):
+            keys += [key] if hint is not group else []
+            keys += known_keys(inner, group, f"{key}.")
         else:
             keys.append(key)
             if typing.get_origin(hint) is dict:
@@ -50,11 +51,13 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
         key, hint = f"{where}{name}", hints.get(name)
         if hint is None:
             problems.append(f"unknown key {key}{nearest_key(key, known)}")
-        elif is_dataclass(hint) or typing.get_origin(hint) is dict:
-            if not isinstance(value, Mapping):
-                problems.append(f"{key}={value} must be a group of keys")
-            elif is_dataclass(hint):
-                fields[name] = _fill(cast(type, hint), value, f"{key}.", problems, known)
+        elif (group := _dataclass(hint)) or typing.get_origin(hint) is dict:
+            if value is None and hint is not group:
+                fields[name] = None
+            elif not isinstance(value, Mapping):
+                problems.append(f"{key}={value} must be a group of keys{_inside(key, known)}")
+            elif group:
+                fields[name] = _fill(group, value, f"{key}.", problems, known)
             else:
                 element, fields[name] = typing.get_args(hint)[1], {}
                 for entry, entry_value in value.items():
@@ -106,6 +109,16 @@ def _parts(hint: Any) -> Iterator[Any]:
     """The alternatives of an optional type."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     yield from typing.get_args(hint) if union else (hint,)
+
+
+def _dataclass(hint: Any) -> type | None:
+    """The dataclass of a group of keys, which may be optional."""
+    return next((cast(type, part) for part in _parts(hint) if is_dataclass(part)), None)
+
+
+def _inside(key: str, known: Iterable[str]) -> str:
+    first = next((name for name in known if name.startswith(f"{key}.")), None)
+    return f", as {first}=…" if first else ""
 
 
 def _is_list(hint: Any) -> bool:

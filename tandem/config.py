@@ -35,6 +35,19 @@ class Recipe(StrEnum):
     distil = "distil"
 
 
+class Source(StrEnum):
+    """Where the weights of a side of the pair come from: a stand-in of the scale as the package ships it, pretrained
+    where it ships none with these settings; a stand-in pretrained in any case; an open checkpoint, by its format; or
+    some of the primary's layers with its embedding."""
+
+    shipped = "shipped"
+    pretrain = "pretrain"
+    huggingface = "huggingface"
+    gguf = "gguf"
+    llama2c = "llama2c"
+    from_primary = "from_primary"
+
+
 class PrimaryMode(StrEnum):
     """What happens to the primary while the tandem is trained (paper section 2, configurations a, b and c)."""
 
@@ -44,10 +57,14 @@ class PrimaryMode(StrEnum):
 
 
 class ProjectionInit(StrEnum):
-    """How FF_Tandem starts: at random as in the paper, or as the ridge solution on a few batches."""
+    """How FF_Tandem starts: at random as in the paper; as the ridge solution on a few batches; as the identity on the
+    first of its states, for a secondary as wide as the primary; auto is the identity for a secondary of the primary's
+    own layers, and the ridge solution for others."""
 
+    auto = "auto"
     random = "random"
     least_squares = "least_squares"
+    identity = "identity"
 
 
 class Divergence(StrEnum):
@@ -188,13 +205,27 @@ class ScaleConfig:
 
 
 @dataclass
+class SideConfig:
+    """One model of a pair: its name in the tables, and where its weights come from."""
+
+    name: str = ""
+    source: Source = Source.shipped
+    # huggingface, gguf, llama2c: a directory or a file, or the name of an installed model (docs/models.md).
+    path: str | None = None
+    tokenizer: str | None = None  # a directory or a file; null: the checkpoint's own
+    dtype: DType = DType.float32  # of a checkpoint's weights in memory
+    layers: list[int] | None = None  # from_primary: which of the primary's, from 0
+    decoder: DecoderConfig | None = None  # what the checkpoint is; null: what its file says
+
+
+@dataclass
 class PairConfig:
-    """Which stand-ins make the pair."""
+    """The models of a pair. `middle` stands between the two, for comparison."""
 
     name: str = "tandem_bison_gecko"
-    primary: str = "bison"
-    secondary: str = "gecko"
-    middle: str | None = "otter"
+    primary: SideConfig = field(default_factory=lambda: SideConfig("bison"))
+    secondary: SideConfig = field(default_factory=lambda: SideConfig("gecko"))
+    middle: SideConfig | None = field(default_factory=lambda: SideConfig("otter"))
     # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced. Twice as many
     # entries, or more, fuse several: after one for each secondary layer, a second for each, where 0 is the embedding.
     layer_map: list[int] | None = None
@@ -212,9 +243,11 @@ class TrainConfig(OptimizerConfig):
     primary: PrimaryMode = PrimaryMode.frozen
     # The type of a frozen primary's products, as of teacher or as read by the tandem; see decode.dtype.
     primary_dtype: DType = DType.auto
+    # The type of the trained models' products; their weights and the optimizer's state are float32.
+    dtype: DType = DType.float32
     # Training block lengths; one is drawn per sequence.
     gamma: list[int] = field(default_factory=lambda: [2])
-    projection_init: ProjectionInit = ProjectionInit.least_squares
+    projection_init: ProjectionInit = ProjectionInit.auto
     # In the tandem's loss the k-th position of a block, from 0, counts position_decay^k.
     position_decay: float = 1.0
     # λ: weight of distillation against cross entropy in stage 2 (paper: 0.5), its divergence, and KL's temperature.

@@ -21,15 +21,19 @@ from tandem.config import (
     OptimizerConfig,
     PairConfig,
     PrimaryMode,
+    ProjectionInit,
     RatesConfig,
     Recipe,
     ScaleConfig,
+    SideConfig,
+    Source,
     StopRule,
     TrainConfig,
 )
 from tandem.data.prompts import PROMPT_SETS, prompt_file
 from tandem.model.families import family_names
 from tandem.model.heads import HEADS
+from tandem.pair import CHECKPOINTS, STAND_INS, decoder_of, sides
 
 LARGEST_SEED = 2**31 - 1
 
@@ -44,23 +48,6 @@ def nearest(word: str, options: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; one of {', '.join(options)}" if 0 < len(options) <= 12 else ""
-
-
-def resolve_layer_map(pair: PairConfig, scale: ScaleConfig) -> list[int]:
-    """The layer map: the one configured, or L_S layer numbers evenly spaced inside 1 … L_L, and beside each the
-    embedding and the last layer but one.
-
-    The paper leaves the map open. An entry n is the output of primary layer n, that is the input of layer n + 1; 0 is
-    the embedding. The ends are left out: states of the last layer are about a token that the secondary knows already,
-    and measured worse. The paper reads one state a layer; the two beside it measured better (docs/RESULTS.md).
-    """
-    if pair.layer_map is not None:
-        return list(pair.layer_map)
-    primary = scale.models[pair.primary].num_layers
-    gaps = scale.models[pair.secondary].num_layers + 1
-    # Whole-number rounding, halves up; a primary of few layers could round down to 0.
-    spaced = [max(1, (2 * (j + 1) * primary + gaps) // (2 * gaps)) for j in range(gaps - 1)]
-    return [*spaced, *[0] * len(spaced), *[max(1, primary - 1)] * len(spaced)]
 
 
 def validate(experiment: Experiment) -> list[str]:
@@ -83,7 +70,7 @@ def validate(experiment: Experiment) -> list[str]:
     if experiment.job is Job.generate and not experiment.prompt:
         check.problems.append('job=generate needs a prompt that is not empty, as in prompt="def main():"')
     _scale(experiment.scale, check)
-    _pair(experiment.model, experiment.scale, check)
+    _pair(experiment, check)
     _train(experiment.train, check)
     _data(experiment, check)
     _measures(experiment, check)
@@ -194,36 +181,88 @@ def _optimizer(key: str, optimizer: OptimizerConfig, check: _Checks) -> None:
         check.wrong(f"{key}.accumulate", optimizer.accumulate, f"must divide batch_size={optimizer.batch_size}")
 
 
-def _pair(pair: PairConfig, scale: ScaleConfig, check: _Checks) -> None:
+def _pair(experiment: Experiment, check: _Checks) -> None:
+    pair, scale = experiment.model, experiment.scale
     roles = {"primary": pair.primary, "secondary": pair.secondary}
     if pair.middle is not None:
         roles["middle"] = pair.middle
-    known = {role: name for role, name in roles.items() if name in scale.models}
-    for role, name in roles.items():
-        if role not in known:
-            check.wrong(f"model.{role}", name, f"is not a model of scale={scale.name}{nearest(name, scale.models)}")
-        elif name not in scale.pretrain:
-            check.wrong(f"model.{role}", name, f"has no scale.pretrain.{name} to be trained by")
-    if pair.primary == pair.secondary:
-        check.wrong("model.secondary", pair.secondary, "must differ from model.primary")
-    if len({scale.models[name].vocab_size for name in known.values()}) > 1:
-        sizes = ", ".join(f"{name} has {scale.models[name].vocab_size}" for name in known.values())
-        check.problems.append(f"the models of a pair must share one vocabulary, but {sizes} (vocab_size)")
-    if pair.layer_map is not None and {"primary", "secondary"} <= known.keys():
-        _layer_map(pair.layer_map, scale.models[pair.primary], scale.models[pair.secondary], check)
+    good = [role for role, side in roles.items() if _side(f"model.{role}", side, role, scale, check)]
+    for role in ("secondary", "middle"):
+        if role in roles and roles[role].name == pair.primary.name:
+            check.wrong(f"model.{role}.name", roles[role].name, "must differ from model.primary.name")
+    if pair.middle is not None and pair.middle.name == pair.secondary.name:
+        check.wrong("model.middle.name", pair.middle.name, "must differ from model.secondary.name")
+    if len(good) < len(roles):
+        return
+    decoders = {role: decoder_of(experiment, side) for role, side in roles.items()}
+    if len({decoder.vocab_size for decoder in decoders.values()}) > 1:
+        named = ", ".join(f"{roles[role].name} has {decoder.vocab_size}" for role, decoder in decoders.items())
+        check.problems.append(f"the models of a pair must share one vocabulary, but {named} (vocab_size)")
+    primary, secondary = decoders["primary"], decoders["secondary"]
+    _copied_layers(pair.secondary, primary, check)
+    if pair.layer_map is not None:
+        _layer_map(pair, primary, secondary, check)
+    shares = pair.secondary.source is Source.from_primary
+    if shares and experiment.train.primary is not PrimaryMode.frozen:
+        rule = f"cannot be trained with {pair.secondary.name}, which shares its embedding (model.secondary.source)"
+        check.wrong("train.primary", experiment.train.primary.value, rule)
+    if experiment.train.projection_init is ProjectionInit.identity and primary.d_model != secondary.d_model:
+        widths = f"but {pair.primary.name} has {primary.d_model} and {pair.secondary.name} {secondary.d_model}"
+        check.wrong("train.projection_init", "identity", f"needs models of one width (d_model), {widths}")
 
 
-def _names(pair: PairConfig) -> list[str]:
-    return [name for name in (pair.primary, pair.secondary, pair.middle) if name is not None]
+def _side(key: str, side: SideConfig, role: str, scale: ScaleConfig, check: _Checks) -> bool:
+    """Whether the side names a model."""
+    before = len(check.problems)
+    if not side.name or set(side.name) & set("/\\\0 "):
+        check.wrong(f"{key}.name", side.name, "must be a name for the tables, without blanks and slashes")
+    stand_in, checkpoint = side.source in STAND_INS, side.source in CHECKPOINTS
+    if stand_in and side.name not in scale.models:
+        check.wrong(f"{key}.name", side.name, f"is not a model of scale={scale.name}{nearest(side.name, scale.models)}")
+    elif stand_in and side.name not in scale.pretrain:
+        check.wrong(f"{key}.name", side.name, f"has no scale.pretrain.{side.name} to be trained by")
+    if checkpoint and side.path is None and side.decoder is None:
+        what = "a GGUF file" if side.source is Source.gguf else "a directory with config.json and safetensors files"
+        if side.source is Source.llama2c:
+            what = "a .bin file of llama2.c"
+        check.problems.append(f"{key}.path must name {what}, as {key}.source={side.source.value} says")
+    for name in ("path", "tokenizer", "decoder"):
+        if not checkpoint and getattr(side, name) is not None:
+            rule = f"is not read by {key}.source={side.source.value}; it is by {', '.join(CHECKPOINTS)}"
+            check.wrong(f"{key}.{name}", getattr(side, name) if name != "decoder" else "…", rule)
+    if side.decoder is not None:
+        _decoder(f"{key}.decoder", side.decoder, check)
+    if side.source is Source.from_primary:
+        if role == "primary":
+            check.wrong(f"{key}.source", side.source.value, "is for the other models of the pair")
+        if not side.layers:
+            check.wrong(f"{key}.layers", side.layers, "must list which layers of the primary to take, from 0")
+    elif side.layers is not None:
+        check.wrong(f"{key}.layers", side.layers, f"is not read by {key}.source={side.source.value}")
+    return len(check.problems) == before
 
 
-def _layer_map(layer_map: list[int], primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
-    if not layer_map or len(layer_map) % secondary.num_layers:
-        count = secondary.num_layers
+def _copied_layers(side: SideConfig, primary: DecoderConfig, check: _Checks) -> None:
+    if side.source is not Source.from_primary or side.layers is None:
+        return
+    for position, layer in enumerate(side.layers):
+        if not 0 <= layer < primary.num_layers:
+            rule = f"must be from 0 to {primary.num_layers - 1}, a layer of the primary"
+            check.wrong(f"model.secondary.layers[{position}]", layer, rule)
+    if primary.window is not None and primary.global_every:
+        rule = "cannot be taken from a primary whose layers have windows of two kinds"
+        check.wrong("model.secondary.layers", side.layers, rule)
+
+
+def _layer_map(pair: PairConfig, primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
+    layer_map, count = pair.layer_map or [], secondary.num_layers
+    if not layer_map or len(layer_map) % count:
         rule = f"has {len(layer_map)} entries and must have {count}, one per secondary layer, or a multiple of that"
         check.wrong("model.layer_map", layer_map, rule)
+    # A layer of the primary's own may read what it read there, the embedding too.
+    first = 0 if pair.secondary.source is Source.from_primary else 1
     for position, layer in enumerate(layer_map):
-        least = 1 if position < secondary.num_layers else 0
+        least = first if position < count else 0
         if not least <= layer <= primary.num_layers:
             rule = f"must be from {least} to {primary.num_layers}, a number of primary layers"
             check.wrong(f"model.layer_map[{position}]", layer, rule)
@@ -397,9 +436,9 @@ def _platform(experiment: Experiment, check: _Checks) -> None:
     if platform.hosts * platform.chips_per_host != platform.chips:
         rule = f"× platform.chips_per_host={platform.chips_per_host} must be platform.chips={platform.chips}"
         check.wrong("platform.hosts", platform.hosts, rule)
-    models = {name: scale.models[name] for name in _names(experiment.model) if name in scale.models}
+    stand_ins = [side.name for side in sides(experiment.model) if side.source in STAND_INS]
     trained: dict[str, OptimizerConfig] = {"train": experiment.train}
-    trained |= {f"scale.pretrain.{name}": scale.pretrain[name] for name in models if name in scale.pretrain}
+    trained |= {f"scale.pretrain.{name}": scale.pretrain[name] for name in stand_ins if name in scale.pretrain}
     for key, optimizer in trained.items():
         if optimizer.accumulate >= 1 and optimizer.batch_size % optimizer.accumulate == 0:
             rows = optimizer.batch_size // optimizer.accumulate
@@ -407,11 +446,14 @@ def _platform(experiment: Experiment, check: _Checks) -> None:
                 parts = f"platform.data={data} × platform.fsdp={fsdp}"
                 rule = f"/ {key}.accumulate={optimizer.accumulate} must be divisible by {parts}"
                 check.wrong(f"{key}.batch_size", optimizer.batch_size, rule)
-    for name, decoder in models.items():
+    if check.problems:
+        return
+    for side in sides(experiment.model):
+        decoder = decoder_of(experiment, side)
         for size in ("num_heads", "num_kv_heads"):
             if getattr(decoder, size) % tensor:
-                key, value = f"scale.models.{name}.{size}", getattr(decoder, size)
-                check.wrong("platform.tensor", tensor, f"must divide {key}={value}")
+                where = f"scale.models.{side.name}.{size}" if side.source in STAND_INS else f"{side.name}'s {size}"
+                check.wrong("platform.tensor", tensor, f"must divide {where}={getattr(decoder, size)}")
 
 
 def _compile(experiment: Experiment, check: _Checks) -> None:

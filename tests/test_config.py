@@ -11,7 +11,8 @@ from launch.compose import CONF, compose, compose_all, configuration_hash, expan
 from launch.schema import known_keys
 from tandem.config import Drafter, Experiment, Measure, OptimizerConfig, Recipe
 from tandem.errors import ConfigurationError
-from tandem.validate import resolve_layer_map, validate
+from tandem.pair import resolve_layer_map
+from tandem.validate import validate
 
 # What an option needs beside itself.
 NEEDS = {"data=text": [f"data.path={CONF}"], "data=tfds": ["data.name=lm1b:1.1.0"]}
@@ -248,7 +249,7 @@ def with_layers(primary: int, secondary: int) -> Experiment:
 )
 def test_default_layer_map_is_evenly_spaced_with_two_more_states_beside_each(primary, secondary, expected):
     experiment = with_layers(primary, secondary)
-    assert resolve_layer_map(experiment.model, experiment.scale) == [
+    assert resolve_layer_map(experiment) == [
         *expected,
         *[0] * secondary,
         *[max(1, primary - 1)] * secondary,
@@ -261,13 +262,13 @@ def test_default_layer_map_is_always_valid():
         experiment.scale.models["bison"].num_layers = primary
         experiment.scale.models["gecko"].num_layers = secondary
         experiment.model.layer_map = None
-        experiment.model.layer_map = resolve_layer_map(experiment.model, experiment.scale)
+        experiment.model.layer_map = resolve_layer_map(experiment)
         assert validate(experiment) == []
 
 
 def test_configured_layer_map_is_used():
     experiment = compose(["model.layer_map=[1,4]"])
-    assert resolve_layer_map(experiment.model, experiment.scale) == [1, 4]
+    assert resolve_layer_map(experiment) == [1, 4]
 
 
 def test_every_field_of_the_schema_can_be_set():

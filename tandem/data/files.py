@@ -16,6 +16,10 @@ from typing import IO, Any
 
 from tandem.errors import EnvironmentFailure
 
+# Of a larger file this much is read for its hash, in pieces all over it, its first and last bytes among them: the
+# checkpoint of a large model would take longer to hash than a command may take to answer.
+LARGE, PIECE = 1 << 28, 1 << 16
+
 # A file that was written less long ago may be written again without a later time on it.
 SETTLED_S = 2.0
 
@@ -104,13 +108,17 @@ class Files:
 
 
 def _sha256(path: Path) -> tuple[str, Stamp]:
-    """The SHA-256 of a file's content, and the stamp of what was read; once a process while the stamp stays."""
+    """The SHA-256 of a file's content (of a sample of it where it is `LARGE`), and the stamp of what was read; once a
+    process while the stamp stays."""
     try:
         with open(path, "rb") as file:
             stamp = _stamp(os.fstat(file.fileno()))
             known = _hashes.get((str(path), stamp))
             if known is None:
-                known = hashlib.file_digest(file, "sha256").hexdigest()
+                if stamp[0] > LARGE:
+                    known = _of_pieces(file, stamp[0])
+                else:
+                    known = hashlib.file_digest(file, "sha256").hexdigest()
                 if _stamp(os.fstat(file.fileno())) != stamp:
                     raise EnvironmentFailure(f"{path}: is being written; try again when that is done")
                 if time.time() - max(stamp[1:3]) / 1e9 > SETTLED_S:
@@ -118,6 +126,14 @@ def _sha256(path: Path) -> tuple[str, Stamp]:
     except OSError as error:
         raise _unreadable(path, error) from None
     return known, stamp
+
+
+def _of_pieces(file: IO[bytes], size: int) -> str:
+    total, count = hashlib.sha256(f"{size}\0".encode()), LARGE // PIECE
+    for number in range(count):
+        file.seek(number * (size - PIECE) // (count - 1))
+        total.update(file.read(PIECE))
+    return total.hexdigest()
 
 
 def _elsewhere(path: Any) -> tuple[str, Stamp]:

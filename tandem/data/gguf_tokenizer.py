@@ -54,9 +54,9 @@ GGML = "tokenizer.ggml."
 MOST_CHARACTERS = 1024
 
 
-def load(path: Path) -> HuggingFaceTokenizer:
-    """The tokenizer of a GGUF file. Raises EnvironmentFailure."""
-    return from_metadata(GGUF(path).metadata, str(path))
+def load(*pieces: Path) -> HuggingFaceTokenizer:
+    """The tokenizer of a GGUF file, which may lie in pieces. Raises EnvironmentFailure."""
+    return from_metadata(GGUF(*pieces).metadata, str(pieces[0]))
 
 
 def from_metadata(metadata: Mapping[str, Any], name: str) -> HuggingFaceTokenizer:

@@ -24,9 +24,11 @@ from tandem.errors import EnvironmentFailure
 from tandem.model.decoder import Decoder
 from tandem.model.eagle import Eagle
 from tandem.model.heads import HeadConfig
+from tandem.model.importing import load_checkpoint
 from tandem.model.kv import KVHead
 from tandem.model.medusa import Medusa
 from tandem.model.names import path_name
+from tandem.model.references import REFERENCE, SHARED, Reference, Shared
 from tandem.model.tandem import Tandem
 from tandem.parallel.hosts import hosts
 from tandem.parallel.sharding import fetch, place
@@ -42,9 +44,16 @@ CHECKSUM = "sha256"  # what a file's metadata calls its own
 
 
 def save(
-    path: Path, tree: Any, metadata: dict[str, Any] | None = None, dtype: Any = None, checksum: bool = False
+    path: Path,
+    tree: Any,
+    metadata: dict[str, Any] | None = None,
+    dtype: Any = None,
+    checksum: bool = False,
+    shared: Shared | None = None,
 ) -> None:
     """Write the arrays of `tree` (cast to `dtype` where they are floats and it is given) and JSON `metadata`.
+
+    What is `shared` with an open checkpoint is not written; the file says where it is.
 
     Whatever mesh they lie on, the file holds them whole. Of several hosts, which all call this, the first writes.
     With a `checksum` whoever loads the file notices every change; what a step leaves its store lists anyway.
@@ -52,6 +61,8 @@ def save(
     """
     arrays = {}
     for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if shared is not None and path_name(key) in shared.names:
+            continue
         array = fetch(leaf)
         if not hosts().first:
             continue
@@ -60,7 +71,8 @@ def save(
             with np.errstate(over="ignore"):  # said where it is refused
                 array = array.astype(dtype)
         arrays[path_name(key)] = array
-    about = {**(metadata or {}), **({CHECKSUM: _checksum(arrays)} if checksum else {})}
+    about = {**(metadata or {}), **({SHARED: shared.stored} if shared else {})}
+    about |= {CHECKSUM: _checksum(arrays)} if checksum else {}
     hosts().agree(lambda: _write(path, arrays, about))
 
 
@@ -100,6 +112,8 @@ def read(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     checksum = about.pop(CHECKSUM, None)
     if checksum is not None and checksum != _checksum(stored):
         raise EnvironmentFailure(f"{path}: not a readable checkpoint: it is not what was written")
+    if SHARED in about:
+        stored |= Shared.from_stored(about[SHARED], path).read()
     expected = {path_name(key): leaf for key, leaf in leaves}
     problems = [f"lacks {name}" for name in expected if name not in stored]
     problems += [f"has {name}, which this model does not" for name in stored if name not in expected]
@@ -134,24 +148,47 @@ def _not_finite(arrays: dict[str, np.ndarray]) -> str:
     return ""
 
 
-def save_decoder(path: Path, config: DecoderConfig, weights: Any, dtype: Any = None, **about: Any) -> None:
+def save_decoder(
+    path: Path,
+    config: DecoderConfig,
+    weights: Any,
+    dtype: Any = None,
+    shared: Shared | None = None,
+    **about: Any,
+) -> None:
     """Write a decoder's weights with its sizes, and whatever else is known `about` it."""
-    save(path, weights, {"decoder": config.described, **about}, dtype)
+    save(path, weights, {"decoder": config.described, **about}, dtype, shared=shared)
 
 
 def load_decoder(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Decoder], Any]:
-    """A decoder written by `save_decoder`, that multiplies in `dtype`; weights in float32."""
+    """A decoder written by `save_decoder` or `save_reference`, that multiplies in `dtype`; weights in float32, or as
+    the reference says."""
+    if stored := metadata(path).get(REFERENCE):
+        reference = Reference.from_stored(stored, path)
+        imported = load_checkpoint(reference.whole(), dtype, jnp.dtype(reference.dtype))
+        return imported.graph, imported.weights
     config = config_of(path, "decoder")
     graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
     return graph, load(path, template)[0]
 
 
+def save_reference(path: Path, config: DecoderConfig, reference: Reference) -> None:
+    """Write that a decoder's weights are those of an open checkpoint, which stays where it is."""
+    save(path, {}, {"decoder": config.described, REFERENCE: reference.stored})
+
+
 def save_tandem(
-    path: Path, primary: DecoderConfig, secondary: DecoderConfig, layer_map: Sequence[int], weights: Any
+    path: Path,
+    primary: DecoderConfig,
+    secondary: DecoderConfig,
+    layer_map: Sequence[int],
+    weights: Any,
+    shared: Shared | None = None,
 ) -> None:
     """Write a tandem's weights (secondary and projections) with what they were built for."""
     sizes = {"primary": primary.described, "secondary": secondary.described}
-    save(path, weights, {**sizes, "layer_map": list(layer_map)})
+    about = {**sizes, "layer_map": list(layer_map)}
+    save(path, weights, about, shared=shared)
 
 
 def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tandem], Any]:

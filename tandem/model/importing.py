@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +14,11 @@ from flax import nnx
 from tandem.architecture import DecoderConfig
 from tandem.errors import EnvironmentFailure
 from tandem.model.decoder import Decoder
-from tandem.model.families import Layout, Unsupported, family, family_of, is_matrix, tensors_of
+from tandem.model.families import Layout, is_matrix, tensors_of
 from tandem.model.formats import Tensors, open_tensors
-from tandem.model.formats.gguf import GGUF
-from tandem.model.formats.llama2c import Llama2c
+from tandem.model.identifying import identify
 from tandem.model.names import path_name
+from tandem.model.parameters import parameters
 from tandem.parallel.sharding import place
 
 
@@ -31,11 +30,6 @@ class Imported(NamedTuple):
     weights: Any
 
 
-def read_config(tensors: Tensors) -> DecoderConfig:
-    """The sizes and features of the model in a file. Raises EnvironmentFailure for what the decoder cannot be."""
-    return _understand(tensors)[0]
-
-
 def load_checkpoint(path: str | Path, dtype: Any = jnp.float32, weights_dtype: Any = jnp.float32) -> Imported:
     """The decoder at `path` (tandem/model/formats says what that may be), multiplying in `dtype`.
 
@@ -43,50 +37,36 @@ def load_checkpoint(path: str | Path, dtype: Any = jnp.float32, weights_dtype: A
     tensor in memory. Raises EnvironmentFailure for a file that is missing or damaged, lacks a tensor or has one more,
     and for a variant that the decoder does not have.
     """
-    tensors = open_tensors(path)
-    config, layout, prefix = _understand(tensors)
-    wanted = {prefix + name: (stored, held) for name, stored, held in tensors_of(layout, config)}
-    _compare(tensors, wanted, config, layout)
+    config, arrays = read_parameters(path, weights_dtype)
     graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
     leaves, tree = jax.tree_util.tree_flatten_with_path(template)
-    shapes = {path_name(at): leaf.shape for at, leaf in leaves}
-    read: dict[str, Any] = {}
-    for name, (stored, held) in wanted.items():
-        arrays = stored.split(tensors.read(name, weights_dtype), config)
-        for ours, array in zip(held, arrays, strict=True):
-            array = array.T if is_matrix(ours) else array
-            if array.shape != shapes[ours]:
-                raise EnvironmentFailure(
-                    f"{tensors.path}: {name} makes {ours} {array.shape}, and its configuration makes it {shapes[ours]}"
-                )
-            whole = np.ascontiguousarray(array, dtype=np.dtype(weights_dtype))
-            read[ours] = jax.tree.leaves(place({ours: whole}))[0]
+    read = {name: jax.tree.leaves(place({name: array}))[0] for name, array in arrays}
     return Imported(config, graph, jax.tree.unflatten(tree, [read[path_name(at)] for at, _ in leaves]))
 
 
-def _understand(tensors: Tensors) -> tuple[DecoderConfig, Layout, str]:
-    """The configuration, the family's names in this format, and what stands before them."""
-    said: Mapping[str, Any] = tensors.metadata
-    try:
-        if isinstance(tensors, GGUF):
-            layout = family_of(said.get("general.architecture", "?"), "GGUF").gguf
-            assert layout is not None
-            if any(name.startswith("rope_freqs") for name in tensors.names):
-                problem = "rope_freqs: stretched rotary frequencies are read from a directory, not from a GGUF file"
-                raise Unsupported([problem])
-            # What its tensors say and its keys do not.
-            more: dict[str, Any] = {"tied": "output.weight" not in tensors.names}
-            if "token_embd.weight" in tensors.names:
-                more["vocab_size"] = tensors.shape("token_embd.weight")[0]
-            said = ChainMap(more, said)  # type: ignore[arg-type] - which is only read
-        elif isinstance(tensors, Llama2c):
-            layout = family("llama").others["llama2.c"]
-        else:
-            layout = family_of(said.get("model_type", "?"), "config.json").huggingface
-        prefixes = (prefix for prefix in layout.prefixes if any(name.startswith(prefix) for name in tensors.names))
-        return layout.read_config(said), layout, next(prefixes, "")
-    except Unsupported as error:
-        raise EnvironmentFailure(f"{tensors.path}: {'; '.join(error.problems)}") from None
+def read_parameters(
+    path: str | Path, dtype: Any = np.float32, only: Callable[[str], bool] = lambda name: True
+) -> tuple[DecoderConfig, Iterator[tuple[str, np.ndarray]]]:
+    """What the checkpoint at `path` is, and its parameters as we name and lay them out, one tensor of it at a time:
+    those of the tensors of which `only` accepts one. Raises as `load_checkpoint`, for the numbers as they come."""
+    tensors = open_tensors(path)
+    config, layout, prefix = identify(tensors)
+    wanted = {prefix + name: (stored, held) for name, stored, held in tensors_of(layout, config)}
+    _compare(tensors, wanted, config, layout)
+    shapes = {shaped.name: shaped.shape for shaped in parameters(config)}
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        for name, (stored, held) in wanted.items():
+            if not any(map(only, held)):
+                continue
+            for ours, array in zip(held, stored.split(tensors.read(name, dtype), config), strict=True):
+                array = array.T if is_matrix(ours) else array
+                if array.shape != shapes[ours]:
+                    said = f"{name} makes {ours} {array.shape}, and its configuration makes it {shapes[ours]}"
+                    raise EnvironmentFailure(f"{tensors.path}: {said}")
+                yield ours, np.ascontiguousarray(array, dtype=np.dtype(dtype))
+
+    return config, arrays()
 
 
 def _compare(tensors: Tensors, wanted: Mapping[str, Any], config: DecoderConfig, layout: Layout) -> None:

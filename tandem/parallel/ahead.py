@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tandem.config import DecoderConfig, DType, Experiment, PrimaryMode, Recipe
-from tandem.validate import resolve_layer_map
+from tandem.pair import decoder_of, resolve_layer_map
 
 if TYPE_CHECKING:
     import jax
@@ -207,11 +207,11 @@ def _tandem(experiment: Experiment, dtype: str) -> tuple[Any, Any]:
     from tandem.model.layout import cast_matrices
     from tandem.model.tandem import Tandem
 
-    pair, models = experiment.model, experiment.scale.models
-    layer_map = resolve_layer_map(pair, experiment.scale)
+    pair, layer_map = experiment.model, resolve_layer_map(experiment)
+    primary, secondary = decoder_of(experiment, pair.primary), decoder_of(experiment, pair.secondary)
 
     def make() -> Any:
-        model = Tandem(models[pair.primary], models[pair.secondary], layer_map, dtype=dtype, rngs=nnx.Rngs(0))
+        model = Tandem(primary, secondary, layer_map, dtype=dtype, rngs=nnx.Rngs(0))
         graph, weights = nnx.split(model)
         return nnx.merge(graph, cast_matrices(weights, dtype))
 
@@ -235,15 +235,15 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
     from tandem.training.loop import make_update
     from tandem.training.objective import decoder_loss, learning_part, tandem_loss
 
-    train, pair, models = experiment.train, experiment.model, experiment.scale.models
+    train, decoder = experiment.train, decoder_of(experiment, experiment.model.primary)
     joint = train.primary is not PrimaryMode.frozen
     optimizer = train
     if train.recipe is Recipe.pretrain:
-        optimizer = experiment.scale.pretrain[pair.primary]
-        graph, trained = _decoder(models[pair.primary], "float32")
+        optimizer = experiment.scale.pretrain[experiment.model.primary.name]
+        graph, trained = _decoder(decoder, "float32")
         fixed, loss = None, decoder_loss(graph, remat=optimizer.remat, scan_layers=optimizer.scan_layers)
     else:
-        primary, fixed = _decoder(models[pair.primary], "float32" if joint else products_dtype(train.primary_dtype))
+        primary, fixed = _decoder(decoder, "float32" if joint else products_dtype(train.primary_dtype))
         graph, trained = _tandem(experiment, "float32")
         loss = tandem_loss(
             graph,
@@ -258,7 +258,7 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
             scan_layers=train.scan_layers,
         )
         if joint:
-            depth = max(resolve_layer_map(pair, experiment.scale))
+            depth = max(resolve_layer_map(experiment))
             learning, fixed = learning_part(train.primary, depth, fixed)
             trained = {"tandem": trained, "primary": learning}
     rule, update = make_update(loss, optimizer, experiment.seed)
@@ -293,7 +293,7 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Program:
     from tandem.measure.timing import bucket, law_of
     from tandem.parallel.sharding import sharding, state_shardings, weight_shardings
 
-    decode, config = experiment.decode, experiment.scale.models[experiment.model.primary]
+    decode, config = experiment.decode, decoder_of(experiment, experiment.model.primary)
     dtype = products_dtype(decode.dtype)
     options: dict[str, Any] = {"law": law_of(decode), "verification": decode.verification}
     primary, weights = _decoder(config, dtype, untied=True)

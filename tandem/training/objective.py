@@ -7,7 +7,7 @@ theirs can exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -206,6 +206,22 @@ def learning_part(mode: PrimaryMode, depth: int, weights: Weights) -> tuple[Weig
         return read or mode is PrimaryMode.joint_both
 
     return nnx.split_state(weights, learns, ...)  # type: ignore[return-value]
+
+
+def held_part(weights: Weights, names: Collection[str]) -> tuple[Weights, Weights]:
+    """The weights that are trained, and those of `names`, which are not: what a model shares with another."""
+    held, trained = nnx.split_state(weights, lambda path, _: ".".join(map(str, path)) in names, ...)
+    return trained, held
+
+
+def holding(loss: LossFunction) -> LossFunction:
+    """`loss` where a part of what it trains is held still: `trained` is without it, `fixed` is {"held": that part,
+    "rest": what `loss` takes as fixed}."""
+
+    def partly(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
+        return loss(nnx.merge_state(trained, fixed["held"]), fixed["rest"], tokens, key)
+
+    return partly
 
 
 def head_loss(

@@ -1,4 +1,5 @@
-"""FF_Tandem in closed form: the ridge map from the primary's states to what the secondary's layers are used to."""
+"""How FF_Tandem starts: in closed form, as the ridge map from the primary's states to what the secondary's layers are
+used to, or as the identity."""
 
 from __future__ import annotations
 
@@ -56,4 +57,16 @@ def least_squares(
         kernel = np.linalg.solve(xx + penalty, xy)
         kernel *= len(kernel) ** -0.5 / np.sqrt(np.mean(kernel**2))
         projection.kernel[...] = jnp.asarray(kernel, projection.kernel.dtype)
+    return nnx.state(tandem)
+
+
+def identity(model: nnx.GraphDef[Tandem], weights: Any) -> Any:
+    """The tandem's weights with each projection the identity on the first of its states and 0 on the others.
+
+    A layer that was copied from the primary, with the state that entered it there, then reads the very keys and values
+    that it has in the primary. The widths of both models must agree.
+    """
+    tandem = nnx.merge(model, weights, copy=True)
+    for projection in tandem.projections:
+        projection.kernel[...] = jnp.eye(*projection.kernel.shape, dtype=projection.kernel.dtype)
     return nnx.state(tandem)

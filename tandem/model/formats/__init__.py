@@ -96,6 +96,22 @@ def open_tensors(path: str | Path) -> Tensors:
     )
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """The files that a model's tensors and configuration are read from. Raises as `open_tensors`."""
+    path = Path(path)
+    if path.is_dir():
+        from tandem.model.formats.huggingface import CONFIG, HuggingFace
+
+        return [path / CONFIG, *HuggingFace(path).files]
+    if not path.exists():
+        from tandem.model.formats.installed import KNOWN, find_installed
+
+        if str(path) in KNOWN:
+            return list(find_installed(str(path)))
+    open_tensors(path)
+    return [path]
+
+
 def _no_config(directory: Path) -> str:
     if files := sorted(file.name for file in directory.glob("*.gguf")):
         return f"no Hugging Face directory, for it lacks config.json; name a file in it, as {directory / files[0]}"

@@ -115,6 +115,25 @@ def read_header(blob: Blob) -> tuple[Metadata, dict[str, Entry]]:
             raise EnvironmentFailure(f"{blob.path}: damaged, its header has a text that is not UTF-8") from None
 
 
+def vocabulary_only(blob: Blob) -> bytes:
+    """A GGUF file with the keys and values of another and without its tensors, as llama.cpp's files of vocabularies.
+
+    Raises as `read_header`.
+    """
+    read_header(blob)
+    window = 1 << 20
+    while True:
+        cursor = _Cursor(bytes(blob.read(0, window)), blob.length)
+        try:
+            cursor.take(16)
+            for _ in range(cursor.count(SMALLEST_PAIR, "keys")):
+                cursor.text()
+                cursor.value()
+            return cursor.data[:8] + struct.pack("<Q", 0) + cursor.data[16 : cursor.at]
+        except _Short as short:
+            window = max(short.needed, 4 * window)
+
+
 class _Cursor:
     """A place in the beginning `data` of a file of `length` bytes."""
 

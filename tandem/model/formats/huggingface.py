@@ -44,6 +44,11 @@ class HuggingFace:
             raise EnvironmentFailure(f"{path}: has no weights, which are {kinds}{hint if pickled else ''}")
 
     @property
+    def files(self) -> list[Path]:
+        """The files of its tensors."""
+        return sorted({file.path for file in self._places.values()})
+
+    @property
     def names(self) -> Set[str]:
         """Every tensor's name, shard by shard."""
         return self._places.keys()

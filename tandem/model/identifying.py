@@ -1,0 +1,47 @@
+"""What model an open checkpoint is, from its metadata and the names of its tensors. JAX is not imported."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tandem.architecture import DecoderConfig
+from tandem.errors import EnvironmentFailure
+from tandem.model.families import Layout, Unsupported, family, family_of
+from tandem.model.formats import Tensors
+from tandem.model.formats.gguf import GGUF
+from tandem.model.formats.llama2c import Llama2c
+
+
+class Identified(NamedTuple):
+    """Its sizes and features, its family's names in this format, and what stands before all of them."""
+
+    config: DecoderConfig
+    layout: Layout
+    prefix: str
+
+
+def identify(tensors: Tensors) -> Identified:
+    """Raises EnvironmentFailure for a family that is not known, and for what the decoder cannot be, by its field."""
+    said: Mapping[str, Any] = tensors.metadata
+    try:
+        if isinstance(tensors, GGUF):
+            layout = family_of(said.get("general.architecture", "?"), "GGUF").gguf
+            assert layout is not None
+            if any(name.startswith("rope_freqs") for name in tensors.names):
+                problem = "rope_freqs: stretched rotary frequencies are read from a directory, not from a GGUF file"
+                raise Unsupported([problem])
+            # What its tensors say and its keys do not.
+            more: dict[str, Any] = {"tied": "output.weight" not in tensors.names}
+            if "token_embd.weight" in tensors.names:
+                more["vocab_size"] = tensors.shape("token_embd.weight")[0]
+            said = ChainMap(more, said)  # type: ignore[arg-type] - which is only read
+        elif isinstance(tensors, Llama2c):
+            layout = family("llama").others["llama2.c"]
+        else:
+            layout = family_of(said.get("model_type", "?"), "config.json").huggingface
+        prefixes = (prefix for prefix in layout.prefixes if any(name.startswith(prefix) for name in tensors.names))
+        return Identified(layout.read_config(said), layout, next(prefixes, ""))
+    except Unsupported as error:
+        raise EnvironmentFailure(f"{tensors.path}: {'; '.join(error.problems)}") from None
