@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sample_results import adaptive_results, joint_results, sample_metrics, sample_results
 
-from sweeps import paper, plots, tables
+from sweeps import paper, plots, table, tables
 from sweeps.report import write_report
 from tandem.errors import EnvironmentFailure
 
@@ -169,7 +169,7 @@ def test_the_report_has_a_section_on_stopping_where_rules_were_compared(tmp_path
 
 @pytest.mark.parametrize(("share", "shown"), [(1.0, "100"), (0.99999, "99.99"), (31 / 32, "96.87")])
 def test_only_a_whole_share_is_shown_as_100(share, shown):
-    assert tables.whole_percent(share) == shown
+    assert table.whole_percent(share) == shown
 
 
 def test_text_tables_fit_the_terminal_and_hold_no_control_characters():
