@@ -1,6 +1,6 @@
 """A GGUF file's logits by `transformers`; run by its own interpreter, which has torch, gguf and accelerate.
 
-    ENV/bin/python benchmarks/parity_real_theirs.py FILE.gguf TOKENS.npy LOGITS.npy
+ENV/bin/python benchmarks/parity_real_theirs.py FILE.gguf TOKENS.npy LOGITS.npy
 """
 
 from __future__ import annotations

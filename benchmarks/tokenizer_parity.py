@@ -35,8 +35,9 @@ from typing import Any
 
 import numpy as np
 
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import ChatTemplate
-from tandem.data.tokenizer import Tokenizer, load_tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import EnvironmentFailure
 
 # Shares of the texts; what is left is English.

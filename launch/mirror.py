@@ -12,11 +12,10 @@ from typing import Any
 from launch import tracking
 from launch.compose import configuration_hash
 from launch.graph import Step, topological
-from sweeps.tables import rows_of
+from sweeps.table import Source, rows_of, several_primaries
+from sweeps.tables import SOURCES
 from tandem.config import Experiment
 from tandem.errors import Interrupted
-
-TABLES = ("agreement", "agreement_by_position", "speed", "standalone", "downstream", "downstream_tables")
 
 
 class Mirror:
@@ -39,29 +38,33 @@ class Mirror:
 
     def results(self, results: Mapping[str, Any]) -> None:
         """The tables as W&B tables, and their numbers as the run's summary."""
-        for table in TABLES:
-            rows = rows_of(dict(results), table)
+        for source in SOURCES:
+            rows = rows_of(dict(results), source.name)
             if rows:
                 columns = list(dict.fromkeys(key for row in rows for key in row))
-                self._tracker.table(table, columns, [[_cell(row.get(column)) for column in columns] for row in rows])
-                if table not in ("agreement_by_position", "downstream_tables"):
-                    self._tracker.summary(_summary(table, rows))
+                cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+                self._tracker.table(source.name, columns, cells)
+                if source.keys:
+                    self._tracker.summary(_summary(source, rows))
         self._tracker.summary({"provenance": results["provenance"]})
 
 
 def _cell(value: Any) -> Any:
-    """W&B's columns hold one type: lists become text."""
-    return str(value) if isinstance(value, list) else value
+    """W&B's columns hold one type: what is no single value becomes text."""
+    return str(value) if isinstance(value, list | dict) else value
 
 
-def _summary(table: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    numbers = {}
+def _summary(source: Source, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of each row, under what tells it from the others."""
     # Several primaries have a row of one name: each decodes by itself too.
-    keys = ("task", "metric", *(["primary"] if len({row.get("primary") for row in rows}) > 1 else []))
+    keys = [key for key in source.keys if key != "primary" or several_primaries(rows)]
+    numbers = {}
     for row in rows:
-        where = "/".join([table, *(row[key] for key in keys if row.get(key)), row["name"]])
-        where += f"/gamma_{row['gamma']}" if row.get("gamma") else ""
-        numbers |= {f"{where}/{key}": value for key, value in row.items() if isinstance(value, float)}
+        parts = [(key, row[key]) for key in keys if row.get(key) is not None]
+        named = [value if isinstance(value, str) else f"{key}_{value}" for key, value in parts]
+        where = "/".join([source.name, *named])
+        own = {key: value for key, value in row.items() if isinstance(value, float) and key not in keys}
+        numbers |= {f"{where}/{key}": value for key, value in own.items()}
     return numbers
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps import paper
-from sweeps.tables import Column, Results, Row, Table, integer, printable, rows_of
+from sweeps.table import NAME, Column, Results, Row, Section, Source, Table, caveat, integer, printable, rows_of
 
 # The paper's names of tasks, by ours without the version of the prompt.
 _PAPER_TASKS = {"triviaqa": "trivia_qa", "webquestions": "web_questions"}
@@ -97,17 +97,14 @@ def _suite(suite: str, rows: Sequence[Row], left_out: Sequence[Row]) -> Table:
 def _table(key: str, title: str, rows: Sequence[Row], shown: list[Row], notes: list[str]) -> Table:
     models = list(dict.fromkeys(row["name"] for row in rows))
     gammas = {row["name"]: row["gamma"] for row in rows if row.get("gamma")}
-    columns = [Column("name", "", printable, numeric=False, always=True)]
+    columns = [NAME]
     if any("metric" in row for row in shown):
         columns.append(Column("metric", "metric", printable, numeric=False))
     columns.append(Column("n", "n", integer))
     for model in models:
         title_lines = [*model.split("_"), *([f"γ {gammas[model]}"] if model in gammas else [])]
         columns.append(Column(model, "\n".join(title_lines), _cell))
-    notes = [*notes, *_notes(rows)]
-    if any(row.get("paper") for row in shown):
-        notes.append(f"{paper.CAVEAT}.")
-    return Table(key, title, columns, shown, notes)
+    return Table(key, title, columns, shown, [*notes, *_notes(rows), *caveat(shown)])
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
@@ -196,3 +193,16 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[R
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
+
+
+SECTION = Section(
+    "How good are its answers?",
+    "Each model answers questions it was not trained for. Options are ranked by their likelihood, a tandem's in block "
+    "mode with the prompt from the primary's representations; text is written greedily.",
+    sources=(
+        Source("downstream", keys=("task", "metric", "name", "gamma")),
+        Source("downstream_left_out"),
+        Source("downstream_tables"),
+    ),
+    tables=(downstream_tables,),
+)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps import plots
 from sweeps.plots import finite
-from sweeps.tables import Results, Row, decimals, percent, printable, ratio, rows_of, whole_percent
+from sweeps.table import Results, Row, decimals, percent, printable, ratio, rows_of, whole_percent
 
 # One colour a model on every chart; a name that is not here takes the last.
 _COLOURS = {

@@ -11,37 +11,9 @@ from typing import Any
 import yaml
 
 from sweeps import figures, paper, tables
+from sweeps.table import count, printable, rows_of
 from tandem.errors import EnvironmentFailure
 
-_AGREEMENT = (
-    "Every row predicts the next token of held-out text. gecko is the secondary as pretrained; gecko_ce and "
-    "gecko_distil are it after as many further steps as the tandem rows got, but blind to the primary: the distance "
-    "from the best of them, which need not be the one with the most training, is what attending to the primary brings. "
-    "γ is the number of tokens between two looks at the primary. "
-    "Total variation compares next-token distributions: 0 is the primary's own, 1 has nothing in common with it."
-)
-_POSITIONS = (
-    "Within a block, the newest state of the primary is as old as the distance from the block's first token. What that "
-    "costs shows on the same tokens: read by the tandem with the newest states (γ = 1), and by the best control, which "
-    "has none."
-)
-_SPEED = (
-    "In speculative decoding (SPEED) a drafter proposes γ tokens and the primary verifies them in one pass. What comes "
-    "out is the primary's own answer; how soon depends on how many drafted tokens it accepts. Each drafter is verified "
-    "by the primary that it was trained with, and its speedup is over that one alone."
-)
-_STOPPING = (
-    "A rule looks at each draft and says whether another is worth its time. It must earn more than the fixed block "
-    "length that suits the pair best."
-)
-_DOWNSTREAM = (
-    "Each model answers questions it was not trained for. Options are ranked by their likelihood, a tandem's in block "
-    "mode with the prompt from the primary's representations; text is written greedily."
-)
-_COMPILED = (
-    "The programs were compiled for these chips by their own compiler, on a machine that has none, and never run. "
-    "Memory is what the compiler has laid out; times are what the hardware allows at best, and the compiler's estimate."
-)
 _TRAINING = "Loss on the training batches; long curves are drawn as means of neighbouring steps."
 _STYLE = Path(__file__).with_name("report.css")
 
@@ -96,50 +68,23 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def render(results: dict[str, Any], metrics: list[dict[str, Any]], config: dict[str, Any]) -> str:
     """The page as text."""
-    shown = {t.key: tables.to_html(t) for t in tables.build_tables(results)}
     sections = [
         _section(
-            "Does attending to the primary help?", _AGREEMENT, [shown.get("agreement")], figures.agreement(results)
-        ),
-        _section(
-            "How stale does the primary's state get?",
-            _POSITIONS,
-            [shown.get("agreement_by_position")],
-            figures.positions(results),
-        ),
-        _section(
-            "How much faster is the answer?",
-            _SPEED,
-            [shown.get(k) for k in ("speed", "costs", "acceptance_by_position", "speed_by_category", "standalone")],
-            figures.speed(results),
-        ),
-        _section(
-            "When should drafting stop?",
-            _STOPPING,
-            [shown.get(k) for k in ("stopping", "stopping_by_category", "router")],
-            [],
-        ),
-        _section(
-            "How good are its answers?",
-            _DOWNSTREAM,
-            [text for key, text in shown.items() if key.startswith("downstream")],
-            [],
-        ),
-        _section(
-            "What does it take on these chips?",
-            _COMPILED,
-            [text for key, text in shown.items() if key.startswith("compiled")],
-            [],
-        ),
-        _section("Training", _TRAINING, [], figures.training(metrics)),
+            section.title,
+            section.explanation,
+            [tables.to_html(table) for table in tables.section_tables(section, results)],
+            [chart for draw in section.figures for chart in draw(results)],
+        )
+        for section in tables.SECTIONS
     ]
+    sections.append(_section("Training", _TRAINING, [], figures.training(metrics)))
     title = escape(_title(config))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{_STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
         f"<header><p class=kicker>Tandem Transformers · run report</p><h1>{title}</h1>"
-        f"{_what_this_is(results, config)}</header>{_headlines(results)}{shown.get('models', '')}"
+        f"{_what_this_is(results, config)}</header>{_headlines(results)}"
         f"{''.join(sections)}{_provenance(results, config)}"
         f'<footer>Paper: <a href="{paper.URL}">{escape(paper.CITATION)}</a>. Rows marked “paper” are its '
         "numbers: PaLM 2 models on TPUv5e, another model on other hardware.</footer></main></body></html>\n"
@@ -149,7 +94,7 @@ def render(results: dict[str, Any], metrics: list[dict[str, Any]], config: dict[
 def _name(config: dict[str, Any], group: str, key: str = "name") -> str | None:
     value = config.get(group)
     value = value.get(key) if isinstance(value, dict) else None
-    return None if value is None else tables.printable(value)
+    return None if value is None else printable(value)
 
 
 def _title(config: dict[str, Any]) -> str:
@@ -160,10 +105,10 @@ def _title(config: dict[str, Any]) -> str:
 
 def _what_this_is(results: dict[str, Any], config: dict[str, Any]) -> str:
     provenance = _dict(results.get("provenance"))
-    models = {r.get("name"): r for r in tables.rows_of(results, "models")}
+    models = {r.get("name"): r for r in rows_of(results, "models")}
     primary, secondary = _name(config, "model", "primary"), _name(config, "model", "secondary")
     pair = [
-        f"<b>{escape(name)}</b> ({tables.count(models[name]['parameters'])} parameters) as the {role}"
+        f"<b>{escape(name)}</b> ({count(models[name]['parameters'])} parameters) as the {role}"
         for name, role in ((primary, "primary"), (secondary, "secondary"))
         if name and isinstance(models.get(name, {}).get("parameters"), int | float)
     ]
@@ -194,9 +139,9 @@ def _headlines(results: dict[str, Any]) -> str:
     return f'<ul class="tiles" aria-label="Headline numbers">{tiles}</ul>' if tiles else ""
 
 
-def _section(title: str, explanation: str, shown: list[str | None], plots: list[str]) -> str:
+def _section(title: str, explanation: str, shown: list[str], plots: list[str]) -> str:
     charts = f'<div class="charts">{"".join(plots)}</div>' if plots else ""
-    found = charts + "".join(t for t in shown if t)
+    found = charts + "".join(shown)
     return (
         f"<section><h2>{escape(title)}</h2><p class=intro>{escape(explanation)}</p>{found}</section>" if found else ""
     )
@@ -231,4 +176,4 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _words(value: Any) -> str:
-    return ", ".join(map(_words, value)) if isinstance(value, list) else tables.printable(value)
+    return ", ".join(map(_words, value)) if isinstance(value, list) else printable(value)

@@ -9,9 +9,10 @@ import sys
 
 def register() -> None:
     """Register every task with SeqIO; this imports TensorFlow."""
-    from tasks.seqio_tasks import register as register_tasks
+    # Whoever needs one module of this package need not load all tasks.
+    from tasks import registry
 
-    register_tasks()
+    registry.register()
 
 
 if "seqio" in sys.modules:

@@ -8,33 +8,30 @@ import urllib.request
 from pathlib import Path
 
 from tandem.errors import EnvironmentFailure
-from tasks.sources import Settings
+from tasks import wmt22
 from tasks.task import Task
+from tasks.tfds import import_tensorflow
 
 SECONDS = 20
 TFDS_HOST = "https://storage.googleapis.com"
 SACREBLEU_HOST = "https://github.com"
 
 
-def download(task: Task, settings: Settings) -> None:
+def download(task: Task, directory: Path) -> None:
     """Prepare the task's TensorFlow dataset, or fetch its files. Raises EnvironmentFailure without a network."""
-    from tasks import wmt22
-
     if task.dataset.tfds:
-        _prepare(task.dataset.tfds, settings.directory)
+        _prepare(task.dataset.tfds, directory)
     elif task.suite == wmt22.SUITE:
-        _translations(task, settings.directory)
+        _translations(task, directory)
     else:
         for file in {file.path: file for files in task.dataset.files.values() for file in files}.values():
-            if file.url and not (settings.directory / file.path).exists():
-                _fetch(file.url, settings.directory / file.path)
+            if file.url and not (directory / file.path).exists():
+                _fetch(file.url, directory / file.path)
 
 
 def _prepare(name: str, directory: Path) -> None:
     # TensorFlow Datasets retries for minutes where there is no network.
     _reach(TFDS_HOST, name)
-    from tasks.tfds import import_tensorflow
-
     _, tfds = import_tensorflow()
     try:
         tfds.builder(name, data_dir=str(directory)).download_and_prepare()
@@ -45,8 +42,6 @@ def _prepare(name: str, directory: Path) -> None:
 def _translations(task: Task, directory: Path) -> None:
     from sacrebleu.utils import get_reference_files, get_source_file
 
-    from tasks.wmt22 import files_of
-
     _, source, target, _ = task.name.split("_")
     direction = f"{source}-{target}"
     _reach(SACREBLEU_HOST, f"wmt22 {direction}")
@@ -54,7 +49,7 @@ def _translations(task: Task, directory: Path) -> None:
         found = get_source_file("wmt22", direction), get_reference_files("wmt22", direction)[0]
     except (Exception, SystemExit) as error:  # sacrebleu leaves the program where a checksum is wrong
         raise EnvironmentFailure(f"sacrebleu could not download wmt22 {direction}: {error}") from error
-    for folder, name, path in zip(("sources", "references"), files_of(direction), found, strict=True):
+    for folder, name, path in zip(("sources", "references"), wmt22.files_of(direction), found, strict=True):
         _write(directory / "wmt22" / folder / name, Path(path).read_bytes())
 
 

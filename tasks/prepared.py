@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
-from tasks.sources import Found
 from tasks.task import Row, Task
 from tasks.tfds import prepared_examples
 
 
-def prepared_rows(task: Task, found: Found, files: Files) -> Iterator[tuple[str, Row]]:
+def prepared_rows(task: Task, folder: Path, split: str, files: Files) -> Iterator[tuple[str, Row]]:
     """(place, row) in the order on disk, text decoded, arrays as lists."""
-    assert found.split is not None
-    _, examples = prepared_examples(found.path, found.split, files)
+    _, examples = prepared_examples(folder, split, files)
     for number, row in enumerate(examples):
-        place = f"{found.path}, {found.split}/{number}"
+        place = f"{folder}, {split}/{number}"
         try:
             yield place, task.dataset.tfds_row(_plain(row))
         except (KeyError, TypeError, UnicodeDecodeError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tandem.errors import ConfigurationError
 from tandem.validate import nearest
-from tasks import gen_tasks, mbpp, superglue, tydiqa, wmt22
+from tasks import gen_tasks, mbpp, seqio_tasks, superglue, tydiqa, wmt22
 from tasks.example import Example, TaskInfo
 from tasks.fewshot import exemplar_source
 from tasks.metrics import Statistics
@@ -38,6 +38,11 @@ def names(suite: str = ALL) -> list[str]:
     if not found:
         raise ConfigurationError([f"{suite!r} is not a suite of tasks{nearest(suite, [*SUITES, ALL])}"])
     return found
+
+
+def register() -> None:
+    """Put every task and suite into SeqIO's registries, with default settings; this imports TensorFlow."""
+    seqio_tasks.register(TASKS.values(), {suite: names(suite) for suite in SUITES})
 
 
 def averages(suite: str) -> dict[str, list[str]]:
@@ -84,19 +89,12 @@ def examples(
     download: bool = False,
 ) -> list[Example]:
     """The examples of a task, read through its SeqIO task (which imports TensorFlow). See `Settings`."""
-    from tasks.seqio_tasks import read
-
-    return read(find(name), Settings(data_dir, shots, seed, limit, download))
+    return seqio_tasks.read(find(name), Settings(data_dir, shots, seed, limit, download))
 
 
 def score(name: str, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
-    """Every metric of a task that is defined for these examples; percentages, perplexity as it is."""
-    found = {}
-    for metric in find(name).metrics:
-        value = float(metric.value(metric.statistics(examples, predictions).sum(axis=0)))
-        if value == value:
-            found[metric.name] = value
-    return found
+    """See `Task.scores`."""
+    return find(name).scores(examples, predictions)
 
 
 def statistics(name: str, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, Statistics]:

@@ -8,7 +8,7 @@ given. Importing this module imports TensorFlow, SeqIO and t5 only when a functi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -19,27 +19,26 @@ from tasks.example import Example, Kind
 from tasks.fewshot import build
 from tasks.sources import Settings
 from tasks.task import Question, Task
+from tasks.tfds import import_tensorflow
 
 TEXT_FEATURES = ("id", "description", "question", "references", "group")
 VECTOR_FEATURES = ("exemplars",)
 
 
-def register() -> None:
-    """Put every task and suite into SeqIO's registries, with default settings; again does nothing."""
+def register(tasks: Iterable[Task], mixtures: Mapping[str, Sequence[str]]) -> None:
+    """Put tasks with default settings, and mixtures of them, into SeqIO's registries; again does nothing."""
     seqio = _seqio()
-    from tasks.registry import SUITES, TASKS, names
-
-    for task in TASKS.values():
+    for task in tasks:
         if task.name not in seqio.TaskRegistry.names():
             seqio.TaskRegistry.add(task.name, **_properties(task, Settings(), None))
-    for suite in SUITES:
-        if suite not in seqio.MixtureRegistry.names():
-            seqio.MixtureRegistry.add(suite, names(suite), default_rate=1.0)
+    for name, members in mixtures.items():
+        if name not in seqio.MixtureRegistry.names():
+            seqio.MixtureRegistry.add(name, members, default_rate=1.0)
 
 
 def seqio_task(task: Task, settings: Settings, vocabulary: Any = None) -> Any:
     """The registered SeqIO task with other settings; with a vocabulary, `inputs` and `targets` are token ids."""
-    register()
+    register([task], {})
     return _seqio().TaskRegistry.get(task.name).replace(**_properties(task, settings, vocabulary))
 
 
@@ -54,8 +53,6 @@ def read(task: Task, settings: Settings) -> list[Example]:
 
 
 def _seqio() -> Any:
-    from tasks.tfds import import_tensorflow
-
     import_tensorflow()
     import seqio
 
@@ -159,7 +156,7 @@ def _score_metric(task: Task) -> Callable[..., dict[str, float]]:
         groups = [list(pairs) for _, pairs in groupby(ordered, key=lambda pair: pair[0][0][0])]
         examples = [_judged(*pairs[0][0][4:]) for pairs in groups]
         predictions = [int(np.argmax([score for _, score in pairs])) for pairs in groups]
-        return found | _scores(task, examples, predictions)
+        return found | task.scores(examples, predictions)
 
     def likelihoods(targets: Sequence[Any], scores: Sequence[float]) -> dict[str, float]:
         # SeqIO's scores do not say whether greedy decoding would write the option.
@@ -170,15 +167,9 @@ def _score_metric(task: Task) -> Callable[..., dict[str, float]]:
 
 def _predict_metric(task: Task) -> Callable[..., dict[str, float]]:
     def generated(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-        return _scores(task, [_judged(*target) for target in targets], predictions)
+        return task.scores([_judged(*target) for target in targets], predictions)
 
     return generated
-
-
-def _scores(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
-    from tasks.registry import score
-
-    return score(task.name, examples, predictions)
 
 
 def _judged(references: Any, group: Any, name: Any) -> Example:

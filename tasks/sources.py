@@ -16,7 +16,9 @@ from typing import Any
 
 from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
+from tasks.download import download
 from tasks.files import blamed
+from tasks.prepared import prepared_rows
 from tasks.task import File, Question, Row, Task
 from tasks.tfds import DESCRIPTION, prepared_files, split_lengths
 
@@ -104,9 +106,7 @@ def declared(task: Task, settings: Settings) -> tuple[Settings, Files]:
 def fetch(task: Task, settings: Settings, part: str = "eval") -> None:
     """Download a task's rows if that is asked for and those of `part` are nowhere."""
     if settings.download and locate(task, part, settings) is None:
-        from tasks.download import download
-
-        download(task, settings)
+        download(task, settings.directory)
 
 
 def rows(task: Task, part: str, settings: Settings) -> Iterator[tuple[str, Row]]:
@@ -121,9 +121,8 @@ def rows(task: Task, part: str, settings: Settings) -> Iterator[tuple[str, Row]]
         raise EnvironmentFailure(missing(task, part, settings))
     files = found.files if settings.files is None else settings.files
     if found.file is None:
-        from tasks.prepared import prepared_rows
-
-        source: Iterator[tuple[str, Any]] = prepared_rows(task, found, files)
+        assert found.split is not None
+        source: Iterator[tuple[str, Any]] = prepared_rows(task, found.path, found.split, files)
     else:
         source = _file_rows(found, found.file, files)
     for place, row in source:

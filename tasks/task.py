@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.example import Kind, Normalisation
+from tasks.example import Example, Kind, Normalisation
 from tasks.files import Reader
 from tasks.metrics import Metric
 
@@ -73,6 +73,15 @@ class Task:
     # Exemplars in the order of these row ids instead of drawn at random, where the field fixes them.
     exemplar_ids: tuple[str, ...] = ()
     signatures: Callable[[], Mapping[str, str]] = dict  # of metrics whose definition has settings
+
+    def scores(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
+        """Every metric that is defined for these examples; percentages, perplexity as it is."""
+        found = {}
+        for metric in self.metrics:
+            value = float(metric.value(metric.statistics(examples, predictions).sum(axis=0)))
+            if value == value:
+                found[metric.name] = value
+        return found
 
 
 def label_of(row: Row, names: Iterable[str]) -> int:

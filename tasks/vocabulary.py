@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.abstract_tokenizer import Tokenizer
 
 
 def vocabulary(tokenizer: Tokenizer) -> Any:

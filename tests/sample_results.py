@@ -165,3 +165,36 @@ def joint_results() -> dict[str, Any]:
     results["speed"].insert(-1, {**results["speed"][0], "primary": joint})
     results["standalone"].append({"name": "gecko", "primary": "bison", "speedup_decode": 5.0})
     return results
+
+
+def whole_results() -> dict[str, Any]:
+    """Rows of every name that `results.json` can have."""
+    times = {"compute_s": 1e-4, "memory_s": 2e-4, "network_s": 0.0, "roofline_s": 2e-4, "compiler_s": 3e-4}
+    compiled = {
+        "name": "verify", "what": "verification", "platform": "v5e_1", "compile_seconds": 1.0, "argument_bytes": 4096,
+        "memory": {"arguments": 4096, "total": 8192}, "flops": 1e9, "bytes": 1e6, "loops": [{"trips": 4}],
+        "collectives": {"all-reduce": {"count": 2, "payload": 512.0}}, **times,
+    }  # fmt: skip
+    too_large = {
+        "name": "train", "what": "training", "platform": "v5e_1", "compile_seconds": 2.0, "argument_bytes": 2**36,
+        "too_large": {"used": 2**36, "limit": 2**34},
+    }  # fmt: skip
+    predicted = {
+        "by": "roofline", "gamma": 4, "primary_s": 1e-3, "secondary_s": 1e-4, "verify_s": 1.1e-3, "cost_ratio": 0.1,
+        "verify_cost": 1.1, "block_cost": 1.5,
+    }  # fmt: skip
+    answered = {
+        "suite": "superglue", "metric": "accuracy", "primary_metric": True, "score": 60.0, "low": 57.0, "high": 63.0,
+        "n": 50, "shots": 1, "limit": None,
+    }  # fmt: skip
+    return adaptive_results() | {
+        "compiled": [compiled, too_large],
+        "compiled_speed": [predicted | {"acceptance": rate, "speedup_predicted": 1 + rate} for rate in (0.5, 0.8)],
+        "downstream": [
+            {"name": name, "task": task, **answered} for name in ("gecko", "bison") for task in ("boolq_v1", "rte_v1")
+        ],
+        "downstream_left_out": [{"task": "record_v1", "suite": "superglue", "reason": "its questions are not there"}],
+        "downstream_tables": [
+            {"table": "downstream", "task": "superglue", "source": "measured", "metric": None, "n": 100, "bison": 60.0}
+        ],
+    }

@@ -11,10 +11,11 @@ import pytest
 from small_tokenizers import byte_level, sentencepiece_model, write
 
 from tandem.config import ChatMode
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import MOST_TEMPLATE, ChatTemplate, chat_template, encode_chats
 from tandem.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from tandem.data.special_tokens import SpecialTokens
-from tandem.data.tokenizer import Tokenizer, load_tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.formats.installed import KNOWN, _locate, open_installed
 

@@ -51,6 +51,49 @@ def test_a_room_imports_only_the_rooms_below_it(room):
         assert others <= MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {others - MAY_IMPORT[room]}"
 
 
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, modules: set[str]) -> set[str]:
+    """Those of `modules` that a file imports anywhere: at its top, inside a function, for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path.relative_to(ROOT)} has a relative import"
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else node.module for name in inside}
+    return found & modules - {module_name(path)}
+
+
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """The strongly connected components of more than one module."""
+
+    def reached(start: str) -> set[str]:
+        seen, left = set(), [start]
+        while left:
+            new = graph[left.pop()] - seen
+            seen |= new
+            left += new
+        return seen
+
+    reach = {name: reached(name) for name in graph}
+    return sorted({tuple(sorted(n for n in reach[name] if name in reach[n])) for name in graph if name in reach[name]})
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert circles(graph) == [("a", "b", "c"), ("d", "e")]
+
+
+@pytest.mark.parametrize("room", ["sweeps", "tandem", "tasks"])
+def test_no_modules_import_each_other_in_a_circle(room):
+    files = {module_name(path): path for path in sources(room)}
+    assert circles({name: imported_modules(path, set(files)) for name, path in files.items()}) == []
+
+
 def test_the_science_knows_no_framework_around_it():
     for path in sources("tandem"):
         found = {name for name, _ in imports(path)} & HEAVY

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_results import adaptive_results, joint_results, sample_metrics, sample_results
+from sample_results import adaptive_results, joint_results, sample_metrics, sample_results, whole_results
 
-from sweeps import paper, plots, tables
+from sweeps import paper, plots, table, tables
 from sweeps.report import write_report
 from tandem.errors import EnvironmentFailure
 
@@ -167,9 +167,29 @@ def test_the_report_has_a_section_on_stopping_where_rules_were_compared(tmp_path
     assert "SPEED by category of prompts" in page
 
 
+# Rows that are made of others of the results, for W&B alone: nothing else has the tables' shape as numbers.
+DERIVED = {"downstream_tables"}
+
+
+@pytest.mark.parametrize("name", [source.name for source in tables.SOURCES if source.name not in DERIVED])
+def test_rows_of_every_name_reach_the_terminal_and_the_report(tmp_path, name):
+    whole = whole_results()
+    lacking = {key: rows for key, rows in whole.items() if key != name}
+    lost = set(texts(whole).values()) - set(texts(lacking).values())
+    assert lost
+    assert write_run(tmp_path / "whole", whole) != write_run(tmp_path / "lacking", lacking)
+
+
+def test_every_table_of_the_terminal_is_in_the_report(tmp_path):
+    made = tables.build_tables(whole_results())
+    page = write_run(tmp_path, whole_results())
+    assert len({one.key for one in made}) == len(made) == page.count("<table>")
+    assert all(tables.to_html(one) in page for one in made)
+
+
 @pytest.mark.parametrize(("share", "shown"), [(1.0, "100"), (0.99999, "99.99"), (31 / 32, "96.87")])
 def test_only_a_whole_share_is_shown_as_100(share, shown):
-    assert tables.whole_percent(share) == shown
+    assert table.whole_percent(share) == shown
 
 
 def test_text_tables_fit_the_terminal_and_hold_no_control_characters():

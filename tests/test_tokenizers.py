@@ -29,9 +29,10 @@ from small_tokenizers import (
 from tokenizers import decoders, models, pre_tokenizers
 
 from launch.generate import Stream
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.gguf_tokenizer import from_metadata
 from tandem.data.sentencepiece_tokenizer import CorpusTokenizer, SentencePieceTokenizer
-from tandem.data.tokenizer import Tokenizer, load_tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import EnvironmentFailure
 from tandem.model.formats.installed import KNOWN, _locate, open_installed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -10,13 +11,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_results import whole_results
 from wandb_log import history, logs, only, read_log
+
+from launch.mirror import Mirror
+from launch.tracking import Tracker
+from sweeps.table import rows_of
+from sweeps.tables import SOURCES
 
 ROOT = Path(__file__).parent.parent
 
@@ -220,3 +227,65 @@ except EnvironmentFailure as error:
 """
     done = run_python(body, tmp_path / "run", environment)
     assert done.stdout.startswith("tracking: cannot write "), done.stderr
+
+
+class Recorded(Tracker):
+    """Keeps what it is handed, each table as W&B's own class has taken it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, Any] = {}
+        self.numbers: dict[str, Any] = {}
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+
+        self.tables[name] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        assert not set(values) & set(self.numbers), "two rows under one name"
+        self.numbers |= values
+
+
+def test_rows_of_every_name_reach_the_mirror():
+    results, tracker = whole_results(), Recorded()
+    Mirror(tracker, []).results(results)
+    assert set(tracker.tables) == {name for name, rows in results.items() if isinstance(rows, list)}
+    for source in SOURCES:
+        rows = rows_of(results, source.name)
+        assert len(tracker.tables[source.name].data) == len(rows)
+        numbers = [key for row in rows for key in row if isinstance(row[key], float) and key not in source.keys]
+        under = [key for key in tracker.numbers if key.split("/")[0] == source.name]
+        assert len(under) == (len(numbers) if source.keys else 0)
+    assert tracker.numbers["stopping/tandem_distil/survival/gamma_7/threshold_0.1234/speedup_decode"] == 1.5 * 1.04
+    assert tracker.numbers["speed_by_category/code/tandem_distil/speedup_decode"] == 1.75
+
+
+def names_written(path: Path) -> set[str]:
+    """The names under which a file's code puts rows into `tables` or `results`, or writes them as results."""
+    found: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        written: ast.expr | None = None
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Subscript) and _holds_rows(target.value):
+                found.append(target.slice)
+            written = node.value if _holds_rows(target) else None
+        elif isinstance(node, ast.BinOp) and _holds_rows(node.left):
+            written = node.right
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "write_json_atomic":
+            written = node.args[1] if "RESULTS" in ast.unparse(node.args[0]) else None
+        if isinstance(written, ast.Dict):
+            found += written.keys
+    return {key.value for key in found if isinstance(key, ast.Constant)}
+
+
+def _holds_rows(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("tables", "results")
+
+
+def test_no_name_that_code_writes_is_unknown_to_the_tables():
+    code = [*(ROOT / "launch").glob("*.py"), *(ROOT / "tandem/measure").glob("*.py")]
+    written = set().union(*map(names_written, code))
+    # Of these there are no rows: one is what all rows come from, the other is by step.
+    assert written - {"provenance", "training"} == {source.name for source in SOURCES}

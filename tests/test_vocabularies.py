@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from small_tokenizers import TEXTS, byte_level, gguf_of_json, sentencepiece_model
 
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.gguf_tokenizer import from_metadata
 from tandem.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from tandem.data.tokenizer import Tokenizer, load_tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.data.vocabularies import same_vocabulary
 from tandem.errors import ConfigurationError
 

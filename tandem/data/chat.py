@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tandem.config import ChatMode
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 
 Message = Mapping[str, Any]  # `role`, `content`, and what else the template reads

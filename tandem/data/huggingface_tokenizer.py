@@ -15,8 +15,8 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken
 
+from tandem.data.abstract_tokenizer import Ids, Tokenizer
 from tandem.data.special_tokens import MOST_BYTES, SpecialTokens, read_special_tokens
-from tandem.data.tokenizer import Ids, Tokenizer
 from tandem.errors import EnvironmentFailure
 
 SPACE = "\u2581"  # a space, in pieces that are text

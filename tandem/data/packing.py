@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.corpus import Document, is_heldout
-from tandem.data.tokenizer import Tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 
 SPLITS = ("train", "heldout")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from tandem.data.abstract_tokenizer import Ids, Tokenizer
 from tandem.data.sentences import sample_sentences
 from tandem.data.special_tokens import SpecialTokens, read_special_tokens
-from tandem.data.tokenizer import Ids, Tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 
 # Of the corpus' own tokenizer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tandem.data.tokenizer import Tokenizer
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.errors import ConfigurationError
 
 # Entries that a refusal shows.

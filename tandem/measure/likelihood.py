@@ -29,10 +29,10 @@ from flax import nnx
 from tandem.decoding.engine import greedy
 from tandem.measure.questions import Question, Rows, batches, split
 from tandem.model.attention import Source, attend, seen
-from tandem.model.decoder import Decoder, DecoderLayer
+from tandem.model.decoder import Decoder
 from tandem.model.reading import BLOCK, KeysAndValues, blockwise, cut
 from tandem.model.rotary import Angles
-from tandem.model.stack import SEQUENCES, run
+from tandem.model.stack import SEQUENCES, Layer, run
 from tandem.model.tandem import Tandem
 from tandem.parallel.sharding import fetch, on_mesh, put
 
@@ -147,7 +147,7 @@ class AtSlots:
     mask: jax.Array
     own: bool = False
 
-    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
         keys, values = self.given
         if self.own:
             own = layer.keys_and_values(x, self.turns)

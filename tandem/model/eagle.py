@@ -23,7 +23,7 @@ from tandem.model.heads import INTO_AND_OUT_OF_HEAD, HeadConfig, feature_layers
 from tandem.model.parameters import declare
 from tandem.model.products import at_least_float32, dot
 from tandem.model.rotary import Angles, angles
-from tandem.model.stack import ROWS, SEQUENCES, AfterCache, States, run
+from tandem.model.stack import ROWS, SEQUENCES, AfterCache, Layer, States, run
 
 declare(INTO_AND_OUT_OF_HEAD)
 
@@ -38,7 +38,7 @@ class OnSteps:
     earlier: list[tuple[jax.Array, jax.Array]]
     masks: list[jax.Array]
 
-    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def __call__(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         own = layer.keys_and_values(x, self.turns)
         steps = zip([*self.earlier, own], self.masks, strict=True)
         sources = [Source(keys, values, mask) for (keys, values), mask in steps]

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from tandem.model.attention import attend_cached, seen
 from tandem.model.cache import KVCache
-from tandem.model.decoder import Decoder, DecoderLayer
+from tandem.model.decoder import Decoder
 from tandem.model.rotary import Angles
-from tandem.model.stack import run
+from tandem.model.stack import Layer, run
 from tandem.parallel.sharding import constrain
 
 # Prompts are attended in pieces: at most so many of at least so many positions. More of them are less work, and more
@@ -41,7 +41,7 @@ class InPieces:
     turns: Angles
     window: int | None
 
-    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, KeysAndValues]:
+    def __call__(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, KeysAndValues]:
         """Kept are the layer's keys and values."""
         length = x.shape[1]
         piece, places = max(LEAST_PIECE, -(-length // MOST_PIECES)), jnp.arange(length)
@@ -71,7 +71,7 @@ class Blockwise:
     choices: jax.Array
     sees: Sees
 
-    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
         queries = layer.queries(x, self.turns)
         keys, values = (side.swapaxes(1, 2) for side in layer.keys_and_values(x, self.turns))
         widths = _widths(x.shape[1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,6 @@ from tandem.model.cache import write_positions
 from tandem.model.rotary import Angles
 from tandem.parallel.sharding import constrain, constrain_stacked
 
-if TYPE_CHECKING:
-    from tandem.model.decoder import DecoderLayer
-
 # On several devices the residual stream [B, T, D] is divided by rows alone; what a matrix's division makes of its
 # products is summed up before it joins the stream.
 SEQUENCES = ("batch", "whole", "whole")
@@ -32,10 +29,22 @@ ROWS = ("rows", "whole", "whole")
 States = Sequence[jax.Array] | Mapping[int, jax.Array]
 
 
+class Layer(Protocol):
+    """What the loop and its plans use of a layer."""
+
+    softcap: float | None
+
+    def keys_and_values(self, x: jax.Array, turns: Angles, /) -> tuple[jax.Array, jax.Array]: ...
+
+    def queries(self, x: jax.Array, turns: Angles, /) -> jax.Array: ...
+
+    def finish(self, x: jax.Array, attended: jax.Array, /) -> jax.Array: ...
+
+
 class Attention(Protocol):
     """An entry of a plan, for one layer; a pytree."""
 
-    def __call__(self, layer: DecoderLayer, x: jax.Array, /) -> tuple[jax.Array, Any]: ...
+    def __call__(self, layer: Layer, x: jax.Array, /) -> tuple[jax.Array, Any]: ...
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +55,7 @@ class WithinText:
     turns: Angles
     mask: jax.Array
 
-    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
         source = Source(*layer.keys_and_values(x, self.turns), self.mask)
         return attend(layer.queries(x, self.turns), [source], layer.softcap), None
 
@@ -63,7 +72,7 @@ class AfterCache:
     values: jax.Array
     starts: jax.Array
 
-    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def __call__(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         new = layer.keys_and_values(x, self.turns)
         keys, values = (
             write_positions(old, made, self.starts) for old, made in zip((self.keys, self.values), new, strict=True)
@@ -81,7 +90,7 @@ class OnGiven:
     keys: jax.Array
     values: jax.Array
 
-    def __call__(self, layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
         queries = layer.queries(x, self.turns)
         return attend_cached(queries, self.keys, self.values, self.mask, layer.softcap), None
 

@@ -19,11 +19,11 @@ from flax import nnx
 from tandem.architecture import DecoderConfig
 from tandem.model.attention import Source, attend, seen
 from tandem.model.cache import KVCache, write_positions
-from tandem.model.decoder import Decoder, DecoderLayer, normalise
+from tandem.model.decoder import Decoder, normalise
 from tandem.model.parameters import declare
 from tandem.model.products import dot
 from tandem.model.rotary import Angles
-from tandem.model.stack import SEQUENCES, States, run, scan
+from tandem.model.stack import SEQUENCES, Layer, States, run, scan
 from tandem.parallel.sharding import constrain
 
 
@@ -41,7 +41,7 @@ class TandemAttention:
     earlier: jax.Array
     current: jax.Array
 
-    def __call__(self, layer: DecoderLayer, y: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, layer: Layer, y: jax.Array) -> tuple[jax.Array, None]:
         sources = [
             Source(*layer.keys_and_values(self.projected, self.turns), self.earlier),
             Source(*layer.keys_and_values(y, self.turns), self.current),

@@ -3,9 +3,7 @@ speculative decoding. Nothing in them is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from sweeps.tables import Column, Results, Row, Table, decimals, integer, printable, rows_of
+from sweeps.table import Column, Row, Section, Source, TableSpec, decimals, integer, printable
 
 NAME = Column("what", "", printable, numeric=False, always=True)
 # A row that was compiled has them all; one that was too large only what the compiler says of it.
@@ -31,29 +29,8 @@ def microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:,.0f}" if seconds >= 1e-5 else f"{seconds * 1e6:.1f}"
 
 
-def compiled_tables(results: Results) -> list[Table]:
-    """Memory, work and the latency table; none where nothing was compiled."""
-    rows = rows_of(results, "compiled")
-    if not rows:
-        return []
-    return [_memory(rows), _work(rows), *_speed(rows_of(results, "compiled_speed"))]
-
-
-def _memory(rows: Sequence[Row]) -> Table:
-    shown = [{**row, **row.get("memory", {}), **_too_large(row)} for row in rows]
-    columns = [
-        NAME,
-        *(Column(name, f"{name}\nMB", megabytes) for name in MEMORY),
-        Column("fits", "fits", printable, numeric=False),
-        Column("compile_seconds", "compiled\nin s", decimals(0)),
-    ]
-    notes = [
-        "Of one chip; a v5e has 16 GB. Outputs that take the place of arguments (aliased) count once in the total."
-    ]
-    limits = sorted({row["too_large"]["limit"] for row in rows if row.get("too_large")})
-    notes += [f"The compiler has {limit / 1e9:.1f} GB to give out." for limit in limits]
-    title = f"Memory of a chip, {rows[0]['platform']}, as compiled ahead of time"
-    return Table("compiled_memory", title, columns, shown, notes)
+def _memory_rows(rows: list[Row]) -> list[Row]:
+    return [{**row, **row.get("memory", {}), **_too_large(row)} for row in rows]
 
 
 def _too_large(row: Row) -> Row:
@@ -62,7 +39,31 @@ def _too_large(row: Row) -> Row:
     return {"fits": "no", "arguments": row["argument_bytes"], "total": row["too_large"]["used"]}
 
 
-def _work(rows: Sequence[Row]) -> Table:
+def _memory_notes(rows: list[Row]) -> list[str]:
+    limits = sorted({row["too_large"]["limit"] for row in rows if row.get("too_large")})
+    return [
+        f"Of one chip of {printable(rows[0]['platform'])}; a v5e has 16 GB. Outputs that take the place of arguments "
+        "(aliased) count once in the total.",
+        *(f"The compiler has {limit / 1e9:.1f} GB to give out." for limit in limits),
+    ]
+
+
+_MEMORY = TableSpec(
+    "compiled_memory",
+    "Memory of a chip, as compiled ahead of time",
+    source="compiled",
+    columns=(
+        NAME,
+        *(Column(name, f"{name}\nMB", megabytes) for name in MEMORY),
+        Column("fits", "fits", printable, numeric=False),
+        Column("compile_seconds", "compiled\nin s", decimals(0)),
+    ),
+    rows=_memory_rows,
+    notes=_memory_notes,
+)
+
+
+def _work_rows(rows: list[Row]) -> list[Row]:
     shown = []
     for row in rows:
         if not row.get("too_large"):
@@ -73,22 +74,16 @@ def _work(rows: Sequence[Row]) -> Table:
             shown.append(
                 {**row, "listed": listed or None, "payload": payload, "bound": max(times, key=lambda k: times[k])}
             )
-    columns = [
-        NAME,
-        Column("flops", "GFLOP", gigaflops),
-        Column("bytes", "HBM\nMB", megabytes),
-        Column("listed", "collectives", printable, numeric=False),
-        Column("payload", "MB", lambda value: decimals(2)(value / 1e6)),
-        Column("roofline_s", "roofline\nµs", microseconds),
-        Column("bound", "bound by", printable, numeric=False),
-        Column("compiler_s", "compiler\nµs", microseconds),
-    ]
+    return shown
+
+
+def _work_notes(rows: list[Row]) -> list[str]:
     trips = []
-    for row in shown:
-        known = [loop["trips"] for loop in row["loops"] if loop["trips"] is not None]
-        if known:
+    for row in rows:
+        known = [loop["trips"] for loop in row.get("loops", []) if loop["trips"] is not None]
+        if known and not row.get("too_large"):
             trips.append(f"{row['what']} {' '.join(map(str, known))}")
-    notes = [
+    return [
         "Of one chip, and one training step, prefill, autoregressive step or block. GFLOP are of matrix products, "
         "HBM what crosses between chip and memory, MB what the collectives carry: AR all-reduce, AG all-gather, RS "
         "reduce-scatter, A2A all-to-all, CP collective-permute.",
@@ -98,17 +93,39 @@ def _work(rows: Sequence[Row]) -> Table:
         "Roofline: the longest of products, memory and links, each at the full rate. Compiler: its estimates for "
         "all operations together, with what starting one costs, without collectives.",
     ]
-    return Table("compiled_work", "Work of a chip, by the compiled programs", columns, shown, notes)
 
 
-def _speed(rows: Sequence[Row]) -> list[Table]:
-    if not rows:
-        return []
+_WORK = TableSpec(
+    "compiled_work",
+    "Work of a chip, by the compiled programs",
+    source="compiled",
+    columns=(
+        NAME,
+        Column("flops", "GFLOP", gigaflops),
+        Column("bytes", "HBM\nMB", megabytes),
+        Column("listed", "collectives", printable, numeric=False),
+        Column("payload", "MB", lambda value: decimals(2)(value / 1e6)),
+        Column("roofline_s", "roofline\nµs", microseconds),
+        Column("bound", "bound by", printable, numeric=False),
+        Column("compiler_s", "compiler\nµs", microseconds),
+    ),
+    rows=_work_rows,
+    notes=_work_notes,
+)
+
+
+def _speed_rows(rows: list[Row]) -> list[Row]:
     shown: dict[str, Row] = {}
     for row in rows:
         shown.setdefault(row["by"], {**row, "what": row["by"]})[f"at_{row['acceptance']}"] = row["speedup_predicted"]
-    rates = list(dict.fromkeys(row["acceptance"] for row in rows))
-    columns = [
+    return list(shown.values())
+
+
+_SPEED = TableSpec(
+    "compiled_speed",
+    "Latency of the pair as the TPU's compiler sees it (paper tables 5 and 8)",
+    source="compiled_speed",
+    columns=lambda rows: [
         NAME,
         Column("gamma", "γ", integer),
         Column("primary_s", "primary\nµs", microseconds),
@@ -117,12 +134,24 @@ def _speed(rows: Sequence[Row]) -> list[Table]:
         Column("cost_ratio", "c", decimals(3)),
         Column("verify_cost", "v", decimals(3)),
         Column("block_cost", "block in\none program", decimals(3)),
-        *(Column(f"at_{rate}", f"S at\nα = {rate}", decimals(2)) for rate in rates),
-    ]
-    notes = [
+        *(
+            Column(f"at_{rate}", f"S at\nα = {rate}", decimals(2))
+            for rate in dict.fromkeys(row["acceptance"] for row in rows)
+        ),
+    ],
+    rows=_speed_rows,
+    notes=(
         "Predicted, not measured: S = E / (γ c + v) where every draft is accepted with probability α. c is the cost of "
         "a draft and v that of a verification, in autoregressive steps, for which the faster of widths 1 and γ + 1 is "
         "taken; a block in one program should come to γ c + v.",
-    ]
-    title = "Latency of the pair as the TPU's compiler sees it (paper tables 5 and 8)"
-    return [Table("compiled_speed", title, columns, list(shown.values()), notes)]
+    ),
+)
+
+SECTION = Section(
+    "What does it take on these chips?",
+    "The programs were compiled for these chips by their own compiler, on a machine that has none, and never run. "
+    "Memory is what the compiler has laid out; times are what the hardware allows at best, and the compiler's "
+    "estimate.",
+    sources=(Source("compiled", keys=("what",)), Source("compiled_speed", keys=("by", "acceptance"))),
+    tables=(_MEMORY, _WORK, _SPEED),
+)
