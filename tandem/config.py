@@ -176,6 +176,15 @@ class OptimizerConfig:
 
 
 @dataclass
+class FurtherConfig(OptimizerConfig):
+    """What `train` starts from at a scale, for the keys of the same names."""
+
+    gamma: list[int] = field(default_factory=lambda: [2])
+    dtype: DType = DType.float32
+    vocabulary: int | None = None
+
+
+@dataclass
 class RatesConfig:
     """What multiplies the further training's learning rate for a row of the tables: a comparison at one rate would be
     one of whom that rate suits. Heads have one rate for both stages."""
@@ -197,7 +206,7 @@ class ScaleConfig:
     models: dict[str, DecoderConfig] = field(default_factory=dict)
     pretrain: dict[str, OptimizerConfig] = field(default_factory=dict)
     # The further training of a pair at this scale; `train` starts from it.
-    further: OptimizerConfig = field(default_factory=OptimizerConfig)
+    further: FurtherConfig = field(default_factory=FurtherConfig)
     rates: RatesConfig = field(default_factory=RatesConfig)
     distil_steps: int = 100  # of stage 2
     # Use the weights in the package, where it ships some made by exactly this configuration.
@@ -245,6 +254,8 @@ class TrainConfig(OptimizerConfig):
     primary_dtype: DType = DType.auto
     # The type of the trained models' products; their weights and the optimizer's state are float32.
     dtype: DType = DType.float32
+    # How many tokens, the most frequent of the training text, the loss of decoders and tandems counts; null: all.
+    vocabulary: int | None = None
     # Training block lengths; one is drawn per sequence.
     gamma: list[int] = field(default_factory=lambda: [2])
     projection_init: ProjectionInit = ProjectionInit.auto

@@ -276,6 +276,8 @@ def _train(train: TrainConfig, check: _Checks) -> None:
     check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
     check.positive("train.temperature", train.temperature)
     check.positive("train.position_decay", train.position_decay)
+    if train.vocabulary is not None:
+        check.at_least("train.vocabulary", train.vocabulary, 2)
 
 
 def _data(experiment: Experiment, check: _Checks) -> None:

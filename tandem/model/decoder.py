@@ -145,11 +145,15 @@ class Decoder(nnx.Module):
         x = constrain(table[tokens].astype(at_least_float32(self.dtype)), *axes)
         return x if self.config.embedding_scale == 1 else x * self.config.embedding_scale
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """Logits [B, T, V] in float32 from the last layer's output [B, T, D]."""
+    def logits(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        """Logits [B, T, V] in float32 from the last layer's output [B, T, D]; of the tokens `kept` [K] alone where they
+        are given, [B, T, K]."""
         x = self.norm(x)
         if self.config.tie_embeddings:
-            logits = dot(x, self.embedding[...].T, self.dtype)
+            table = self.embedding[...]
+            logits = dot(x, (table if kept is None else table[kept]).T, self.dtype)
+        elif kept is not None:
+            logits = dot(x, self.unembedding[...][:, kept], self.dtype)
         else:
             logits = products(self, x, "unembedding")[0]
         return held_within(logits, self.config.logits_softcap)

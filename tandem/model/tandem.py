@@ -117,11 +117,12 @@ class Tandem(nnx.Module):
         tokens: jax.Array,
         primary_states: States,
         blocks: jax.Array,
+        kept: jax.Array | None = None,
         *,
         remat: bool = False,
         scan_layers: bool = False,
     ) -> jax.Array:
-        """Logits [B, T, V] in block mode.
+        """Logits [B, T, V] in block mode, or of the tokens `kept` [K] alone.
 
         `primary_states` are x^(0) … x^(depth), each [B, T, D_L], or those of them that the layer map names; `blocks`
         [B or 1, T] are block numbers, not falling along a sequence. All positions in
@@ -137,8 +138,8 @@ class Tandem(nnx.Module):
         ]
         y, layers = secondary.embed(tokens, SEQUENCES), secondary.layers
         if scan_layers:
-            return secondary.logits(scan(layers, y, plan, reads=[len(layers)], remat=remat)[len(layers)])
-        return secondary.logits(run(layers, y, plan, axes=SEQUENCES, remat=remat)[0][-1])
+            return secondary.logits(scan(layers, y, plan, reads=[len(layers)], remat=remat)[len(layers)], kept)
+        return secondary.logits(run(layers, y, plan, axes=SEQUENCES, remat=remat)[0][-1], kept)
 
     def absorb(self, cache: KVCache, primary_states: Sequence[jax.Array], starts: jax.Array) -> KVCache:
         """Write the projected states [B, W, D_L] of positions `starts` [B] … starts + W - 1 over what the cache holds.

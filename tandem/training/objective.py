@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tandem.config import Divergence, PrimaryMode
@@ -79,6 +80,28 @@ def total_variation(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum(jnp.abs(teacher - jax.nn.softmax(logits)), axis=-1)
 
 
+class Vocabulary:
+    """The part of the vocabulary that a loss counts: `kept` [K], rising token ids, of `size`.
+
+    Logits are those of these tokens alone, of teacher and student, as laws over them. A token of the text outside has
+    no cross entropy. Where the output matrix is the teacher's, what a state says of the tokens outside follows.
+    """
+
+    def __init__(self, kept: np.ndarray, size: int):
+        self.kept = jnp.asarray(kept, jnp.int32)
+        self.place = jnp.full(size, -1, jnp.int32).at[self.kept].set(jnp.arange(len(kept), dtype=jnp.int32))
+
+    @classmethod
+    def most_frequent(cls, tokens: np.ndarray, count: int, size: int) -> Vocabulary:
+        """The `count` most frequent of `tokens`, of equally frequent ones the first ids."""
+        return cls(most_frequent(tokens, count, size), size)
+
+
+def most_frequent(tokens: np.ndarray, count: int, size: int) -> np.ndarray:
+    """The ids of the `count` most frequent `tokens`, rising; of equally frequent ones the first."""
+    return np.sort(np.argsort(-np.bincount(tokens, minlength=size), kind="stable")[:count])
+
+
 def _mixed_loss(
     logits: jax.Array,
     targets: jax.Array,
@@ -87,14 +110,22 @@ def _mixed_loss(
     temperature: float,
     divergence: Divergence,
     weights: jax.Array | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(1 - λ) · cross entropy + λ · distillation, means over tokens (paper section 4: λ = 0.5 in stage 2), a token
     counting as much as `weights` [B or 1, T] says. `temperature` is that of KL."""
 
-    def mean(losses: jax.Array) -> jax.Array:
-        return jnp.mean(losses) if weights is None else jnp.mean(losses * weights) / jnp.mean(weights)
+    def mean(losses: jax.Array, weights: jax.Array | None = weights) -> jax.Array:
+        if weights is None:
+            return jnp.mean(losses)
+        return jnp.sum(losses * weights) / jnp.sum(jnp.broadcast_to(weights, losses.shape))
 
-    text = mean(cross_entropy(logits, targets))
+    if vocabulary is None:
+        text = mean(cross_entropy(logits, targets))
+    else:
+        place = vocabulary.place[targets]
+        counted = (place >= 0) * (1.0 if weights is None else weights)
+        text = mean(cross_entropy(logits, jnp.maximum(place, 0)), counted)
     if teacher_logits is None:
         return text, {"cross_entropy": text}
     if divergence is Divergence.tv:
@@ -111,20 +142,24 @@ def decoder_loss(
     distil_weight: float = 0.0,
     temperature: float = 1.0,
     divergence: Divergence = Divergence.kl,
+    vocabulary: Vocabulary | None = None,
     remat: bool = False,
     scan_layers: bool = False,
 ) -> LossFunction:
     """The loss of a decoder on its own; with `teacher` (its weights are `fixed`) that of Gecko-Distil."""
+    kept = None if vocabulary is None else vocabulary.kept
 
     def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         decoder = nnx.merge(model, trained)
-        logits = decoder.logits(_last_state(decoder, inputs, remat, scan_layers))
+        logits = decoder.logits(_last_state(decoder, inputs, remat, scan_layers), kept)
         teacher_logits = None
         if teacher is not None:
             reading = nnx.merge(teacher, fixed)
-            teacher_logits = reading.logits(_last_state(reading, inputs, False, scan_layers))
-        return _mixed_loss(logits, targets, teacher_logits, distil_weight, temperature, divergence)
+            teacher_logits = reading.logits(_last_state(reading, inputs, False, scan_layers), kept)
+        return _mixed_loss(
+            logits, targets, teacher_logits, distil_weight, temperature, divergence, vocabulary=vocabulary
+        )
 
     return loss
 
@@ -153,6 +188,7 @@ def tandem_loss(
     temperature: float = 1.0,
     divergence: Divergence = Divergence.kl,
     position_decay: float = 1.0,
+    vocabulary: Vocabulary | None = None,
     remat: bool = False,
     scan_layers: bool = False,
 ) -> LossFunction:
@@ -163,7 +199,7 @@ def tandem_loss(
     the primary what `learning_part` says, and `fixed` the rest. With several `gammas` each sequence draws one: block
     numbers are data, so all share one compiled program.
     """
-    lengths = jnp.array(list(gammas))
+    lengths, kept = jnp.array(list(gammas)), None if vocabulary is None else vocabulary.kept
 
     def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -178,12 +214,16 @@ def tandem_loss(
 
         gamma = jax.random.choice(key, lengths, (inputs.shape[0], 1))
         blocks = block_numbers(inputs.shape[1], gamma)
-        logits = tandem(inputs, states, blocks, remat=remat, scan_layers=scan_layers)
-        teacher_logits = None if distil_weight is None else primary_logits
+        logits = tandem(inputs, states, blocks, kept, remat=remat, scan_layers=scan_layers)
+        teacher_logits = None
+        if distil_weight is not None:
+            teacher_logits = primary_logits if kept is None else decoder.logits(states[depth], kept)
         place = jnp.arange(inputs.shape[1]) % gamma
         weights = None if position_decay == 1 else position_decay ** place.astype(jnp.float32)
         weight = distil_weight or 0.0
-        total, parts = _mixed_loss(logits, targets, teacher_logits, weight, temperature, divergence, weights)
+        total, parts = _mixed_loss(
+            logits, targets, teacher_logits, weight, temperature, divergence, weights, vocabulary
+        )
         if mode is PrimaryMode.joint_both:
             assert primary_logits is not None
             parts["primary_cross_entropy"] = jnp.mean(cross_entropy(primary_logits, targets))
