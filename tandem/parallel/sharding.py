@@ -154,12 +154,12 @@ def put(array: Any, axis: str) -> jax.Array:
     return _put(array, sharding(mesh, (axis, *["whole"] * (array.ndim - 1)), array.shape))
 
 
-def put_batch(read: Callable[..., np.ndarray], shape: Sequence[int]) -> jax.Array:
-    """A batch of `shape` of which each host reads the rows of its own devices: `read()`, or on a mesh `read(rows)` with
-    a slice of the first axis."""
+def put_batch(read: Callable[..., Any], shape: Sequence[int]) -> Any:
+    """A batch of `shape` of which each host reads the rows of its own devices: `read()`, or on a mesh of several hosts
+    `read(rows)` with a slice of the first axis. One host may read a tree of arrays."""
     mesh = current_mesh()
-    if mesh is None:
-        return jnp.asarray(read())
+    if mesh is None or jax.process_count() == 1:
+        return jax.tree.map(lambda leaf: put(leaf, "batch"), read())
 
     def rows(index: Any) -> np.ndarray:
         return read(index[0])

@@ -21,7 +21,7 @@ from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model import checkpoint
 from tandem.parallel.hosts import hosts
 from tandem.parallel.sharding import constrain, constrain_weights, current_mesh, place, put_batch
-from tandem.training.objective import LossFunction, Weights
+from tandem.training.objective import Batch, LossFunction, Weights
 from tandem.training.optimizer import learning_rate, make_optimizer
 
 Report = Callable[[int, int, dict[str, float]], None]
@@ -33,37 +33,38 @@ WISHES = "wishes"
 def make_update(
     loss: LossFunction, config: OptimizerConfig, seed: int
 ) -> tuple[optax.GradientTransformation, Callable[..., tuple[Weights, Any, dict[str, jax.Array]]]]:
-    """The optimizer and one compiled step of training with it: (trained, optimizer state, fixed, tokens [B, T + 1],
-    step) → the new two, and the metrics.
+    """The optimizer and one compiled step of training with it: (trained, optimizer state, fixed, batch, step) → the new
+    two, and the metrics.
 
     The old two are given up to it. A last argument, the hosts' `wishes` [devices, 2], is summed up into the metrics.
     """
     optimizer = make_optimizer(config)
 
-    def gradients(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
-        return jax.value_and_grad(loss, has_aux=True)(trained, fixed, tokens, key)
+    def gradients(trained: Weights, fixed: Weights, batch: Batch, key: jax.Array):
+        return jax.value_and_grad(loss, has_aux=True)(trained, fixed, batch, key)
 
     def update(
         trained: Weights,
         state: Any,
         fixed: Weights,
-        tokens: jax.Array,
+        batch: Batch,
         step: jax.Array,
         wishes: jax.Array | None = None,
     ):
         key = jax.random.fold_in(jax.random.key(seed), step)
         if config.accumulate == 1:
-            (_, metrics), grads = gradients(trained, fixed, tokens, key)
+            (_, metrics), grads = gradients(trained, fixed, batch, key)
         else:
-            parts = constrain(tokens.reshape(config.accumulate, -1, tokens.shape[-1]), "whole", "batch", "whole")
+            parts = jax.tree.map(lambda leaf: _parts(leaf, config.accumulate), batch)
             keys = jax.random.split(key, config.accumulate)
 
             # One sum is held, not the gradients of all parts.
-            def add(total: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+            def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
                 (_, metrics), grads = gradients(trained, fixed, *part)
                 return jax.tree.map(jnp.add, total, (metrics, grads)), None
 
-            (_, metrics), grads = jax.eval_shape(lambda: gradients(trained, fixed, parts[0], keys[0]))
+            first = jax.tree.map(lambda leaf: leaf[0], parts)
+            (_, metrics), grads = jax.eval_shape(lambda: gradients(trained, fixed, first, keys[0]))
             none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (metrics, grads))
             total, _ = jax.lax.scan(add, none, (parts, keys))
             metrics, grads = jax.tree.map(lambda leaf: leaf / config.accumulate, total)
@@ -76,11 +77,17 @@ def make_update(
     return optimizer, jax.jit(update, donate_argnums=(0, 1))
 
 
+def _parts(leaf: jax.Array, count: int) -> jax.Array:
+    """The first axis, of a batch, as `count` parts of it."""
+    parts = leaf.reshape(count, -1, *leaf.shape[1:])
+    return constrain(parts, "whole", "batch", *["whole"] * (parts.ndim - 2))
+
+
 def train(
     loss: LossFunction,
     trained: Weights,
     fixed: Weights,
-    batches: Callable[..., np.ndarray],
+    batches: Callable[..., np.ndarray | dict[str, Any]],
     config: OptimizerConfig,
     *,
     seed: int,
@@ -91,8 +98,8 @@ def train(
     report_every: int = 10,
     checkpoint_seconds: float = 120.0,
 ) -> Weights:
-    """`trained` after `config.steps` steps on `batches(step)` [B, T + 1]; continues from a checkpoint in `folder` if
-    one is there.
+    """`trained` after `config.steps` steps on `batches(step)`, [B, T + 1] or a recording's; continues from a checkpoint
+    in `folder` if one is there.
 
     `report(step, total, metrics)` is called every `report_every` steps and at the last. A checkpoint that is damaged
     is moved aside, `say` is told so, and training begins anew. When `should_stop()` turns
@@ -122,8 +129,8 @@ def train(
     wished: jax.Array | None = None
     shape = (config.batch_size, config.seq_len + 1)
     for step in range(first, config.steps):
-        tokens = put_batch(partial(batches, step), shape)
-        given = (state["trained"], state["optimizer"], fixed, tokens, jnp.int32(step))
+        batch = put_batch(partial(batches, step), shape)
+        given = (state["trained"], state["optimizer"], fixed, batch, jnp.int32(step))
         if hosts().count > 1:
             overdue = hosts().first and time.monotonic() - saved > checkpoint_seconds
             given = (*given, _wishes(should_stop(), overdue))

@@ -1,8 +1,8 @@
 """What is minimised: cross entropy with the text, distillation from the primary, for plain and for tandem models.
 
-A loss function takes (trained, fixed, tokens [B, T + 1], key) and gives the mean over tokens with its parts. Weights
-that are not trained are in `fixed`, apart from `trained`, so that no gradient, optimizer state or stored activation of
-theirs can exist.
+A loss function takes (trained, fixed, batch, key) and gives the mean over tokens with its parts. Weights that are not
+trained are in `fixed`, apart from `trained`, so that no gradient, optimizer state or stored activation of theirs can
+exist. A batch is tokens [B, T + 1], or with a frozen primary's recorded states (tandem/training/recording.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tandem.model.decoder import Decoder
 from tandem.model.eagle import Eagle
 from tandem.model.kv import KVHead
 from tandem.model.medusa import Medusa
-from tandem.model.stack import States
+from tandem.model.stack import SEQUENCES, States
 from tandem.model.tandem import Tandem, block_numbers
 
 Weights = Any  # a pytree of arrays
@@ -30,7 +30,8 @@ Head = Medusa | Eagle | KVHead
 # (arXiv 2401.10774, section 2.2.1).
 DRAFT_WEIGHT = 0.8
 
-LossFunction = Callable[[Weights, Weights, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Batch = Any  # tokens, or {"tokens", "states"}
+LossFunction = Callable[[Weights, Weights, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -99,7 +100,7 @@ class Vocabulary:
 
 def most_frequent(tokens: np.ndarray, count: int, size: int) -> np.ndarray:
     """The ids of the `count` most frequent `tokens`, rising; of equally frequent ones the first."""
-    return np.sort(np.argsort(-np.bincount(tokens, minlength=size), kind="stable")[:count])
+    return np.sort(np.argsort(-np.bincount(np.ravel(tokens), minlength=size), kind="stable")[:count])
 
 
 def _mixed_loss(
@@ -149,19 +150,29 @@ def decoder_loss(
     """The loss of a decoder on its own; with `teacher` (its weights are `fixed`) that of Gecko-Distil."""
     kept = None if vocabulary is None else vocabulary.kept
 
-    def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    def loss(trained: Weights, fixed: Weights, batch: Batch, key: jax.Array):
+        inputs, targets, recorded = _unpack(batch)
         decoder = nnx.merge(model, trained)
         logits = decoder.logits(_last_state(decoder, inputs, remat, scan_layers), kept)
         teacher_logits = None
         if teacher is not None:
             reading = nnx.merge(teacher, fixed)
-            teacher_logits = reading.logits(_last_state(reading, inputs, False, scan_layers), kept)
+            depth = reading.config.num_layers
+            states = recorded or {depth: _last_state(reading, inputs, False, scan_layers)}
+            teacher_logits = reading.logits(states[depth], kept)
         return _mixed_loss(
             logits, targets, teacher_logits, distil_weight, temperature, divergence, vocabulary=vocabulary
         )
 
     return loss
+
+
+def _unpack(batch: Batch) -> tuple[jax.Array, jax.Array, dict[int, jax.Array] | None]:
+    """Inputs and targets [B, T], and the primary's states by layers where they were recorded."""
+    tokens, states = (batch["tokens"], batch["states"]) if isinstance(batch, dict) else (batch, None)
+    if states is not None:
+        states = {layer: state.astype(jnp.float32) for layer, state in states.items()}
+    return tokens[:, :-1], tokens[:, 1:], states
 
 
 def _last_state(decoder: Decoder, tokens: jax.Array, remat: bool, scan_layers: bool) -> jax.Array:
@@ -201,15 +212,18 @@ def tandem_loss(
     """
     lengths, kept = jnp.array(list(gammas)), None if vocabulary is None else vocabulary.kept
 
-    def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    def loss(trained: Weights, fixed: Weights, batch: Batch, key: jax.Array):
+        inputs, targets, recorded = _unpack(batch)
         frozen = mode is PrimaryMode.frozen
         tandem = nnx.merge(model, trained if frozen else trained["tandem"])
         decoder = nnx.merge(primary, *([fixed] if frozen else [trained["primary"], fixed or {}]))
         needs_logits = distil_weight is not None or mode is PrimaryMode.joint_both
         # Stage 1 with a frozen primary runs it only as deep as the tandem reads.
         depth = decoder.config.num_layers if needs_logits else tandem.depth
-        states = _states(decoder, inputs, depth, tandem.layer_map, remat and not frozen, scan_layers)
+        if recorded is None:
+            states = _states(decoder, inputs, depth, tandem.layer_map, remat and not frozen, scan_layers)
+        else:
+            states = {0: decoder.embed(inputs, SEQUENCES), **recorded}
         primary_logits = decoder.logits(states[depth]) if needs_logits else None
 
         gamma = jax.random.choice(key, lengths, (inputs.shape[0], 1))
@@ -258,8 +272,8 @@ def holding(loss: LossFunction) -> LossFunction:
     """`loss` where a part of what it trains is held still: `trained` is without it, `fixed` is {"held": that part,
     "rest": what `loss` takes as fixed}."""
 
-    def partly(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
-        return loss(nnx.merge_state(trained, fixed["held"]), fixed["rest"], tokens, key)
+    def partly(trained: Weights, fixed: Weights, batch: Batch, key: jax.Array):
+        return loss(nnx.merge_state(trained, fixed["held"]), fixed["rest"], batch, key)
 
     return partly
 
@@ -280,11 +294,14 @@ def head_loss(
     `distil_weight` None is stage 1, a number is λ of stage 2, as for a tandem.
     """
 
-    def loss(trained: Weights, fixed: Weights, tokens: jax.Array, key: jax.Array):
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    def loss(trained: Weights, fixed: Weights, batch: Batch, key: jax.Array):
+        inputs, targets, recorded = _unpack(batch)
         head, decoder = nnx.merge(model, trained), nnx.merge(primary, fixed)
         depth = head.primary_layers if distil_weight is None else decoder.config.num_layers
-        states = _states(decoder, inputs, depth, head.read_after, False, scan_layers)
+        if recorded is None:
+            states = _states(decoder, inputs, depth, head.read_after, False, scan_layers)
+        else:
+            states = {0: decoder.embed(inputs, SEQUENCES), **recorded}
         teacher_logits = None if distil_weight is None else decoder.logits(states[depth])
 
         def one(x: jax.Array, k: int) -> tuple[jax.Array, dict[str, jax.Array]]:

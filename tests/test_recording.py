@@ -1,0 +1,110 @@
+"""A frozen primary's states on disk: the same training as with the primary beside it, and exact resumption."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tandem.architecture import DecoderConfig
+from tandem.errors import EnvironmentFailure, Interrupted
+from tandem.model.copying import SHARED_NAMES, take_layers
+from tandem.model.decoder import Decoder
+from tandem.model.tandem import Tandem
+from tandem.training.objective import Vocabulary, decoder_loss, held_part, holding, most_frequent, tandem_loss
+from tandem.training.recording import Recording, record
+
+PRIMARY = DecoderConfig(num_layers=4, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48, vocab_size=64)
+
+
+@pytest.fixture(scope="module")
+def primary():
+    return nnx.split(Decoder(PRIMARY, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return np.random.default_rng(0).integers(0, 64, (11, 17)).astype(np.int32)
+
+
+def tandem_of(primary, layers=(0, 3), layer_map=(0, 3)):
+    config, _, weights = take_layers(*primary, layers)
+    model = Tandem(PRIMARY, config, layer_map, rngs=nnx.Rngs(1))
+    nnx.update(model.secondary, weights)
+    return nnx.split(model)
+
+
+def test_what_is_recorded_trains_as_the_primary_beside_it(primary, windows, tmp_path):
+    record(tmp_path, *primary, windows, [0, 3, 4], batch_size=4)
+    batch = Recording(tmp_path, 3, 0, [0, 3, 4])(2)
+    assert set(batch["states"]) == {3, 4}
+    graph, weights = tandem_of(primary)
+    vocabulary = Vocabulary.most_frequent(windows, 20, 64)
+    for loss in (
+        tandem_loss(graph, primary[0], distil_weight=0.5, gammas=[2, 3]),
+        tandem_loss(graph, primary[0], distil_weight=0.5, vocabulary=vocabulary),
+        tandem_loss(graph, primary[0]),
+    ):
+        value = jax.value_and_grad(loss, has_aux=True)
+        (one, _), slope = value(weights, primary[1], batch, jax.random.key(0))
+        (other, _), live = value(weights, primary[1], batch["tokens"], jax.random.key(0))
+        np.testing.assert_allclose(one, other, rtol=2e-3)  # states are kept in bfloat16
+        leaves = zip(jax.tree.leaves(slope), jax.tree.leaves(live), strict=True)
+        assert all(np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(b) + 1e-4 for a, b in leaves)
+
+
+def test_every_epoch_visits_every_window_once(primary, windows, tmp_path):
+    record(tmp_path, *primary, windows, [4], batch_size=4)
+    read = Recording(tmp_path, 11, 3, [4])
+    first, second = (read(step)["tokens"] for step in (0, 1))
+    assert sorted(map(tuple, first)) == sorted(map(tuple, second)) == sorted(map(tuple, windows))
+    assert not np.array_equal(first, second)
+
+
+def test_a_recording_that_was_stopped_goes_on(primary, windows, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    record(whole, *primary, windows, [2, 4], batch_size=2)
+    stops = iter([False, False, True])
+    with pytest.raises(Interrupted, match="of 11 windows"):
+        record(parts, *primary, windows, [2, 4], batch_size=2, should_stop=partial(next, stops))
+    record(parts, *primary, windows, [2, 4], batch_size=2)
+    for name in ("states.2.bin", "states.4.bin"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+
+
+def test_a_recording_without_a_state_is_refused(primary, windows, tmp_path):
+    record(tmp_path, *primary, windows, [4])
+    with pytest.raises(EnvironmentFailure, match="its states cannot be read"):
+        Recording(tmp_path, 2, 0, [3, 4])
+
+
+def test_what_is_held_gets_no_gradient_and_the_loss_is_the_same(primary, windows):
+    config, graph, weights = take_layers(*primary, [0, 3])
+    assert config.num_layers == 2
+    trained, held = held_part(weights, SHARED_NAMES)
+    assert len(jax.tree.leaves(held)) == 1
+    loss = holding(decoder_loss(graph))
+    (value, _), slope = jax.value_and_grad(loss, has_aux=True)(
+        trained, {"held": held, "rest": None}, windows, jax.random.key(0)
+    )
+    np.testing.assert_allclose(value, decoder_loss(graph)(weights, None, windows, jax.random.key(0))[0], rtol=1e-6)
+    assert jax.tree.structure(slope) == jax.tree.structure(trained)
+
+
+def test_all_layers_of_the_primary_are_the_primary(primary, windows):
+    _, graph, weights = take_layers(*primary, range(4))
+    np.testing.assert_array_equal(nnx.merge(graph, weights)(windows), nnx.merge(*primary)(windows))
+
+
+def test_a_vocabulary_is_the_most_frequent_tokens_and_the_loss_a_law_over_them(primary, windows):
+    tokens = np.array([5, 5, 5, 2, 2, 9, 1])
+    np.testing.assert_array_equal(most_frequent(tokens, 3, 12), [1, 2, 5])
+    vocabulary = Vocabulary.most_frequent(windows, 20, 64)
+    graph, weights = primary
+    value, _ = decoder_loss(graph, vocabulary=vocabulary)(weights, None, windows, jax.random.key(0))
+    logits = np.asarray(nnx.merge(graph, weights)(windows[:, :-1]))[..., np.asarray(vocabulary.kept)]
+    law = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    place = {int(token): index for index, token in enumerate(vocabulary.kept)}
+    own = [-law[b, t, place[target]] for (b, t), target in np.ndenumerate(windows[:, 1:]) if target in place]
+    np.testing.assert_allclose(value, np.mean(own), rtol=1e-5)
