@@ -26,6 +26,7 @@ def sides(pair: PairConfig) -> list[SideConfig]:
 def decoder_of(experiment: Experiment, side: SideConfig) -> DecoderConfig:
     """Sizes and features of a side.
 
+    Checkpoints of one family pad their vocabularies differently: in a pair all have as many rows as the shortest.
     Raises ConfigurationError where it names no model, EnvironmentFailure where its checkpoint is missing or damaged.
     """
     if side.source is Source.from_primary:
@@ -36,6 +37,11 @@ def decoder_of(experiment: Experiment, side: SideConfig) -> DecoderConfig:
             return experiment.scale.models[side.name]
         except KeyError:
             raise ConfigurationError([f"{side.name} is not a model of scale={experiment.scale.name}"]) from None
+    rows = min(_checkpoint(experiment, one).vocab_size for one in sides(experiment.model) if one.source in CHECKPOINTS)
+    return replace(_checkpoint(experiment, side), vocab_size=rows)
+
+
+def _checkpoint(experiment: Experiment, side: SideConfig) -> DecoderConfig:
     if side.path is None:
         if side.decoder is None:
             raise ConfigurationError([f"{side.name} is a checkpoint without a path"])

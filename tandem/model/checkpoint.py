@@ -165,7 +165,8 @@ def load_decoder(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Dec
     the reference says."""
     if stored := metadata(path).get(REFERENCE):
         reference = Reference.from_stored(stored, path)
-        imported = load_checkpoint(reference.whole(), dtype, jnp.dtype(reference.dtype))
+        kind = jnp.dtype(reference.dtype)
+        imported = load_checkpoint(reference.whole(), dtype, kind, reference.vocab_size)
         return imported.graph, imported.weights
     config = config_of(path, "decoder")
     graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,14 +31,17 @@ class Imported(NamedTuple):
     weights: Any
 
 
-def load_checkpoint(path: str | Path, dtype: Any = jnp.float32, weights_dtype: Any = jnp.float32) -> Imported:
+def load_checkpoint(
+    path: str | Path, dtype: Any = jnp.float32, weights_dtype: Any = jnp.float32, vocab_size: int | None = None
+) -> Imported:
     """The decoder at `path` (tandem/model/formats says what that may be), multiplying in `dtype`.
 
     Weights come in `weights_dtype`, one tensor after the other onto the mesh that is set: beside them there is one
-    tensor in memory. Raises EnvironmentFailure for a file that is missing or damaged, lacks a tensor or has one more,
+    tensor in memory. Of the embedding and the output matrix the first `vocab_size` rows are taken, where it is given.
+    Raises EnvironmentFailure for a file that is missing or damaged, lacks a tensor or has one more,
     and for a variant that the decoder does not have.
     """
-    config, arrays = read_parameters(path, weights_dtype)
+    config, arrays = read_parameters(path, weights_dtype, vocab_size=vocab_size)
     graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
     leaves, tree = jax.tree_util.tree_flatten_with_path(template)
     read = {name: jax.tree.leaves(place({name: array}))[0] for name, array in arrays}
@@ -45,7 +49,10 @@ def load_checkpoint(path: str | Path, dtype: Any = jnp.float32, weights_dtype: A
 
 
 def read_parameters(
-    path: str | Path, dtype: Any = np.float32, only: Callable[[str], bool] = lambda name: True
+    path: str | Path,
+    dtype: Any = np.float32,
+    only: Callable[[str], bool] = lambda name: True,
+    vocab_size: int | None = None,
 ) -> tuple[DecoderConfig, Iterator[tuple[str, np.ndarray]]]:
     """What the checkpoint at `path` is, and its parameters as we name and lay them out, one tensor of it at a time:
     those of the tensors of which `only` accepts one. Raises as `load_checkpoint`, for the numbers as they come."""
@@ -64,9 +71,11 @@ def read_parameters(
                 if array.shape != shapes[ours]:
                     said = f"{name} makes {ours} {array.shape}, and its configuration makes it {shapes[ours]}"
                     raise EnvironmentFailure(f"{tensors.path}: {said}")
+                array = array[:vocab_size] if ours == "embedding" else array
+                array = array[:, :vocab_size] if ours == "unembedding" else array
                 yield ours, np.ascontiguousarray(array, dtype=np.dtype(dtype))
 
-    return config, arrays()
+    return config if vocab_size is None else replace(config, vocab_size=vocab_size), arrays()
 
 
 def _compare(tensors: Tensors, wanted: Mapping[str, Any], config: DecoderConfig, layout: Layout) -> None:

@@ -24,12 +24,13 @@ REFERENCE, SHARED = "reference", "shared"
 
 @dataclass(frozen=True)
 class Reference:
-    """An open checkpoint: a path or the name of an installed model, the content of its files (`Files.meaning`), and the
-    type that its weights have in memory."""
+    """An open checkpoint: a path or the name of an installed model, the content of its files (`Files.meaning`), the
+    type that its weights have in memory, and how many rows of its vocabulary are taken."""
 
     path: str
     content: Any
     dtype: str = "float32"
+    vocab_size: int | None = None
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -80,7 +81,8 @@ class Shared:
         """The weights by their names in the model. Raises EnvironmentFailure."""
         wanted = set(self.names.values())
         kind = np.dtype(jnp.dtype(self.reference.dtype))
-        arrays = dict(read_parameters(self.reference.whole(), kind, only=wanted.__contains__)[1])
+        path, rows = self.reference.whole(), self.reference.vocab_size
+        arrays = dict(read_parameters(path, kind, wanted.__contains__, rows)[1])
         return {ours: arrays[theirs] for ours, theirs in self.names.items()}
 
 
