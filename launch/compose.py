@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from launch.schema import closest, known_keys, nearest_key, typed
+from launch.keys import closest, known_keys, nearest_key, typed
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
 from tandem.validate import validate

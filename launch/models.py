@@ -11,8 +11,8 @@ from typing import Any
 
 import tandem
 from launch import steps
+from launch.checksums import require_shipped
 from launch.graph import Step
-from launch.manifest import require_shipped
 from tandem.config import (
     Corpus,
     DecoderConfig,

@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from launch.checksums import ABOUT
 from launch.compose import configuration_hash
 from launch.graph import Step, topological
-from launch.manifest import ABOUT
 from launch.steps import RESULTS
 from launch.store import read_json, read_lines
 from tandem.config import Experiment

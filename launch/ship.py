@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from launch.checksums import list_shipped, require_whole
 from launch.compose import from_container
-from launch.manifest import list_shipped, require_whole
 from launch.models import PRETRAINED, optimizer_meaning
 from launch.steps import TOKENIZER, WEIGHTS
 from tandem.config import DecoderConfig, OptimizerConfig

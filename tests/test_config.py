@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.compose import CONF, compose, compose_all, configuration_hash, expand, groups, to_yaml
-from launch.schema import known_keys
+from launch.keys import known_keys
 from tandem.config import Drafter, Experiment, Measure, OptimizerConfig, Recipe
 from tandem.errors import ConfigurationError
 from tandem.validate import resolve_layer_map, validate

@@ -21,10 +21,10 @@ from wandb_log import history, logs, only, read_log
 
 import launch.models as models_module
 from launch import ship
+from launch.checksums import list_shipped
 from launch.compose import compose
 from launch.experiment import build
 from launch.graph import topological
-from launch.manifest import list_shipped
 from launch.mirror import _summary
 from launch.models import build_models
 from tandem.errors import EnvironmentFailure

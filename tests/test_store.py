@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import manifest
+from launch import checksums
 from launch.graph import Context, Step, describe, execute
 from launch.store import Store, append_line, read_json, read_lines, write_json_atomic
 from tandem.errors import EnvironmentFailure
@@ -159,8 +159,8 @@ def test_a_dry_run_sees_sizes_alone_and_moves_nothing(tmp_path):
 def test_contents_are_compared_once_a_process(tmp_path, monkeypatch):
     execute([step(write_several)], Store(tmp_path))
     compared = []
-    sha256 = manifest._sha256
-    monkeypatch.setattr(manifest, "_sha256", lambda path: compared.append(path.name) or sha256(path))
+    sha256 = checksums._sha256
+    monkeypatch.setattr(checksums, "_sha256", lambda path: compared.append(path.name) or sha256(path))
     store = Store(tmp_path)
     for _ in range(3):
         execute([step(write_several)], store)
