@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launch import tracking
-from launch.compose import configuration_hash
 from launch.graph import Step, topological
+from launch.identity import configuration_hash
 from sweeps.tables import rows_of
 from tandem.config import Experiment
 from tandem.errors import Interrupted

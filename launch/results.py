@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.checksums import ABOUT
-from launch.compose import configuration_hash
 from launch.graph import Step, topological
+from launch.identity import configuration_hash
 from launch.steps import RESULTS
 from launch.store import read_json, read_lines
 from tandem.config import Experiment

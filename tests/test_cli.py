@@ -46,8 +46,9 @@ PROGRAM = """
 
     sys.modules["launch.experiment"] = types.ModuleType("launch.experiment")
     sys.modules["launch.experiment"].build = build
-    from launch.run import command_line
-    sys.exit(command_line())
+    from launch.process import command_line
+    from launch.run import main
+    sys.exit(command_line(main))
 """
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 

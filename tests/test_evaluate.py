@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import evaluate
+from launch import job_evaluate
 from launch.compose import compose
 from launch.downstream import Contestant, _rows, cut
 from launch.experiment import build
@@ -37,7 +37,7 @@ def data(tmp_path) -> Path:
 
 def steps(data: Path, *words: str):
     experiment = compose([*WORDS, f"tasks.data_dir={data}", *words])
-    return {step.name: step for step in evaluate.build(experiment) if step.kind != "examples"}
+    return {step.name: step for step in job_evaluate.build(experiment) if step.kind != "examples"}
 
 
 def test_a_task_is_read_once_and_answered_by_every_model(data):
@@ -55,7 +55,7 @@ def test_a_task_is_read_once_and_answered_by_every_model(data):
     assert list(made) == [f"boolq_v1 {model}" for model in models]
     experiment = compose([*WORDS, f"tasks.data_dir={data}", "eval.tasks=[boolq_v1,cb_v1]"])
     # A damaged file is known before the first model is asked.
-    assert [step.name for step in evaluate.build(experiment)][:2] == ["examples of boolq_v1", "examples of cb_v1"]
+    assert [step.name for step in job_evaluate.build(experiment)][:2] == ["examples of boolq_v1", "examples of cb_v1"]
     kinds = [step.kind for step in topological(made.values())]
     assert kinds.count("examples") == 1
     assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is made["boolq_v1 bison"]

@@ -407,9 +407,9 @@ def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path
     damaged = tmp_path / "laptop" / "gecko.safetensors"
     damaged.write_bytes(shipped.read_bytes()[:keep])
     code = (
-        "import sys, pathlib, launch.models, launch.run;"
+        "import sys, pathlib, launch.models, launch.process, launch.run;"
         f"launch.models.PRETRAINED = pathlib.Path({str(tmp_path)!r});"
-        "sys.exit(launch.run.command_line())"
+        "sys.exit(launch.process.command_line(launch.run.main))"
     )
     words = ["dry_run=true", "tracking=disabled"]
     done = subprocess.run(

@@ -25,7 +25,7 @@ from tandem.errors import Interrupted
 from tandem.parallel.hosts import hosts
 
 if TYPE_CHECKING:
-    from launch.run import Stop
+    from launch.process import Stop
 
 # Accepted drafts: underlined on a terminal, between marks elsewhere.
 TERMINAL_MARKS = ("\x1b[4m", "\x1b[24m")

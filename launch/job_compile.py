@@ -27,7 +27,7 @@ from tandem.parallel import ahead
 from tandem.validate import resolve_layer_map, validate
 
 if TYPE_CHECKING:
-    from launch.run import Stop
+    from launch.process import Stop
 
 # Rates that all drafts are accepted with, for which a speedup is stated: nothing is decoded here.
 ACCEPTANCE = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -52,7 +52,8 @@ def compile_ahead(experiment: Experiment, stop: Stop) -> None:
 
     Raises EnvironmentFailure where the compiler is not installed, or a program is too large for the chips.
     """
-    from launch.run import carry_out, run_directory
+    from launch.identity import run_directory
+    from launch.job_run import carry_out
 
     if importlib.util.find_spec(LIBTPU) is None:
         raise EnvironmentFailure(

@@ -28,7 +28,7 @@ from tasks.sources import Settings, declared, fetch, locate, missing
 from tasks.task import Task
 
 if TYPE_CHECKING:
-    from launch.run import Stop
+    from launch.process import Stop
 
 LIST = "list"
 # Tokens of prompt and answer of a typical question, and floating-point operations a second that evaluation reaches on
@@ -39,7 +39,7 @@ FLOPS = 3e11
 
 def run(experiment: Experiment, stop: Stop) -> None:
     """Evaluate, or with `eval=list` print the tasks."""
-    from launch.run import carry_out
+    from launch.job_run import carry_out
     from sweeps.downstream import shaped
 
     if experiment.eval.name == LIST:

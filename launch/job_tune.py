@@ -14,7 +14,7 @@ from tandem.config import Experiment, StopRule
 from tandem.parallel.hosts import hosts
 
 if TYPE_CHECKING:
-    from launch.run import Stop
+    from launch.process import Stop
 
 TITLES = ("rule", "γ or γ_max", "threshold", "tokens per primary run", "drafts", "c", "v", "predicted speedup")
 
@@ -22,7 +22,7 @@ TITLES = ("rule", "γ or γ_max", "threshold", "tokens per primary run", "drafts
 def tune(experiment: Experiment, stop: Stop) -> None:
     """Measure α by position, c and v(W) of the run's pair with each drafter, print what they make of each stopping
     rule, and write it as `tune.json` into the run's directory."""
-    from launch.run import run_directory
+    from launch.identity import run_directory
 
     models = build_models(experiment)
     primary = models[experiment.model.primary].step
