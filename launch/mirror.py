@@ -12,6 +12,7 @@ from typing import Any
 from launch import tracking
 from launch.graph import Step, topological
 from launch.identity import configuration_hash
+from launch.steps.train import Training
 from sweeps.tables import rows_of
 from tandem.config import Experiment
 from tandem.errors import Interrupted
@@ -29,7 +30,7 @@ class Mirror:
         count = 0
         for step in topological(targets):
             self._first[step.name] = count
-            count += step.config.get("optimizer", {}).get("steps", 0)
+            count += step.optimizer.steps if isinstance(step, Training) else 0
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """One record of `metrics.jsonl`, each value under the name of its step."""
