@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from launch.downstream import cut
+from launch.steps.evaluate import cut
 from tandem.data.llama2c_tokenizer import llama2c_tokenizer
 from tandem.decoding.engine import Engine
 from tandem.decoding.generate import generate

@@ -8,17 +8,14 @@ unknown one and would accept it after a `+`, so keys are checked against the sch
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from launch.schema import closest, known_keys, nearest_key, typed
+from launch.keys import closest, known_keys, nearest_key, typed
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
 from tandem.validate import validate
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_NAME = "config"
 PROMPT = "prompt="
-# What a run is called, where it is kept and who watches it do not change what it computes.
-NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform", "sweep")
 
 
 def groups() -> dict[str, list[str]]:
@@ -108,12 +103,6 @@ def for_hydra(overrides: Sequence[str]) -> list[str]:
     if problems:
         raise ConfigurationError(problems)
     return choices + [word for _, word in values]
-
-
-def configuration_hash(experiment: Experiment) -> str:
-    """16 hexadecimal digits that differ when two experiments do not compute the same."""
-    meaning = {key: value for key, value in asdict(experiment).items() if key not in NOT_MEANING}
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def to_yaml(experiment: Experiment) -> str:

@@ -6,29 +6,31 @@ Nothing is computed or written here, and JAX is not imported: a dry run is this 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from typing import Any
 
-from launch import measures, stopping
-from launch.graph import Step
+from launch.graph import Step, picked
 from launch.models import Model, build_models, resolve_dtype, shipped_tokenizer
-from launch.prompts import PROMPTS, check_fits, encode_prompts, prompt_files
-from tandem.config import (
-    Drafter,
-    Experiment,
-    Measure,
-    Recipe,
-    StopRule,
-)
+from launch.steps.agreement import Agreement
+from launch.steps.compare_rules import CompareRules
+from launch.steps.decode import PROMPTS, Sampling, Speculation, check_fits, encode_prompts, prompt_files
+from launch.steps.rules import NEEDS_ROUTER, Rule
+from launch.steps.speed import Speed
+from launch.steps.standalone import Standalone
+from launch.steps.train_router import TrainRouter
+from launch.steps.tune_pair import TunePair
+from tandem.config import Drafter, Experiment, Measure, Recipe, StopRule
 from tandem.data.tokenizer import load_tokenizer
 from tandem.model.heads import HEADS
+
+# Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
+ROUTER_TEXTS, TUNE_PROMPTS = 512, 32
 
 
 def build(experiment: Experiment) -> list[Step]:
     """The steps whose results the experiment asks for; all others hang on them."""
     check_prompts(experiment)
     models = build_models(experiment)
-    measures = build_measures(experiment, models)
-    return [*(model.step for model in models.values()), *measures]
+    return [*(model.step for model in models.values()), *build_measures(experiment, models)]
 
 
 def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[Step]:
@@ -41,93 +43,157 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     made: list[Step] = []
     if Measure.agreement in evaluation.measures:
         seq_len = experiment.train.seq_len
-        kinds, held = {name: model.kind for name, model in models.items()}, controls(experiment, models)
         made.append(
-            Step(
-                kind="agreement",
+            Agreement(
                 name="agreement",
-                version=3,
-                config={
-                    "gammas": evaluation.gammas,
-                    "sequences": evaluation.sequences,
-                    "seq_len": seq_len,
-                    "models": kinds,
-                    "primary": pair.primary,
-                    "controls": held,
-                },
                 inputs={"corpus": corpus, **{name: model.step for name, model in models.items()}},
-                run=measures.agreement(evaluation, seq_len, kinds, pair.primary, held),
                 size=f"{evaluation.sequences * seq_len:,} held-out tokens",
                 estimate_s=30,
+                primary=pair.primary,
+                models={name: model.kind for name, model in models.items()},
+                gammas=evaluation.gammas,
+                sequences=evaluation.sequences,
+                seq_len=seq_len,
+                controls=controls(experiment, models),
             )
         )
-    dtype = resolve_dtype(decode.dtype)
-    decoding = {
-        "primary": pair.primary,
-        "dtype": dtype,
-        "prompts": evaluation.prompts,
-        "prompt_tokens": decode.prompt_tokens,
-        "max_new_tokens": decode.max_new_tokens,
-        "repeats": evaluation.repeats,
-        "seed": experiment.seed,
-    }
-    sizes = f"{evaluation.prompts} prompts, {decode.max_new_tokens} tokens each"
+    inputs = {"corpus": corpus, "primary": primary}
     if Measure.speed in evaluation.measures and experiment.gamma > 0:
         drafters = chosen_drafters(experiment, drafting)
-        trained = {name: drafting[name].step for name in drafters if name in drafting}
-        ngram = experiment.drafter.ngram
-        lookup = {"ngram": ngram} if Drafter.prompt_lookup in drafters.values() else {}
-        chosen, fixed = {name: drafting[name] for name in trained}, decode.stop is StopRule.fixed
-        ruled = stopping.rule_steps(experiment, decode.stop, chosen, {"corpus": corpus, "primary": primary}, dtype)
-        gamma = experiment.gamma if fixed else decode.gamma_max
-        find_rule = None if fixed else partial(stopping.rule_for, experiment)
-        law = {"temperature": decode.temperature, "top_k": decode.top_k, "top_p": decode.top_p}
-        files = prompt_files(experiment)
-        options = (gamma, drafters, pair.primary, ngram, experiment.seed, find_rule)
+        trained = {name: drafting[name] for name in drafters if name in drafting}
+        ruled = rule_steps(experiment, decode.stop, trained, inputs)
         made.append(
-            Step(
-                kind="speed",
+            Speed(
                 name="speed",
-                version=6,
-                config={
-                    "gamma": gamma,
-                    **({} if fixed else stopping.rule_meaning(experiment)),
-                    "drafters": drafters,
-                    **lookup,
-                    **decoding,
-                    **law,
-                    "verification": decode.verification.value,
-                    "num_samples": decode.num_samples,
-                    "batch_size": decode.batch_size,
-                    "exact": decode.exact,
-                    **({} if files else {PROMPTS: None}),
-                },
-                inputs={"corpus": corpus, "primary": primary, **trained, **ruled},
-                files={PROMPTS: files} if files else {},
-                run=measures.speed(evaluation, decode, dtype, *options),
-                size=sizes,
+                inputs={**inputs, **{name: model.step for name, model in trained.items()}, **ruled},
                 estimate_s=90,
+                drafters=drafters,
+                gamma=experiment.gamma if decode.stop is StopRule.fixed else decode.gamma_max,
+                exact=decode.exact,
+                rule=rule_of_run(experiment),
+                ngram=experiment.drafter.ngram if Drafter.prompt_lookup in drafters.values() else None,
+                **_prompted(experiment),
             )
         )
     if evaluation.stops:
         compared = {name: drafting[name] for name in chosen_drafters(experiment, drafting)}
-        inputs = {"corpus": corpus, "primary": primary}
-        made.append(stopping.comparison_step(experiment, compared, inputs, dtype))
+        ruled = rule_steps(experiment, StopRule.survival, compared, inputs)
+        made.append(
+            CompareRules(
+                name="stopping",
+                inputs={**inputs, **{name: model.step for name, model in compared.items()}, **ruled},
+                estimate_s=120,
+                drafters={name: model.kind for name, model in compared.items()},
+                stops=evaluation.stops,
+                gamma_max=decode.gamma_max,
+                tau=experiment.tau if StopRule.router in evaluation.stops else None,
+                **_prompted(experiment),
+            )
+        )
     if Measure.standalone in evaluation.measures:
         alone = {name: model.kind for name, model in models.items() if name != pair.primary}
         made.append(
-            Step(
-                kind="standalone",
+            Standalone(
                 name="standalone",
-                version=5,
-                config={"gamma": evaluation.standalone_gamma, "models": alone, **decoding},
-                inputs={"corpus": corpus, "primary": primary, **{name: models[name].step for name in alone}},
-                run=measures.standalone(evaluation, decode, dtype, alone, pair.primary, experiment.seed),
-                size=sizes,
+                inputs={**inputs, **{name: models[name].step for name in alone}},
+                size=_prompts_size(experiment),
                 estimate_s=60,
+                primary=pair.primary,
+                models=alone,
+                gamma=evaluation.standalone_gamma,
+                prompts=evaluation.prompts,
+                repeats=evaluation.repeats,
+                **_decoding(experiment),
             )
         )
     return made
+
+
+def rule_steps(
+    experiment: Experiment, stop: StopRule, drafters: Mapping[str, Model], inputs: Mapping[str, Step]
+) -> dict[str, Step]:
+    """What decoding by `stop` needs beside the models, by role; `inputs` are the corpus and the primary."""
+    made: dict[str, Step] = {}
+    for name, model in drafters.items():
+        if stop in NEEDS_ROUTER:
+            made[f"router_{name}"] = _router(experiment, name, model, inputs)
+        if stop is StopRule.survival:
+            made[f"tune_{name}"] = tune_step(experiment, name, model, inputs)
+    return made
+
+
+def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[str, Step]) -> Step:
+    decode = experiment.decode
+    return TunePair(
+        name=f"tune_{name}",
+        inputs={**inputs, name: model.step, f"router_{name}": _router(experiment, name, model, inputs)},
+        size=f"{TUNE_PROMPTS} prompts, {decode.max_new_tokens} tokens each",
+        estimate_s=180,
+        primary=experiment.model.primary,
+        drafter=name,
+        drafter_kind=model.kind,
+        sampling=picked(Sampling, decode),
+        speculation=picked(Speculation, decode),
+        gamma_max=decode.gamma_max,
+        confidence=decode.confidence,
+        prompts=TUNE_PROMPTS,
+        after=ROUTER_TEXTS,
+        **_decoding(experiment),
+    )
+
+
+def rule_of_run(experiment: Experiment) -> Rule | None:
+    """The rule of `decode.stop`; None for blocks of γ drafts."""
+    decode = experiment.decode
+    thresholds = {StopRule.router: experiment.tau, StopRule.confidence: decode.confidence}
+    return None if decode.stop is StopRule.fixed else Rule(decode.stop, thresholds.get(decode.stop, 0.0))
+
+
+def _router(experiment: Experiment, name: str, model: Model, inputs: Mapping[str, Step]) -> Step:
+    decode = experiment.decode
+    tokens = ROUTER_TEXTS * decode.max_new_tokens
+    return TrainRouter(
+        name=f"router_{name}",
+        inputs={**inputs, "drafter": model.step},
+        size=f"{tokens:,} tokens of the primary's own, up to {decode.gamma_max} drafts",
+        estimate_s=60,
+        drafter_kind=model.kind,
+        sampling=picked(Sampling, decode),
+        gamma_max=decode.gamma_max,
+        texts=ROUTER_TEXTS,
+        **_decoding(experiment),
+    )
+
+
+def _decoding(experiment: Experiment) -> dict[str, Any]:
+    """The fields that all steps have which decode."""
+    decode = experiment.decode
+    return {
+        "dtype": resolve_dtype(decode.dtype),
+        "seed": experiment.seed,
+        "prompt_tokens": decode.prompt_tokens,
+        "max_new_tokens": decode.max_new_tokens,
+    }
+
+
+def _prompted(experiment: Experiment) -> dict[str, Any]:
+    """The fields of a step that decodes the prompts of `eval.prompts` and `data.prompts`, and its files."""
+    decode, files = experiment.decode, prompt_files(experiment)
+    return {
+        **_decoding(experiment),
+        "files": {PROMPTS: files} if files else {},
+        "size": _prompts_size(experiment),
+        "primary": experiment.model.primary,
+        "sampling": picked(Sampling, decode),
+        "speculation": picked(Speculation, decode),
+        "prompts": experiment.eval.prompts,
+        "repeats": experiment.eval.repeats,
+        "cache_tokens": decode.cache_tokens,
+    }
+
+
+def _prompts_size(experiment: Experiment) -> str:
+    return f"{experiment.eval.prompts} prompts, {experiment.decode.max_new_tokens} tokens each"
 
 
 def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
@@ -161,7 +227,9 @@ def check_prompts(experiment: Experiment) -> None:
     path = shipped_tokenizer(experiment)
     if path is None:
         return
-    tokenizer = load_tokenizer(path)
+    tokenizer, decode = load_tokenizer(path), experiment.decode
     if experiment.prompt is not None:
-        check_fits(len(tokenizer.encode_prompt(experiment.prompt)), experiment.decode, "prompt")
-    encode_prompts(prompt_files(experiment), tokenizer, experiment.eval.prompts, experiment.decode)
+        length = len(tokenizer.encode_prompt(experiment.prompt))
+        check_fits(length, decode.max_new_tokens, decode.cache_tokens, "prompt")
+    sizes = (decode.prompt_tokens, decode.max_new_tokens, decode.cache_tokens)
+    encode_prompts(prompt_files(experiment), tokenizer, experiment.eval.prompts, *sizes)

@@ -1,7 +1,7 @@
 """The step graph: what a run consists of, in which order it is done, and what of it is done already.
 
-A step is a pure function of its configuration and its inputs. Its fingerprint says what it means, so that whatever has
-the same meaning is computed once and found afterwards, by any run.
+A step is a pure function of its fields, its inputs and its files. Its fingerprint is made of these, so that whatever
+has the same meaning is computed once and found afterwards, by any run.
 """
 
 from __future__ import annotations
@@ -12,60 +12,103 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar, TypeVar, cast
 
 from launch.progress import Display, duration
-from launch.store import Claim, Interrupted, Store, append_line
+from launch.store import Claim, Interrupted, Store, append_line, write_json_atomic
 from tandem.data.files import Files
 from tandem.parallel.hosts import hosts
 
-__all__ = ["Context", "Interrupted", "Step", "describe", "execute", "needed", "topological"]
+__all__ = [
+    "NOT_MEANING",
+    "RESULTS",
+    "Context",
+    "Interrupted",
+    "Step",
+    "describe",
+    "execute",
+    "needed",
+    "picked",
+    "topological",
+]
 
 Record = dict[str, Any]
+T = TypeVar("T")
+RESULTS = "results.json"  # what a step leaves for the tables
+# Metadata of a field that changes no result; what is said beside it is the reason.
+NOT_MEANING = {"meaning": False}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Step:
-    """One computation of a run.
+    """One computation of a run: each kind is a dataclass that derives from this one, and its own fields its meaning.
 
-    `config` is JSON-able and holds only what gives the step its meaning: no paths, no launcher, no tracking. `files`
-    are all files outside of the store that `run` reads, by their roles: `run` opens them through its context and no
-    others, and their content is part of the configuration under the name of the role.
-    `version` is raised by the author of `run` when the same configuration comes to mean something else.
-    `name`, `size` and `estimate_s` are for people and are not part of the fingerprint. Of several hosts the first alone
-    does a step that is `on_devices=False`; all do the others, whose arrays lie on the devices of all.
+    `run` reads these fields, the inputs and the files, and nothing else. Fields hold JSON, enums, and dataclasses and
+    collections of such; no paths but in fields that are `NOT_MEANING`. A field at its default is a feature that is not
+    used: it is left out of the fingerprint, so a feature that comes later changes nothing of what there is, and a
+    default never comes to be another. `version` is raised when the same fields come to mean something else.
+    `files` are all files outside of the store that `run` opens, through its context, by their roles.
+    `name`, `size` and `estimate_s` are for people. Of several hosts the first alone does a step that is
+    `on_devices=False`; all do the others, whose arrays lie on the devices of all.
     """
 
-    kind: str
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    on_devices: ClassVar[bool] = True
+
     name: str
-    version: int
-    config: Mapping[str, Any]
-    run: Callable[[Context], None]
     inputs: Mapping[str, Step] = field(default_factory=dict)
     files: Mapping[str, Files] = field(default_factory=dict)
     size: str = ""
     estimate_s: float | None = None
-    on_devices: bool = True
+
+    def run(self, context: Context) -> None:
+        """Compute, and leave files in `context.out`."""
+        raise NotImplementedError
 
     @cached_property
     def meaning(self) -> Record:
-        """What is hashed. Raises `TypeError` if the configuration is not plain JSON, `ValueError` if a role of files is
-        a key of it, `EnvironmentFailure` where a file cannot be read."""
-        if both := self.files.keys() & self.config.keys():
-            raise ValueError(f"{self.name}: {', '.join(sorted(both))} is configuration and files")
-        inputs = {role: step.fingerprint for role, step in self.inputs.items()}
-        content = {role: files.meaning for role, files in self.files.items()}
-        return {"kind": self.kind, "version": self.version, "config": {**self.config, **content}, "inputs": inputs}
+        """What is hashed. Raises `EnvironmentFailure` where a file cannot be read."""
+        base = {spec.name for spec in fields(Step)}
+        own = [spec for spec in fields(self) if spec.name not in base and spec.metadata != NOT_MEANING]
+        values = {spec.name: (getattr(self, spec.name), spec.default) for spec in own}
+        return {
+            "kind": self.kind,
+            "version": self.version,
+            "config": {name: _plain(value) for name, (value, default) in values.items() if value != default},
+            "inputs": {role: step.fingerprint for role, step in self.inputs.items()},
+            "read": {role: files.meaning for role, files in self.files.items()},
+        }
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of `meaning` as canonical JSON."""
+        """16 hexadecimal digits of the SHA-256 of `meaning` as canonical JSON. Raises `TypeError` or `ValueError` if a
+        field is not what JSON can hold."""
         text = json.dumps(self.meaning, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """A field as plain data. What has `described` is that: a decoder's sizes without the features that it has not."""
+    value = getattr(value, "described", value)
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value):
+        value = {spec.name: getattr(value, spec.name) for spec in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def picked(cls: type[T], config: object, **other: Any) -> T:
+    """The dataclass `cls` with the fields of `config` that it has, of a configuration a step's part."""
+    names = [spec.name for spec in fields(cast(Any, cls))]
+    return cls(**{name: getattr(config, name) for name in names if name not in other}, **other)
 
 
 @dataclass
@@ -95,6 +138,15 @@ class Context:
         record = {"step_name": self.name, "time": round(time.time(), 3), **metrics}
         append_line(self.out / "metrics.jsonl", record)
         self.sink(record)
+
+    def leave(self, tables: Mapping[str, Any]) -> None:
+        """Write what the step has found, for the run's tables and for the steps that read it."""
+        write_json_atomic(self.out / RESULTS, tables)
+
+    def stop_between(self) -> None:
+        """Raise `Interrupted` on all hosts once any is asked to stop; called between parts that are not kept."""
+        if hosts().agree(self.should_stop):
+            raise Interrupted(self.name)
 
     def progress(self, done: float, total: float, **shown: Any) -> None:
         """Show how far the step is: `done` of `total`, and whatever else is worth a glance (loss, rate)."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from launch import tracking
-from launch.compose import configuration_hash
 from launch.graph import Step, topological
+from launch.identity import configuration_hash
+from launch.steps.train import Training
 from sweeps.table import Source, rows_of, several_primaries
 from sweeps.tables import SOURCES
 from tandem.config import Experiment
@@ -28,7 +29,7 @@ class Mirror:
         count = 0
         for step in topological(targets):
             self._first[step.name] = count
-            count += step.config.get("optimizer", {}).get("steps", 0)
+            count += step.optimizer.steps if isinstance(step, Training) else 0
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """One record of `metrics.jsonl`, each value under the name of its step."""

@@ -5,18 +5,22 @@ JAX is not imported: a dry run is this and what is measured (launch/experiment.p
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tandem
-from launch import steps
-from launch.graph import Step
-from launch.manifest import require_shipped
+from launch.checksums import require_shipped
+from launch.graph import Step, picked
+from launch.steps.corpus import GIVEN_TOKENIZER, TEXTS, TOKENIZER, TokenizeCorpus
+from launch.steps.finetune import Finetune
+from launch.steps.pretrain import Pretrain
+from launch.steps.shipped import SHIPPED, Shipped
+from launch.steps.train import Distillation, Optimisation
+from launch.steps.train_head import TrainHead
+from launch.steps.train_tandem import TrainTandem
 from tandem.config import (
     Corpus,
     DecoderConfig,
-    Divergence,
     Drafter,
     DType,
     Experiment,
@@ -33,7 +37,6 @@ from tandem.model.parameters import parameter_count
 from tandem.validate import resolve_layer_map
 from tasks.text import tfds_files
 
-# One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
 PRETRAINED = Path(tandem.__file__).parent / "pretrained"
 
@@ -64,13 +67,13 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
     models = {pair.secondary: Model(secondary, "decoder")}
     if train.recipe is not Recipe.pretrain:
         layer_map = resolve_layer_map(pair, experiment.scale)
-        ce = _decoder_further(experiment, f"{pair.secondary}_ce", 1, {"corpus": corpus, "base": secondary})
+        ce = _finetune(experiment, f"{pair.secondary}_ce", 1, {"corpus": corpus, "base": secondary})
         inputs = {"corpus": corpus, "primary": primary, "secondary": secondary}
         tandem_ce = _tandem(experiment, "tandem_ce", 1, layer_map, inputs)
         models |= {ce.name: Model(ce, "decoder"), "tandem_ce": Model(tandem_ce, "tandem")}
         if train.recipe is Recipe.distil:
             inputs = {"corpus": corpus, "primary": primary, "base": ce}
-            distil = _decoder_further(experiment, f"{pair.secondary}_distil", 2, inputs)
+            distil = _finetune(experiment, f"{pair.secondary}_distil", 2, inputs)
             inputs = {"corpus": corpus, "primary": primary, "tandem": tandem_ce}
             tandem_distil = _tandem(experiment, "tandem_distil", 2, layer_map, inputs)
             models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
@@ -97,63 +100,56 @@ def _corpus(experiment: Experiment) -> Step:
     data, scale = experiment.data, experiment.scale
     vocab_size = scale.models[experiment.model.primary].vocab_size
     tokenizer = shipped_tokenizer(experiment)
-    files = {steps.GIVEN_TOKENIZER: _shipped_file(tokenizer)} if tokenizer else {}
+    files = {GIVEN_TOKENIZER: _shipped_file(tokenizer)} if tokenizer else {}
     if data.corpus is not Corpus.stdlib:
-        files[steps.CORPUS] = text_files(data) if data.corpus is Corpus.text else tfds_files(data)
-    return Step(
-        kind="corpus",
+        files[TEXTS] = text_files(data) if data.corpus is Corpus.text else tfds_files(data)
+    identity = corpus_identity(data)
+    return TokenizeCorpus(
         name="corpus",
-        # Since 2 long lines are cut for training a tokenizer, and not left out.
-        version=1 if tokenizer else 2,
-        config={
-            **corpus_identity(data),
-            "vocab_size": vocab_size,
-            "heldout_fraction": data.heldout_fraction,
-            **({} if tokenizer else {steps.GIVEN_TOKENIZER: "trained"}),
-        },
         files=files,
-        run=steps.corpus(data, vocab_size),
-        on_devices=False,
         size=f"{data.corpus.value}, {'shipped' if tokenizer else 'own'} tokenizer of {vocab_size}",
         estimate_s=5,
+        corpus=data.corpus,
+        vocab_size=vocab_size,
+        heldout_fraction=data.heldout_fraction,
+        python=identity.get("python"),
+        separator=identity.get("separator"),
+        dataset=identity.get("dataset"),
+        text_feature=identity.get("text_feature"),
+        path=data.path,
+        data_dir=data.data_dir,
     )
 
 
 def shipped_tokenizer(experiment: Experiment) -> Path | None:
     """The file of the tokenizer that the package ships; None where one is trained on the corpus."""
-    path = PRETRAINED / experiment.scale.name / steps.TOKENIZER
+    path = PRETRAINED / experiment.scale.name / TOKENIZER
     return path if _ships(experiment) and path.exists() else None
 
 
 def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
     """The stand-in `name`: as shipped, if the package has one made by this very configuration, else from scratch."""
-    config, optimizer = experiment.scale.models[name], experiment.scale.pretrain[name]
+    config, optimizer = experiment.scale.models[name], picked(Optimisation, experiment.scale.pretrain[name])
     path = PRETRAINED / experiment.scale.name / f"{name}.safetensors"
     why = ""
     if _ships(experiment):
         why = _unfit(path, config, optimizer)
         if not why:
-            return Step(
-                kind="shipped",
+            return Shipped(
                 name=name,
-                version=1,
-                config={},
                 inputs={"corpus": corpus},
-                files={steps.SHIPPED: _shipped_file(path)},
-                run=steps.shipped,
-                on_devices=False,
+                files={SHIPPED: _shipped_file(path)},
                 size=f"{_millions(config)}, shipped pretrained",
                 estimate_s=0,
             )
-    return Step(
-        kind="pretrain",
+    return Pretrain(
         name=name,
-        version=1,
-        config={"decoder": config.described, "optimizer": optimizer_meaning(optimizer), "seed": experiment.seed},
         inputs={"corpus": corpus},
-        run=steps.pretrain(config, optimizer, experiment.seed),
         size=f"{_millions(config)}, {_tokens(optimizer):,} tokens from scratch{why}",
         estimate_s=6 * parameter_count(config) * _tokens(optimizer) / TRAINING_FLOPS,
+        decoder=config,
+        optimizer=optimizer,
+        seed=experiment.seed,
     )
 
 
@@ -169,7 +165,7 @@ def _ships(experiment: Experiment) -> bool:
     return wanted and experiment.data.corpus is Corpus.stdlib
 
 
-def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str:
+def _unfit(path: Path, config: DecoderConfig, optimizer: Optimisation) -> str:
     """Why the shipped weights do not serve; empty if they do."""
     try:
         with open(path, "rb") as file:
@@ -180,62 +176,48 @@ def _unfit(path: Path, config: DecoderConfig, optimizer: OptimizerConfig) -> str
     except (OSError, ValueError, KeyError) as error:
         problem = "not a readable checkpoint; restore it, or delete it to have the model pretrained from scratch"
         raise EnvironmentFailure(f"{path}: {problem}") from error
-    if about.get("decoder") != config.described or about.get("pretrain") != optimizer_meaning(optimizer):
+    if about.get("decoder") != config.described or about.get("pretrain") != optimizer.described:
         return " (the shipped weights were made with other settings)"
     return ""
 
 
-def _decoder_further(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
-    train = of_row(experiment.train, f"secondary_{STAGES[stage]}", stage)
-    config = {"stage": stage, "optimizer": optimizer_meaning(train), "seed": experiment.seed}
-    if stage == 2:
-        config |= {**distillation_meaning(train), "primary_dtype": resolve_dtype(train.primary_dtype)}
+def _finetune(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
+    train = experiment.train
+    optimizer = of_row(train, f"secondary_{STAGES[stage]}", stage)
     size = experiment.scale.models[experiment.model.secondary]
     teacher = experiment.scale.models[experiment.model.primary] if stage == 2 else None
-    return Step(
-        kind="decoder_further",
+    return Finetune(
         name=name,
-        version=1,
-        config=config,
         inputs=inputs,
-        run=steps.decoder_further(train, stage, resolve_dtype(train.primary_dtype), experiment.seed),
-        size=f"{_millions(size)}, {_tokens(train):,} further tokens",
-        estimate_s=_further_seconds(train, size, teacher),
+        size=f"{_millions(size)}, {_tokens(optimizer):,} further tokens",
+        estimate_s=_further_seconds(optimizer, size, teacher),
+        optimizer=optimizer,
+        seed=experiment.seed,
+        distillation=_distillation(train, stage),
+        primary_dtype=resolve_dtype(train.primary_dtype) if stage == 2 else None,
     )
 
 
 def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int], inputs: Mapping[str, Step]) -> Step:
-    train = of_row(experiment.train, f"tandem_{STAGES[stage]}", stage)
-    config: dict[str, Any] = {
-        "stage": stage,
-        "optimizer": optimizer_meaning(train),
-        "gamma": train.gamma,
-        "primary": train.primary.value,
-        "layer_map": layer_map,
-        "seed": experiment.seed,
-    }
+    train, models, pair = experiment.train, experiment.scale.models, experiment.model
+    optimizer = of_row(train, f"tandem_{STAGES[stage]}", stage)
     frozen = train.primary is PrimaryMode.frozen
-    # A primary that is trained itself is in float32.
-    dtype = resolve_dtype(train.primary_dtype) if frozen else "float32"
-    if frozen:
-        config["primary_dtype"] = dtype
-    if stage == 1:
-        config["projection_init"] = train.projection_init.value
-    else:
-        config |= distillation_meaning(train)
-    if train.position_decay != 1:
-        config["position_decay"] = train.position_decay
-    models, pair = experiment.scale.models, experiment.model
     how = f"γ {' '.join(map(str, train.gamma))}, primary {train.primary.value}"
-    return Step(
-        kind="tandem",
+    seconds = _further_seconds(optimizer, models[pair.secondary], models[pair.primary])
+    return TrainTandem(
         name=name,
-        version=2,
-        config=config,
         inputs=inputs,
-        run=steps.tandem(train, layer_map, stage, dtype, experiment.seed),
-        size=f"{_millions(models[pair.secondary])}, {_tokens(train):,} further tokens, {how}",
-        estimate_s=_further_seconds(train, models[pair.secondary], models[pair.primary]) * (1 if frozen else 2),
+        size=f"{_millions(models[pair.secondary])}, {_tokens(optimizer):,} further tokens, {how}",
+        estimate_s=seconds * (1 if frozen else 2),
+        optimizer=optimizer,
+        seed=experiment.seed,
+        distillation=_distillation(train, stage),
+        primary_dtype=resolve_dtype(train.primary_dtype) if frozen else None,
+        gamma=train.gamma,
+        primary=train.primary,
+        layer_map=layer_map,
+        projection_init=train.projection_init if stage == 1 else None,
+        position_decay=train.position_decay,
     )
 
 
@@ -254,53 +236,37 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
         name = f"{kind}_{suffix}"
         if stage == 2 and experiment.train.recipe is not Recipe.distil:
             break
-        train = of_row(experiment.train, kind.value, stage)
-        config = {
-            "head": asdict(head),
-            "stage": stage,
-            "optimizer": optimizer_meaning(train),
-            "primary_dtype": dtype,
-            "seed": experiment.seed,
-        }
+        optimizer = of_row(experiment.train, kind.value, stage)
         if stage == 2:
-            config |= distillation_meaning(train)
             inputs = {**inputs, "head": made[f"{kind}_ce"].step}
-        step = Step(
-            kind="head",
+        step = TrainHead(
             name=name,
-            version=1,
-            config=config,
             inputs=inputs,
-            run=steps.head(head, train, stage, dtype, experiment.seed),
-            size=f"{count / 1e6:.2g}M head on {pair.primary}, {_tokens(train):,} tokens, {head.depth} drafts",
-            estimate_s=a_token * _tokens(train) / TRAINING_FLOPS,
+            size=f"{count / 1e6:.2g}M head on {pair.primary}, {_tokens(optimizer):,} tokens, {head.depth} drafts",
+            estimate_s=a_token * _tokens(optimizer) / TRAINING_FLOPS,
+            optimizer=optimizer,
+            seed=experiment.seed,
+            distillation=_distillation(experiment.train, stage),
+            primary_dtype=dtype,
+            head=head,
         )
         made[name] = Model(step, kind.value)
     return made
 
 
-def of_row(train: TrainConfig, row: str, stage: int) -> TrainConfig:
-    """The training of one row of the tables in one stage."""
+def of_row(train: TrainConfig, row: str, stage: int) -> Optimisation:
+    """The optimisation of one row of the tables in one stage."""
     steps = train.steps if stage == 1 else train.distil_steps
-    return replace(train, steps=steps, learning_rate=train.learning_rate * getattr(train.rates, row))
+    return picked(Optimisation, train, steps=steps, learning_rate=train.learning_rate * getattr(train.rates, row))
 
 
-def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:
-    """The optimisation alone, also of a TrainConfig; how layers are kept and compiled changes no result but by
-    rounding, as a mesh does."""
-    names = OptimizerConfig.__dataclass_fields__.keys() - {"remat", "scan_layers"}
-    return {name: value for name, value in asdict(config).items() if name in names}
+def _distillation(train: TrainConfig, stage: int) -> Distillation | None:
+    return picked(Distillation, train) if stage == 2 else None
 
 
-def distillation_meaning(train: TrainConfig) -> dict[str, Any]:
-    """What of `train` decides how stage 2 learns from the primary."""
-    other = {} if train.divergence is Divergence.kl else {"divergence": train.divergence.value}
-    return {"distil_weight": train.distil_weight, "temperature": train.temperature, **other}
-
-
-def _further_seconds(train: TrainConfig, trained: DecoderConfig, read: DecoderConfig | None) -> float:
+def _further_seconds(optimizer: Optimisation, trained: DecoderConfig, read: DecoderConfig | None) -> float:
     operations = 6 * parameter_count(trained) + (2 * parameter_count(read) if read else 0)
-    return operations * _tokens(train) / TRAINING_FLOPS
+    return operations * _tokens(optimizer) / TRAINING_FLOPS
 
 
 def _tokens(config: OptimizerConfig) -> int:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
+from launch.identity import configuration_hash, run_directory
 from tandem.config import DeviceKind, Experiment, Job, PlatformConfig
 from tandem.errors import ConfigurationError, UserError
 from tandem.parallel.hosts import hosts, join, lost
@@ -77,9 +78,6 @@ def _divide_processor(platform: PlatformConfig) -> None:
 
 
 def _same_everywhere(experiment: Experiment) -> None:
-    from launch.compose import configuration_hash
-    from launch.run import run_directory
-
     given = hosts().gather([experiment.job.value, configuration_hash(experiment), str(run_directory(experiment))])
 
     def check() -> None:

@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launch.compose import configuration_hash
-from launch.graph import Step, topological
-from launch.manifest import ABOUT
-from launch.steps import RESULTS
+from launch.checksums import ABOUT
+from launch.graph import RESULTS, Step, topological
+from launch.identity import configuration_hash
+from launch.steps.train import Training
 from launch.store import read_json, read_lines
 from tandem.config import Experiment
 from tandem.model.parameters import parameter_count
@@ -67,11 +67,10 @@ def training(targets: list[Step], directories: Mapping[str, Path]) -> dict[str, 
     trained = {}
     for step in topological(targets):
         path = directories.get(step.name, Path()) / "metrics.jsonl"
-        if "optimizer" in step.config and path.exists():
+        if isinstance(step, Training) and path.exists():
             last = read_lines(path)[-1]
             about = read_json(directories[step.name] / ABOUT)
-            optimizer = step.config["optimizer"]
-            tokens = optimizer["steps"] * optimizer["batch_size"] * optimizer["seq_len"]
+            tokens = step.optimizer.steps * step.optimizer.batch_size * step.optimizer.seq_len
             trained[step.name] = {"tokens": tokens, "seconds": about["seconds"], "loss": last["cross_entropy"]}
     return trained
 

@@ -15,10 +15,13 @@ from typing import Any
 
 import yaml
 
+from launch.checksums import list_shipped, require_whole
 from launch.compose import from_container
-from launch.manifest import list_shipped, require_whole
-from launch.models import PRETRAINED, optimizer_meaning
-from launch.steps import TOKENIZER, WEIGHTS
+from launch.drafting import WEIGHTS
+from launch.graph import picked
+from launch.models import PRETRAINED
+from launch.steps.corpus import TOKENIZER
+from launch.steps.train import Optimisation
 from tandem.config import DecoderConfig, OptimizerConfig
 from tandem.errors import ConfigurationError, UserError
 from tandem.model.parameters import parameter_count
@@ -65,9 +68,9 @@ def ship(run: Path) -> list[Path]:
     meta = json.loads((corpus / "tokens" / "meta.json").read_text(encoding="utf-8"))
     written = [target / TOKENIZER]
     for name, source in made.items():
-        config, optimizer = experiment.scale.models[name], experiment.scale.pretrain[name]
+        config, optimizer = experiment.scale.models[name], picked(Optimisation, experiment.scale.pretrain[name])
         weights = checkpoint.load_decoder(source / WEIGHTS)[1]
-        about = {"pretrain": optimizer_meaning(optimizer), "seed": experiment.seed, "corpus": meta["tokenizer_sha256"]}
+        about = {"pretrain": optimizer.described, "seed": experiment.seed, "corpus": meta["tokenizer_sha256"]}
         checkpoint.save_decoder(target / f"{name}.safetensors", config, weights, dtype="float16", **about)
         card = _card(name, roles[name], config, optimizer, meta, results, source)
         (target / f"{name}.md").write_text(card, encoding="utf-8")

@@ -26,7 +26,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.manifest import ABOUT, FILES, damage, manifest_of
+from launch.checksums import ABOUT, FILES, damage, files_of
 from tandem.errors import EnvironmentFailure, Interrupted
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Claim:
             "host": socket.gethostname(),
         }
         with world_errors(self.work):
-            about[FILES] = manifest_of(self.work)
+            about[FILES] = files_of(self.work)
         write_json_atomic(self.work / ABOUT, about)
         final = self.store.directory(self.step)
         with world_errors(final):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.run import Stop, command_line, guarded
+from launch.process import Stop, command_line, guarded
 from tandem.config import DecoderConfig, OptimizerConfig, PlatformConfig
 from tandem.parallel.hosts import hosts, join, lost
 

@@ -60,12 +60,14 @@ STEPS = """
         else:
             follow((host, int(port)))
 
-    def train(steps):
-        def run(context):
-            from launch.graph import Interrupted
+    def build(experiment):
+        from dataclasses import dataclass
+        from launch.graph import Interrupted, Step
+
+        def train(self, context):
             checkpoint = context.out / "checkpoint"
             done, value = map(int, checkpoint.read_text().split()) if checkpoint.exists() else (0, 1)
-            while done < steps:
+            while done < self.steps:
                 time.sleep(float(os.environ.get("PAUSE", "0")))
                 done, value = done + 1, value * 6364136223846793005 % 2**64 + done
                 context.log(step=done)
@@ -74,21 +76,28 @@ STEPS = """
                 new.replace(checkpoint)
                 if context.should_stop() and "deaf" not in os.environ.get("FAULT", ""):
                     raise Interrupted
-        return run
 
-    def report(gamma, tau):
-        def run(context):
+        def report(self, context):
+            gamma, tau = self.gamma, self.tau
             value = int((context.inputs["model"] / "checkpoint").read_text().split()[1])
             if os.environ.get("FAULT", "") == f"bug at {gamma}":
                 1 / 0
             (context.out / "value").write_text(repr(value * gamma + tau))
-        return run
 
-    def build(experiment):
-        from launch.graph import Step
-        steps, gamma, tau = experiment.train.steps, experiment.gamma, experiment.tau
-        trained = Step("train", "train", 1, {"steps": steps}, train(steps), size="1M", estimate_s=100.0)
-        return [Step("report", "report", 1, {"gamma": gamma, "tau": tau}, report(gamma, tau), {"model": trained})]
+        @dataclass(frozen=True, eq=False, kw_only=True)
+        class Train(Step):
+            kind, run = "train", train
+            steps: int
+
+        @dataclass(frozen=True, eq=False, kw_only=True)
+        class Report(Step):
+            kind, run = "report", report
+            gamma: int
+            tau: float
+
+        trained = Train(name="train", steps=experiment.train.steps, size="1M", estimate_s=100.0)
+        report_step = Report(name="report", gamma=experiment.gamma, tau=experiment.tau, inputs={"model": trained})
+        return [report_step]
 
     sys.modules["launch.experiment"] = types.ModuleType("launch.experiment")
     sys.modules["launch.experiment"].build = build

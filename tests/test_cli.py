@@ -20,34 +20,43 @@ HEAVY = ("jax", "flax", "optax", "tensorflow", "seqio", "t5", "wandb")
 # Two steps in place of the science: "train" counts to `train.steps` with a checkpoint at each, "report" reads it.
 PROGRAM = """
     import sys, time, types
+    from dataclasses import dataclass
     from launch.graph import Interrupted, Step
 
-    def train(steps, pause):
-        def run(context):
+    @dataclass(frozen=True, eq=False, kw_only=True)
+    class Train(Step):
+        kind = "train"
+        steps: int
+
+        def run(self, context):
             checkpoint = context.out / "checkpoint"
             done = int(checkpoint.read_text()) if checkpoint.exists() else 0
-            while done < steps:
-                time.sleep(pause)
+            while done < self.steps:
+                time.sleep(PAUSE)
                 done += 1
                 checkpoint.write_text(str(done))
                 context.log(step=done)
-                context.progress(done, steps, loss=1.0)
-                if context.should_stop() and done < steps:
+                context.progress(done, self.steps, loss=1.0)
+                if context.should_stop() and done < self.steps:
                     raise Interrupted
-        return run
 
-    def report(context):
-        (context.out / "total").write_text((context.inputs["model"] / "checkpoint").read_text())
+    @dataclass(frozen=True, eq=False, kw_only=True)
+    class Report(Step):
+        kind = "report"
+        gamma: int
+
+        def run(self, context):
+            (context.out / "total").write_text((context.inputs["model"] / "checkpoint").read_text())
 
     def build(experiment):
-        steps = experiment.train.steps
-        trained = Step("train", "train", 1, {"steps": steps}, train(steps, PAUSE), size="1M", estimate_s=3.0)
-        return [Step("report", "report", 1, {"gamma": experiment.gamma}, report, {"model": trained})]
+        trained = Train(name="train", steps=experiment.train.steps, size="1M", estimate_s=3.0)
+        return [Report(name="report", gamma=experiment.gamma, inputs={"model": trained})]
 
     sys.modules["launch.experiment"] = types.ModuleType("launch.experiment")
     sys.modules["launch.experiment"].build = build
-    from launch.run import command_line
-    sys.exit(command_line())
+    from launch.process import command_line
+    from launch.run import main
+    sys.exit(command_line(main))
 """
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import pytest
 
-from launch import compiling
+from launch import job_compile
 from launch.compose import compose
 from launch.run import main
 from sweeps.report import render
@@ -164,7 +164,7 @@ def test_what_the_compiler_lets_pass_though_its_figures_do_not_fit_is_too_large(
     assert started == {"started": "train"}
     assert row["too_large"] == {"used": 2.067e10, "limit": 15.75 * 2**30}
     row |= {"what": "training step", "argument_bytes": 8e8}
-    assert "scale.pretrain.bison.accumulate=16 or platform=v5e_64 would fit" in compiling.advice(experiment, row)
+    assert "scale.pretrain.bison.accumulate=16 or platform=v5e_64 would fit" in job_compile.advice(experiment, row)
 
 
 def test_the_compilers_own_message_is_read():
@@ -185,17 +185,17 @@ def test_advice_names_what_would_fit():
     pod = compose(["scale=pod", "platform=v5e_16", "job=compile"])
     row = {"name": "train", "what": "training step", "argument_bytes": 2e9}
     row["too_large"] = {"used": 42e9, "limit": 16e9}
-    advice = compiling.advice(pod, row)
+    advice = job_compile.advice(pod, row)
     assert "takes 42.0 GB of a chip that has 16.0 GB to give, 2.0 GB of them for weights, optimizer and batch" in advice
     # 2 + 40 / 4 is below 0.9 of 16 and 2 + 40 / 2 is not; 64 chips are four times as many.
     accumulate = 4 * pod.train.accumulate
     assert advice.endswith(f"by estimate train.accumulate={accumulate} or platform=v5e_64 would fit")
     row["argument_bytes"], row["too_large"] = 4e12, {"used": 4.1e12, "limit": 16e9}
-    assert compiling.advice(pod, row).endswith("no preset of platform would hold it")
+    assert job_compile.advice(pod, row).endswith("no preset of platform would hold it")
     few = compose(["scale=pod", "platform=v5e_16", "job=compile", "decode.batch_size=64"])
     row = {"name": "speed", "what": "block of SPEED", "argument_bytes": 20e9}
     row["too_large"] = {"used": 24e9, "limit": 16e9}
-    assert "decode.batch_size=32" in compiling.advice(few, row)
+    assert "decode.batch_size=32" in job_compile.advice(few, row)
 
 
 def test_platforms_that_are_no_tpu_are_refused_with_the_nearest(tmp_path, monkeypatch, capsys):
@@ -205,12 +205,12 @@ def test_platforms_that_are_no_tpu_are_refused_with_the_nearest(tmp_path, monkey
         experiment.job = experiment.job.compile
         (problem,) = validate(experiment)
         assert problem.endswith(f"did you mean platform={nearest}?")
-    assert [preset["name"] for preset in compiling.tpu_platforms()] == [f"v5e_{chips}" for chips in TPU_PRESETS]
+    assert [preset["name"] for preset in job_compile.tpu_platforms()] == [f"v5e_{chips}" for chips in TPU_PRESETS]
 
 
 def test_without_the_compiler_one_message_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compiling, "LIBTPU", "no_such_compiler")
+    monkeypatch.setattr(job_compile, "LIBTPU", "no_such_compiler")
     assert main(["job=compile", "platform=v5e_1", "scale=tiny"]) == 1
     assert capsys.readouterr().err.strip() == (
         "error: job=compile needs libtpu, the TPU's compiler, which is not installed here: uv sync --extra aot"

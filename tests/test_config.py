@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launch.compose import CONF, compose, compose_all, configuration_hash, expand, groups, to_yaml
-from launch.schema import known_keys
+from launch.compose import CONF, compose, compose_all, expand, groups, to_yaml
+from launch.identity import configuration_hash
+from launch.keys import known_keys
 from tandem.config import Drafter, Experiment, Measure, OptimizerConfig, Recipe
 from tandem.errors import ConfigurationError
 from tandem.pair import resolve_layer_map

@@ -264,10 +264,10 @@ def test_heads_are_trained_only_where_they_are_asked_for():
     for kind in HEADS:
         steps = {step.name: step for step in topological(build(compose([f"drafter={kind}"])))}
         assert set(steps) - set(plain) == {f"{kind}_ce", f"{kind}_distil"}
-        assert steps["speed"].config["drafters"] == {f"{kind}_distil": kind}
+        assert steps["speed"].drafters == {f"{kind}_distil": kind}
         assert {name for name in plain if steps[name].fingerprint != plain[name]} == {"speed"}
         for stage in ("ce", "distil"):  # as the tandem's, but for their rates
-            own, tandems = (steps[f"{name}_{stage}"].config["optimizer"] for name in (kind, "tandem"))
+            own, tandems = (steps[f"{name}_{stage}"].optimizer for name in (kind, "tandem"))
             assert own | {"learning_rate": 0} == tandems | {"learning_rate": 0}
     assert f"{Drafter.kv}_distil" not in build_models(compose(["drafter=kv", "train=ce"]))
 

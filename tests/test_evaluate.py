@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import evaluate
+from launch import job_evaluate
 from launch.compose import compose
-from launch.downstream import Contestant, _rows, cut
 from launch.experiment import build
 from launch.graph import topological
+from launch.steps.evaluate import Contestant, Evaluate, cut
 from launch.store import write_json_atomic
 from sweeps.downstream import downstream_tables, shaped
 from sweeps.tables import to_text
@@ -37,7 +37,7 @@ def data(tmp_path) -> Path:
 
 def steps(data: Path, *words: str):
     experiment = compose([*WORDS, f"tasks.data_dir={data}", *words])
-    return {step.name: step for step in evaluate.build(experiment) if step.kind != "examples"}
+    return {step.name: step for step in job_evaluate.build(experiment) if step.kind != "examples"}
 
 
 def test_a_task_is_read_once_and_answered_by_every_model(data):
@@ -55,7 +55,7 @@ def test_a_task_is_read_once_and_answered_by_every_model(data):
     assert list(made) == [f"boolq_v1 {model}" for model in models]
     experiment = compose([*WORDS, f"tasks.data_dir={data}", "eval.tasks=[boolq_v1,cb_v1]"])
     # A damaged file is known before the first model is asked.
-    assert [step.name for step in evaluate.build(experiment)][:2] == ["examples of boolq_v1", "examples of cb_v1"]
+    assert [step.name for step in job_evaluate.build(experiment)][:2] == ["examples of boolq_v1", "examples of cb_v1"]
     kinds = [step.kind for step in topological(made.values())]
     assert kinds.count("examples") == 1
     assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is made["boolq_v1 bison"]
@@ -67,7 +67,7 @@ def test_what_speed_writes_is_held_against_the_primary_that_verifies_it(data):
     own = made["boolq_v1 bison_of_tandem_distil"]
     assert made["boolq_v1 tandem_distil_speed"].inputs["reference"] is own
     assert own.inputs["model"] is made["boolq_v1 tandem_distil"].inputs["model"]
-    assert own.config["contestant"]["width"] == made["boolq_v1 tandem_distil_speed"].config["contestant"]["width"]
+    assert own.contestant.width == made["boolq_v1 tandem_distil_speed"].contestant.width
     assert own.fingerprint != made["boolq_v1 bison"].fingerprint
 
 
@@ -231,10 +231,20 @@ def test_the_list_names_every_task_without_jax_or_tensorflow(data):
 
 
 def test_a_score_that_no_float_holds_is_null_with_a_note(tmp_path):
-    evaluation = compose([*WORDS, "eval.tasks=[lambada_v1]"]).eval
+    step = Evaluate(
+        name="lambada_v1 bison",
+        info=registry.info("lambada_v1"),
+        contestant=Contestant("bison", "decoder"),
+        dtype="float32",
+        max_length=1024,
+        batch_size=2,
+        seed=0,
+        limit=None,
+        shots=1,
+    )
     examples = [Example(str(n), "", (), None) for n in range(2)]
     said = [[(-3000.0, True)], [(-1.0, False)]]
-    made = _rows(registry.info("lambada_v1"), Contestant("bison", "decoder"), evaluation, examples, said, {})
+    made = step.rows(examples, said, {})
     write_json_atomic(tmp_path / "results.json", made)  # which JSON has no infinity for
     rows = {row["metric"]: row for row in json.loads((tmp_path / "results.json").read_text())}
     assert rows["accuracy"]["score"] == 50

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from etils import epath
+from plain_steps import plain
 
 from launch.graph import Context, Step, execute
 from launch.store import Store
@@ -59,7 +60,7 @@ def reading(path: Path, *read: Path) -> Step:
             with context.files["notes"].open(each) as file:
                 (context.out / "value").write_bytes(file.read())
 
-    return Step("note", "note", 1, {}, run, files={"notes": Files([("note", path)])})
+    return plain("note", run, files={"notes": Files([("note", path)])})
 
 
 def test_a_step_means_the_content_of_its_files_and_not_their_place(tmp_path):
@@ -84,12 +85,6 @@ def test_a_file_that_changes_between_its_hash_and_its_use_is_not_read(tmp_path):
     note(tmp_path / "a.txt", "three")
     with pytest.raises(EnvironmentFailure, match=r"a\.txt: changed while it was being used; the same command"):
         execute([step], Store(tmp_path / "store"))
-
-
-def test_a_role_of_files_that_the_configuration_has_too_is_an_error(tmp_path):
-    step = Step("note", "note", 1, {"notes": 1}, print, files={"notes": Files.one(note(tmp_path / "a.txt"))})
-    with pytest.raises(ValueError, match="notes is configuration and files"):
-        _ = step.fingerprint
 
 
 def test_a_file_is_hashed_once_unless_it_has_just_been_written(tmp_path, monkeypatch):

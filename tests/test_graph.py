@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from plain_steps import plain
 
 from launch.graph import Context, Interrupted, Step, describe, execute, topological
 from launch.progress import Display, duration
@@ -15,7 +16,8 @@ def note(context: Context) -> None:
 
 
 def make(name: str, run=note, inputs=None, version: int = 1, kind: str | None = None, **config) -> Step:
-    return Step(kind or name, name, version, config, run, inputs or {}, size="1M", estimate_s=60.0)
+    made = {"inputs": inputs or {}, "size": "1M", "estimate_s": 60.0}
+    return plain(kind or name, run, config, name, version, **made)
 
 
 def said(store: Store) -> list[tuple[str, str]]:
@@ -26,7 +28,7 @@ def said(store: Store) -> list[tuple[str, str]]:
 def test_fingerprint_changes_with_meaning_only():
     corpus = make("corpus", split=0.1)
     base = make("train", inputs={"data": corpus}, steps=10)
-    same = Step("train", "another name", 1, {"steps": 10}, print, {"data": corpus}, size="9G", estimate_s=1.0)
+    same = plain("train", print, {"steps": 10}, "another name", inputs={"data": corpus}, size="9G", estimate_s=1.0)
     assert same.fingerprint == base.fingerprint
     others = [
         make("train", inputs={"data": corpus}, steps=11),

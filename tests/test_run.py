@@ -21,10 +21,10 @@ from wandb_log import history, logs, only, read_log
 
 import launch.models as models_module
 from launch import ship
+from launch.checksums import list_shipped
 from launch.compose import compose
 from launch.experiment import build
 from launch.graph import topological
-from launch.manifest import list_shipped
 from launch.mirror import _summary
 from launch.models import build_models
 from sweeps.tables import SOURCES
@@ -335,8 +335,8 @@ def test_rules_are_compared_on_the_prompts_of_a_file(tmp_path):
 def test_compared_rows_get_the_same_further_tokens():
     steps = graph("scale=tiny")
     for one, other in (("gecko_ce", "tandem_ce"), ("gecko_distil", "tandem_distil")):
-        assert steps[one].config["optimizer"] == steps[other].config["optimizer"]
-        assert steps[one].config["stage"] == steps[other].config["stage"]
+        assert steps[one].optimizer == steps[other].optimizer
+        assert steps[one].distillation == steps[other].distillation
     assert steps["gecko_distil"].inputs["base"] is steps["gecko_ce"]
     assert steps["tandem_distil"].inputs["tandem"] is steps["tandem_ce"]
     assert steps["tandem_ce"].inputs["secondary"] is steps["gecko"]
@@ -344,13 +344,13 @@ def test_compared_rows_get_the_same_further_tokens():
 
 def test_a_tandem_is_compared_with_the_secondary_untouched_and_trained_no_longer():
     steps = graph("scale=tiny")
-    assert steps["agreement"].config["controls"] == {
+    assert steps["agreement"].controls == {
         "tandem_ce": ["gecko", "gecko_ce"],
         "tandem_distil": ["gecko", "gecko_ce", "gecko_distil"],
     }
-    assert list(steps["speed"].config["drafters"]) == ["gecko", "gecko_distil", "tandem_distil"]
-    assert list(graph("scale=tiny", "train=ce")["speed"].config["drafters"]) == ["gecko", "gecko_ce", "tandem_ce"]
-    assert graph("scale=tiny", "train=pretrain")["agreement"].config["controls"] == {}
+    assert list(steps["speed"].drafters) == ["gecko", "gecko_distil", "tandem_distil"]
+    assert list(graph("scale=tiny", "train=ce")["speed"].drafters) == ["gecko", "gecko_ce", "tandem_ce"]
+    assert graph("scale=tiny", "train=pretrain")["agreement"].controls == {}
 
 
 def test_the_mirror_tells_primaries_of_one_table_apart():
@@ -409,9 +409,9 @@ def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path
     damaged = tmp_path / "laptop" / "gecko.safetensors"
     damaged.write_bytes(shipped.read_bytes()[:keep])
     code = (
-        "import sys, pathlib, launch.models, launch.run;"
+        "import sys, pathlib, launch.models, launch.process, launch.run;"
         f"launch.models.PRETRAINED = pathlib.Path({str(tmp_path)!r});"
-        "sys.exit(launch.run.command_line())"
+        "sys.exit(launch.process.command_line(launch.run.main))"
     )
     words = ["dry_run=true", "tracking=disabled"]
     done = subprocess.run(

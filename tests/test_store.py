@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from plain_steps import plain
 
-from launch import manifest
+from launch import checksums
 from launch.graph import Context, Step, describe, execute
 from launch.store import Store, append_line, read_json, read_lines, write_json_atomic
 from tandem.errors import EnvironmentFailure
@@ -26,7 +27,7 @@ def write_value(context: Context) -> None:
 
 
 def step(run=write_value, **config) -> Step:
-    return Step(kind="number", name="number/seven", version=1, config=config, run=run)
+    return plain("number", run, config, name="number/seven")
 
 
 def events(store: Store) -> list[str]:
@@ -38,12 +39,13 @@ def start(program: str, root: Path) -> subprocess.Popen:
     head = f"""
         import os, sys, time
         from pathlib import Path
-        from launch.graph import Step, execute
+        from launch.graph import execute
+        from plain_steps import plain
         from launch.store import Store
         root = Path({str(root)!r})
     """
     code = textwrap.dedent(head) + textwrap.dedent(program)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -62,7 +64,7 @@ SLOW_STEP = """
         time.sleep(1.0)
         (context.out / "value").write_text("7")
 
-    step = Step(kind="number", name="number/seven", version=1, config={}, run=run)
+    step = plain("number", run, name="number/seven")
     execute([step], Store(root / "store"))
 """
 
@@ -73,7 +75,7 @@ def test_finished_step_says_what_it_is(tmp_path):
     about = json.loads((directory / "step.json").read_text())
     assert directory == tmp_path / f"number-{seven.fingerprint}"
     assert (directory / "value").read_text() == "7"
-    assert about["config"] == {"base": 10}
+    assert about["config"] == {"config": {"base": 10}}
     assert about["fingerprint"] == seven.fingerprint
     assert about["seconds"] >= 0
     assert not store.partial(seven).exists()
@@ -137,8 +139,8 @@ def test_a_damaged_input_is_made_again_before_it_is_read_and_what_was_made_of_it
         (context.out / "value").write_text(2 * (context.inputs["seven"] / "value").read_text())
 
     seven = step(write_several)
-    first = Step("double", "first", 1, {}, double, {"seven": seven})
-    second = Step("double", "second", 1, {"again": True}, double, {"seven": seven})
+    first = plain("double", double, name="first", inputs={"seven": seven})
+    second = plain("double", double, {"again": True}, "second", inputs={"seven": seven})
     directories = execute([first], Store(tmp_path))
     (directories["number/seven"] / "value").write_text("8")
     # Nothing reads it: what was made of it is whole.
@@ -159,8 +161,8 @@ def test_a_dry_run_sees_sizes_alone_and_moves_nothing(tmp_path):
 def test_contents_are_compared_once_a_process(tmp_path, monkeypatch):
     execute([step(write_several)], Store(tmp_path))
     compared = []
-    sha256 = manifest._sha256
-    monkeypatch.setattr(manifest, "_sha256", lambda path: compared.append(path.name) or sha256(path))
+    sha256 = checksums._sha256
+    monkeypatch.setattr(checksums, "_sha256", lambda path: compared.append(path.name) or sha256(path))
     store = Store(tmp_path)
     for _ in range(3):
         execute([step(write_several)], store)

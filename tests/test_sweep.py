@@ -13,7 +13,7 @@ import termios
 import textwrap
 import time
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import hypothesis
@@ -39,22 +39,23 @@ STEPS = """
     import os, sys, time, types
     from pathlib import Path
 
-    def train(steps):
-        def run(context):
-            from launch.graph import Interrupted
+    def build(experiment):
+        from dataclasses import dataclass
+        from launch.graph import Interrupted, Step
+
+        def train(self, context):
             checkpoint = context.out / "checkpoint"
             done = int(checkpoint.read_text()) if checkpoint.exists() else 0
-            while done < steps:
+            while done < self.steps:
                 time.sleep(float(os.environ.get("PAUSE", "0")))
                 done += 1
                 checkpoint.write_text(str(done))
                 context.log(step=done)
                 if context.should_stop() and "deaf" not in os.environ.get("FAULT", ""):
                     raise Interrupted
-        return run
 
-    def report(gamma):
-        def run(context):
+        def report(self, context):
+            gamma = self.gamma
             fault = os.environ.get("FAULT", "")
             if fault == f"bug at {gamma}":
                 print("about to divide")
@@ -65,13 +66,19 @@ STEPS = """
             told = {"cores": sorted(os.sched_getaffinity(0)), "cuda": os.environ.get("CUDA_VISIBLE_DEVICES")}
             Path(f"told-{gamma}.txt").write_text(repr(told))
             time.sleep(float(os.environ.get("PAUSE_REPORT", "0")))
-        return run
 
-    def build(experiment):
-        from launch.graph import Step
-        steps = experiment.train.steps
-        trained = Step("train", "train", 1, {"steps": steps}, train(steps), size="1M", estimate_s=100.0)
-        return [Step("report", "report", 1, {"gamma": experiment.gamma}, report(experiment.gamma), {"model": trained})]
+        @dataclass(frozen=True, eq=False, kw_only=True)
+        class Train(Step):
+            kind, run = "train", train
+            steps: int
+
+        @dataclass(frozen=True, eq=False, kw_only=True)
+        class Report(Step):
+            kind, run = "report", report
+            gamma: int
+
+        trained = Train(name="train", steps=experiment.train.steps, size="1M", estimate_s=100.0)
+        return [Report(name="report", gamma=experiment.gamma, inputs={"model": trained})]
 
     sys.modules["launch.experiment"] = types.ModuleType("launch.experiment")
     sys.modules["launch.experiment"].build = build
@@ -397,6 +404,12 @@ def test_words_reach_the_worker_as_they_were_typed(at):
 # --- planning ---
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Named(Step):
+    kind = "kind"
+    meant: str
+
+
 @strategies.composite
 def graphs(draw):
     """For each of a few points, the steps that it needs, inputs first, of one random graph."""
@@ -405,7 +418,7 @@ def graphs(draw):
         inputs = draw(strategies.lists(strategies.sampled_from(steps), unique=True, max_size=3)) if steps else []
         estimate = draw(strategies.sampled_from([None, 0.0, 4.0, 15.0, 100.0]))
         given = {each.name: each for each in inputs}
-        steps.append(Step("kind", f"n{number}", 1, {"n": number}, lambda _: None, given, estimate_s=estimate))
+        steps.append(Named(name=f"n{number}", meant=f"n{number}", inputs=given, estimate_s=estimate))
     points = draw(strategies.integers(1, 4))
     chosen = [draw(strategies.lists(strategies.sampled_from(steps), min_size=1)) for _ in range(points)]
     return {f"p{number:03d}": topological(targets) for number, targets in enumerate(chosen)}
@@ -465,11 +478,11 @@ def test_large_shared_steps_run_beside_each_other():
 
 
 def big(name: str) -> Step:
-    return Step("kind", name, 1, {"name": name}, lambda _: None, estimate_s=100.0)
+    return Named(name=name, meant=name, estimate_s=100.0)
 
 
 def small(name: str) -> Step:
-    return Step("kind", name, 1, {"name": name}, lambda _: None, estimate_s=1.0)
+    return Named(name=name, meant=name, estimate_s=1.0)
 
 
 def test_the_same_point_twice_is_one_job(tmp_path):

@@ -28,7 +28,7 @@ from small_tokenizers import (
 )
 from tokenizers import decoders, models, pre_tokenizers
 
-from launch.generate import Stream
+from launch.job_generate import Stream
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.gguf_tokenizer import from_metadata
 from tandem.data.sentencepiece_tokenizer import CorpusTokenizer, SentencePieceTokenizer

@@ -19,7 +19,7 @@ from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.validate import nearest
 
 if TYPE_CHECKING:
-    from launch.run import Stop
+    from launch.process import Stop
 
 LOG_LINES = 1000
 CANCEL_S = 30.0

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launch.compose import configuration_hash
 from launch.experiment import build
 from launch.fleet.interface import WORKER, SweepJob
 from launch.graph import Step, needed, topological
-from launch.run import as_run, run_directory
+from launch.identity import as_run, configuration_hash, run_directory
 from launch.store import Store
 from tandem.config import Experiment, TrackingMode
 from tandem.errors import ConfigurationError

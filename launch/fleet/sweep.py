@@ -22,7 +22,7 @@ from tandem.errors import ConfigurationError, EnvironmentFailure
 
 if TYPE_CHECKING:
     from launch.fleet.hydra_launcher import FleetLauncher
-    from launch.run import Stop
+    from launch.process import Stop
 
 SWEEP_JOBS = (Job.sweep_status, Job.sweep_logs, Job.sweep_cancel, Job.sweep_resume)
 

@@ -2,7 +2,7 @@
 
 WORDS compose the experiment as they do on the command line. Its hash must be the one that was submitted, so that an
 image with other code or another `conf/`, or a value read from this machine's surroundings, is found out at once.
-With `--steps` only these steps are done, for the points that need them. Exit codes: launch/run.py.
+With `--steps` only these steps are done, for the points that need them. Exit codes: launch/process.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/fleet/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from launch.dispatch import start
+from launch.identity import as_run
 from launch.platform import on_platform
-from launch.run import Stop, as_run, command_line, guarded, start
+from launch.process import Stop, command_line, guarded
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
 

@@ -16,7 +16,7 @@ SHIPPED = "files.json"  # beside the files that the package ships: their names, 
 Manifest = dict[str, list[Any]]  # name inside the step's directory: [bytes, SHA-256]
 
 
-def manifest_of(directory: Path) -> Manifest:
+def files_of(directory: Path) -> Manifest:
     """Every file below `directory` but the one that says what the step is."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / ABOUT)
     return {path.relative_to(directory).as_posix(): [path.stat().st_size, _sha256(path)] for path in paths}
@@ -47,7 +47,7 @@ def damage(directory: Path, content: bool) -> str:
 
 def list_shipped(folder: Path) -> Path:
     """Write what models and tokenizer a folder of the package ships beside them; the file written."""
-    files = {name: entry for name, entry in manifest_of(folder).items() if name.endswith((".safetensors", ".model"))}
+    files = {name: entry for name, entry in files_of(folder).items() if name.endswith((".safetensors", ".model"))}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in files.items())
     (folder / SHIPPED).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     return folder / SHIPPED

@@ -1,37 +1,28 @@
-"""The steps of `job=evaluate`: a task's examples, and what one model makes of them.
-
-Files of a step: examples are `examples.jsonl`; an evaluation leaves `predictions.jsonl`, a line for each example, and
-in `results.json` rows of the table `downstream`, one for each metric. TensorFlow is imported by the steps of examples
-alone, and nothing of it stays for the models.
-"""
+"""What one model makes of a task's examples. Nothing of TensorFlow is loaded here."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from launch.drafting import WEIGHTS, decoding, primary_of
-from launch.graph import Context
-from launch.steps import RESULTS, TOKENIZER
-from launch.store import read_lines, write_json_atomic, write_text_atomic
-from tandem.config import EvalConfig
+from launch.drafting import WEIGHTS, decoding
+from launch.graph import Context, Step
+from launch.steps.corpus import TOKENIZER
+from launch.steps.decode import own_primary
+from launch.steps.examples import EXAMPLES, read_examples
+from launch.store import read_lines, write_text_atomic
+from tandem.config import MbppConfig
 from tandem.data.tokenizer import Tokenizer, load_tokenizer
-from tandem.errors import Interrupted
-from tandem.parallel.hosts import hosts
 from tasks.example import Example, Kind, Normalisation, TaskInfo, shorten
-from tasks.sources import Settings
-from tasks.task import Task
 
-EXAMPLES = "examples.jsonl"
 INFINITE = "inf: more than a number of 64 bits holds"
-SOURCES = "sources"  # the role of the files that they are made of
 PREDICTIONS = "predictions.jsonl"
 # Ways of a model that decodes without another.
 ALONE = ("decoder", "primary")
@@ -52,33 +43,28 @@ class Contestant:
     width: int = 1
 
 
-def examples(task: Task, settings: Settings) -> Callable[[Context], None]:
-    """The step that reads a task's examples through its SeqIO task, from the `sources` that it declares."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluate(Step):
+    """One model on one task: `predictions.jsonl`, a line for each example, and rows of the table `downstream`, one for
+    each metric. Inputs: examples, corpus (for the tokenizer), primary, model; for "speed" also reference, the primary's
+    own evaluation."""
 
-    def run(context: Context) -> None:
-        from tasks.seqio_tasks import read
+    kind: ClassVar[str] = "downstream"
+    version: ClassVar[int] = 5
 
-        found = read(task, replace(settings, files=context.files[SOURCES]))
-        write_text_atomic(context.out / EXAMPLES, "".join(f"{json.dumps(asdict(example))}\n" for example in found))
+    info: TaskInfo
+    contestant: Contestant
+    dtype: str
+    max_length: int
+    batch_size: int
+    seed: int
+    # What the examples are too, said again in each row.
+    limit: int | None
+    shots: int
+    mbpp: MbppConfig | None = None
 
-    return run
-
-
-def read_examples(path: Path) -> list[Example]:
-    """The examples that a step of them has left."""
-    rows = read_lines(path)
-    fields: list[dict[str, Any]] = [{k: tuple(v) if k in _TUPLES else v for k, v in row.items()} for row in rows]
-    return [Example(**row) for row in fields]
-
-
-_TUPLES = ("options", "option_prompts", "exemplars")
-
-
-def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dtype: str) -> Callable[[Context], None]:
-    """One model on one task. Inputs: examples, corpus (for the tokenizer), primary, model; for "speed" also
-    reference, the primary's own evaluation."""
-
-    def run(context: Context) -> None:
+    def run(self, context: Context) -> None:
+        info, contestant = self.info, self.contestant
         found = read_examples(context.inputs["examples"] / EXAMPLES)
         about: dict[str, Any] = {}
         if contestant.way == "speed" and info.kind is not Kind.generate:
@@ -86,12 +72,12 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
             lines = read_lines(context.inputs["reference"] / PREDICTIONS)
         else:
             tokenizer = load_tokenizer(context.inputs["corpus"] / TOKENIZER)
-            work = _Work(context, info, evaluation, tokenizer)
+            work = _Work(context, self, tokenizer)
             if info.kind is Kind.generate:
-                law = sampling(info, evaluation)
-                lines = work.write(found, *_writing(context, contestant, dtype, law, tokenizer.eos_id))
+                models = _writing(context, contestant, self.dtype, self._law(), tokenizer.eos_id)
+                lines = work.write(found, *models)
             else:
-                lines = work.rank(found, *_scoring(context, contestant, dtype))
+                lines = work.rank(found, *_scoring(context, contestant, self.dtype))
             about |= work.about
             if contestant.way == "speed":
                 reference = read_lines(context.inputs["reference"] / PREDICTIONS)
@@ -99,48 +85,45 @@ def evaluate(info: TaskInfo, contestant: Contestant, evaluation: EvalConfig, dty
                 about["identical_to_primary"] = sum(_identical(a, b) for a, b in pairs) / len(lines)
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         write_text_atomic(context.out / PREDICTIONS, text)
-        predictions = [line["prediction"] for line in lines]
-        rows = _rows(info, contestant, evaluation, found, predictions, about)
-        write_json_atomic(context.out / RESULTS, {"downstream": rows})
+        context.leave({"downstream": self.rows(found, [line["prediction"] for line in lines], about)})
 
-    return run
+    def rows(
+        self, found: Sequence[Example], predictions: Sequence[Any], about: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """A row for each metric: its value in percent (perplexity: as it is) and the ends of its 95 % interval.
 
+        A value that no float holds is null, with a `note`.
+        """
+        from tasks.registry import estimates, signatures
 
-def _rows(
-    info: TaskInfo,
-    contestant: Contestant,
-    evaluation: EvalConfig,
-    found: Sequence[Example],
-    predictions: Sequence[Any],
-    about: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """A row for each metric: its value in percent (perplexity: as it is) and the ends of its 95 % interval.
+        info, contestant = self.info, self.contestant
+        settings = {"n": len(found), "limit": self.limit, "shots": self.shots, "seed": self.seed}
+        made = signatures(info.name)
+        return [
+            {
+                "name": contestant.name,
+                **({"gamma": contestant.gamma} if contestant.gamma else {}),
+                "suite": info.suite,
+                "task": info.name,
+                "metric": metric,
+                "primary_metric": metric == info.primary,
+                "score": _number(estimate.value),
+                # Null also where no resample defines the metric.
+                "low": _number(estimate.low),
+                "high": _number(estimate.high),
+                **({} if math.isfinite(estimate.value) else {"note": INFINITE}),
+                **settings,
+                **({"signature": made[metric]} if metric in made else {}),
+                **about,
+            }
+            for metric, estimate in estimates(info.name, found, predictions, self.seed).items()
+        ]
 
-    A value that no float holds is null, with a `note`.
-    """
-    from tasks.registry import estimates, signatures
+    def _law(self) -> Any:
+        """The law that responses are drawn by: greedy, unless several programs are wanted."""
+        from tandem.decoding.law import GREEDY, Law
 
-    settings = {"n": len(found), "limit": evaluation.limit, "shots": evaluation.shots, "seed": evaluation.seed}
-    made = signatures(info.name)
-    return [
-        {
-            "name": contestant.name,
-            **({"gamma": contestant.gamma} if contestant.gamma else {}),
-            "suite": info.suite,
-            "task": info.name,
-            "metric": metric,
-            "primary_metric": metric == info.primary,
-            "score": _number(estimate.value),
-            # Null also where no resample defines the metric.
-            "low": _number(estimate.low),
-            "high": _number(estimate.high),
-            **({} if math.isfinite(estimate.value) else {"note": INFINITE}),
-            **settings,
-            **({"signature": made[metric]} if metric in made else {}),
-            **about,
-        }
-        for metric, estimate in estimates(info.name, found, predictions, evaluation.seed).items()
-    ]
+        return Law(temperature=self.mbpp.temperature) if self.mbpp and self.mbpp.samples > 1 else GREEDY
 
 
 def _number(value: float) -> float | None:
@@ -151,8 +134,7 @@ def _number(value: float) -> float | None:
 @dataclass
 class _Work:
     context: Context
-    info: TaskInfo
-    evaluation: EvalConfig
+    step: Evaluate
     tokenizer: Tokenizer
     about: dict[str, Any] = field(default_factory=dict)  # what rows of results say beside scores
 
@@ -166,7 +148,7 @@ class _Work:
         from tandem.measure.likelihood import score
 
         questions = self._questions(found)
-        batch_size = self.evaluation.batch_size
+        batch_size = self.step.batch_size
         likelihoods = iter(score(scorer, weights, questions, batch_size, self._progress(len(questions), len(found))))
         lines = []
         for example in found:
@@ -174,8 +156,8 @@ class _Work:
             options = [one for _ in range(len(example.option_prompts) or 1) for one in next(likelihoods)]
             sums = [option.log_likelihood for option in options]
             prediction: Any = [(option.log_likelihood, option.greedy) for option in options]
-            if self.info.kind is Kind.rank:
-                divisors = _divisors(self.info.normalisation, example, [option.tokens for option in options])
+            if self.step.info.kind is Kind.rank:
+                divisors = _divisors(self.step.info.normalisation, example, [option.tokens for option in options])
                 prediction = int(np.argmax(np.asarray(sums) / divisors))
             lines.append({"id": example.id, "prediction": prediction, "log_likelihoods": sums})
         return lines
@@ -184,7 +166,7 @@ class _Work:
         """What is scored, with prompts as short as they must be."""
         from tandem.measure.questions import encode
 
-        limit, tokenize, start = self.evaluation.max_length, self.tokenizer.encode_many, self.start
+        limit, tokenize, start = self.step.max_length, self.tokenizer.encode_many, self.start
         texts: list[tuple[Example, str, tuple[str, ...]]] = []
         for example in found:
             if example.option_prompts:
@@ -209,7 +191,7 @@ class _Work:
         """A line for each example: what is written up to a stop sequence, and the prediction that it makes."""
         from tandem.decoding.generate import generate
 
-        room = self.evaluation.max_length - self.info.max_new_tokens - len(self.start)
+        room = self.step.max_length - self.step.info.max_new_tokens - len(self.start)
         prompts = []
         for example in found:
             ids = self.tokenizer.encode(example.prompt)
@@ -217,16 +199,18 @@ class _Work:
                 shortened = shorten(example, lambda text: len(self.tokenizer.encode(text)), room)
                 ids = self.tokenizer.encode(shortened)[-room:]
             prompts.append(np.concatenate([np.asarray(self.start, np.int32), ids]))
-        samples = self.evaluation.mbpp.samples if self.info.suite == "mbpp" else 1
+        samples = self.step.mbpp.samples if self.step.mbpp else 1
         written = generate(
-            engine, weights, drafter, prompts, self.info.max_new_tokens, self.evaluation.batch_size,
-            lambda response: any(stop in self.tokenizer.decode_response(response) for stop in self.info.stop),
-            samples=samples, seed=self.evaluation.seed, progress=self._progress(len(prompts), len(found)),
+            engine, weights, drafter, prompts, self.step.info.max_new_tokens, self.step.batch_size,
+            lambda response: any(stop in self.tokenizer.decode_response(response) for stop in self.step.info.stop),
+            samples=samples, seed=self.step.seed, progress=self._progress(len(prompts), len(found)),
         )  # fmt: skip
-        texts = [[cut(self.tokenizer.decode_response(one), self.info.stop) for one in several] for several in written]
+        texts = [
+            [cut(self.tokenizer.decode_response(one), self.step.info.stop) for one in several] for several in written
+        ]
         tokens = [[one.tolist() for one in several] for several in written]
-        if self.info.suite == "mbpp":
-            predictions: list[Any] = self._run_programs(found, texts)
+        if self.step.mbpp:
+            predictions: list[Any] = self._run_programs(found, texts, self.step.mbpp.timeout)
         else:
             predictions = [several[0] for several in texts]
         return [
@@ -234,7 +218,9 @@ class _Work:
             for example, prediction, several, ids in zip(found, predictions, texts, tokens, strict=True)
         ]
 
-    def _run_programs(self, found: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[list[bool]]:
+    def _run_programs(
+        self, found: Sequence[Example], texts: Sequence[Sequence[str]], timeout: float
+    ) -> list[list[bool]]:
         """Whether each program passes its tests, in `tasks.sandbox`."""
         from tasks.sandbox import Program, isolation, run_programs
 
@@ -245,7 +231,6 @@ class _Work:
             for example, several in zip(found, texts, strict=True)
             for text in several
         ]
-        timeout = self.evaluation.mbpp.timeout
         results = run_programs(programs, timeout=timeout, progress=self._progress(len(programs), len(programs)))
         passed = iter([result.passed for result in results])
         return [[next(passed) for _ in several] for several in texts]
@@ -253,18 +238,9 @@ class _Work:
     def _progress(self, parts: int, total: int) -> Callable[[int, int], None]:
         def report(done: int, _: int) -> None:
             self.context.progress(done * total // max(1, parts), total)
-            if hosts().agree(self.context.should_stop):
-                raise Interrupted(self.context.name)
+            self.context.stop_between()
 
         return report
-
-
-def sampling(info: TaskInfo, evaluation: EvalConfig) -> Any:
-    """The law that responses are drawn by: greedy, unless several programs are wanted."""
-    from tandem.decoding.law import GREEDY, Law
-
-    several = info.suite == "mbpp" and evaluation.mbpp.samples > 1
-    return Law(temperature=evaluation.mbpp.temperature) if several else GREEDY
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -327,4 +303,4 @@ def _alone(context: Context, contestant: Contestant) -> Path:
 
 def _primary(context: Context) -> Path:
     """The primary that a tandem reads."""
-    return primary_of(context.inputs["model"], "", ("", context.inputs["primary"] / WEIGHTS))[1]
+    return own_primary(context.inputs, "model", "")[1]

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from launch.drafting import WEIGHTS, decoding, drafter, primary_of
-from launch.experiment import check_prompts, chosen_drafters
+from launch.drafting import decoding, drafter
+from launch.experiment import check_prompts, chosen_drafters, rule_of_run, rule_steps
 from launch.graph import describe, execute
 from launch.models import build_models, resolve_dtype
-from launch.prompts import check_fits
-from launch.steps import TOKENIZER
-from launch.stopping import rule_for, rule_steps
+from launch.process import Stop
+from launch.steps.corpus import TOKENIZER
+from launch.steps.decode import check_fits, own_primary
 from launch.store import Store
-from tandem.config import Experiment, StopRule
+from tandem.config import Experiment
 from tandem.data.tokenizer import Tokenizer, load_tokenizer
 from tandem.errors import Interrupted
 from tandem.parallel.hosts import hosts
-
-if TYPE_CHECKING:
-    from launch.run import Stop
 
 # Accepted drafts: underlined on a terminal, between marks elsewhere.
 TERMINAL_MARKS = ("\x1b[4m", "\x1b[24m")
@@ -48,9 +44,8 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     corpus = primary.inputs["corpus"]
     targets = [corpus, primary, *([models[name].step] if name in models else [])]
     if name in models:
-        inputs, dtype = {"corpus": corpus, "primary": primary}, resolve_dtype(experiment.decode.dtype)
-        ruled = rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs, dtype)
-        targets += ruled.values()
+        inputs = {"corpus": corpus, "primary": primary}
+        targets += rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs).values()
     store = Store(Path(experiment.runs_dir).expanduser() / "store")
     if experiment.dry_run:
         print(describe(targets, store))
@@ -58,26 +53,22 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     directories = execute(targets, store, lambda record: None, stop)
     tokenizer = load_tokenizer(directories[corpus.name] / TOKENIZER)
     prompt = tokenizer.encode_prompt(experiment.prompt)
-    check_fits(len(prompt), experiment.decode, "prompt")
-    folder = directories[name] if name in models else None
-    verifier = primary_of(folder, name or "", (experiment.model.primary, directories[primary.name] / WEIGHTS))
-    kind = names[name] if name else ""
-    find_rule = partial(rule_for, experiment, directories, name or "")
-    answer(experiment, prompt, tokenizer, verifier, folder, kind, find_rule, stop)
+    check_fits(len(prompt), experiment.decode.max_new_tokens, experiment.decode.cache_tokens, "prompt")
+    inputs = {**directories, "primary": directories[primary.name]}
+    answer(experiment, prompt, tokenizer, inputs, name or "", names[name] if name else "", stop)
 
 
 def answer(
     experiment: Experiment,
     prompt: np.ndarray,
     tokenizer: Tokenizer,
-    primary: tuple[str, Path],
-    folder: Path | None,
+    inputs: Mapping[str, Path],
+    name: str,
     kind: str,
-    find_rule: Callable[[Any, Any], tuple[Any, Any]],
     stop: Stop,
 ) -> None:
-    """Decode and print; `primary` is the name and the file of what verifies, `kind` that of the drafter, if there is
-    one, `folder` holds it if it is trained, and `find_rule` gives its stopping rule with weights."""
+    """Decode and print; `name` and `kind` are those of the drafter, if there is one, and `inputs` are the folders of
+    the primary, of the drafter by its name, if it is trained, and of what its stopping rule needs."""
     import jax
 
     from tandem.decoding.chance import row_keys
@@ -91,13 +82,15 @@ def answer(
     show = print if hosts().first else lambda *_, **__: None
     decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
-    graph, weights = decoding(primary[1], "decoder", dtype)
+    verifier, path = own_primary(inputs, name, experiment.model.primary)
+    graph, weights = decoding(path, "decoder", dtype)
     graph, weights = pack_matrices(*((graph, weights) if kind else one_position(graph, weights)))
     drafting = drafter_weights = rule = rule_weights = None
     if kind:
-        drafting, drafter_weights = drafter(folder, kind, dtype, graph, weights, experiment.drafter.ngram)
-        rule, rule_weights = find_rule(drafting, drafter_weights)
-        gamma = gamma if decode.stop is StopRule.fixed else decode.gamma_max
+        drafting, drafter_weights = drafter(inputs.get(name), kind, dtype, graph, weights, experiment.drafter.ngram)
+        if found := rule_of_run(experiment):
+            rule, rule_weights = found.load(inputs, name, drafting, drafter_weights)
+            gamma = decode.gamma_max
     engine = Engine(
         graph,
         drafting,
@@ -162,7 +155,7 @@ def answer(
     by = kept = ""
     if runs := int(blocks.sum()):
         tokens = acceptance.tokens_per_primary_run(produced, runs)
-        by, drafts = f"{tokens:.2f} tokens per run of {primary[0]}", acceptance.drafts_per_primary_run(blocks) * runs
+        by, drafts = f"{tokens:.2f} tokens per run of {verifier}", acceptance.drafts_per_primary_run(blocks) * runs
         kept = f", {acceptance.acceptance_rate(blocks):.0%} of {drafts:.0f} drafts accepted" if drafts else ""
     show(f"{produced} tokens in {seconds:.2f} s, {produced / seconds:.0f} tokens/s, {by}{kept}", file=sys.stderr)
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from launch import downstream
 from launch.graph import Step
+from launch.job_run import carry_out
 from launch.models import Model, build_models
+from launch.process import Stop
+from launch.results import cpu_identity
+from launch.steps.evaluate import Contestant, Evaluate
+from launch.steps.examples import SOURCES, Examples, Places
+from sweeps.downstream import shaped
 from tandem.config import DType, Experiment, PrimaryMode
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.heads import HEADS
@@ -27,9 +32,6 @@ from tasks.example import TaskInfo
 from tasks.sources import Settings, declared, fetch, locate, missing
 from tasks.task import Task
 
-if TYPE_CHECKING:
-    from launch.run import Stop
-
 LIST = "list"
 # Tokens of prompt and answer of a typical question, and floating-point operations a second that evaluation reaches on
 # two CPU cores, for the dry run's estimates.
@@ -39,9 +41,6 @@ FLOPS = 3e11
 
 def run(experiment: Experiment, stop: Stop) -> None:
     """Evaluate, or with `eval=list` print the tasks."""
-    from launch.run import carry_out
-    from sweeps.downstream import shaped
-
     if experiment.eval.name == LIST:
         print(listing(experiment))
         return
@@ -58,8 +57,6 @@ def run(experiment: Experiment, stop: Stop) -> None:
 def _keep_programs(experiment: Experiment) -> None:
     """Compiled programs stay in the store, unless JAX is told of another place: what is interrupted, and the next
     evaluation, does not compile again. A processor loads its own kind's alone."""
-    from launch.results import cpu_identity
-
     place = Path(experiment.runs_dir).expanduser() / "store" / f"programs-{cpu_identity()}"
     if "jax" not in sys.modules:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(place))
@@ -170,54 +167,40 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
     task = registry.find(info.name)
     placed, sources = declared(task, settings)
     assert placed.places is not None
-    examples = Step(
-        kind="examples",
+    examples = Examples(
         name=f"examples of {info.name}",
-        version=2,
-        config={
-            "task": info.name,
-            "shots": evaluation.shots,
-            "seed": evaluation.seed,
-            "limit": evaluation.limit,
-            # Which of the files is what.
-            "parts": {part: found and found.identity for part, found in placed.places.items()},
-        },
-        files={downstream.SOURCES: sources},
-        run=downstream.examples(task, placed),
-        on_devices=False,
+        files={SOURCES: sources},
         size=info.source,
         estimate_s=1,
+        task=info.name,
+        shots=evaluation.shots,
+        seed=evaluation.seed,
+        limit=evaluation.limit,
+        parts=Places(placed.places),
     )
     primary = models[pair.primary].step
     dtype = "bfloat16" if experiment.decode.dtype is DType.bfloat16 else "float32"
     questions = info.size or 0 if evaluation.limit is None else min(evaluation.limit, info.size or evaluation.limit)
 
-    def step(contestant: downstream.Contestant, model: Step, **more: Step) -> Step:
-        config = {
-            "task": {**asdict(info), "size": None, "source": "", "exemplars": ""},
-            "contestant": {"way": contestant.way, "gamma": contestant.gamma, "width": contestant.width},
-            "name": contestant.name,
-            "dtype": dtype,
-            "max_length": evaluation.max_length,
-            "batch_size": evaluation.batch_size,
-            "seed": evaluation.seed,
-            **({"mbpp": asdict(evaluation.mbpp)} if info.suite == "mbpp" else {}),
-        }
-        return Step(
-            kind="downstream",
+    # What is said about the data is no part of what is asked; `examples` are.
+    asked = replace(info, size=None, source="", exemplars="")
+
+    def step(contestant: Contestant, model: Step, **more: Step) -> Step:
+        common = {"examples": examples, "corpus": primary.inputs["corpus"], "primary": primary, "model": model}
+        return Evaluate(
             name=f"{info.name} {contestant.name}",
-            version=5,
-            config=config,
-            inputs={
-                "examples": examples,
-                "corpus": primary.inputs["corpus"],
-                "primary": primary,
-                "model": model,
-                **more,
-            },
-            run=downstream.evaluate(info, contestant, evaluation, dtype),
+            inputs={**common, **more},
             size=f"{questions:,} questions",
             estimate_s=_seconds(experiment, contestant, questions),
+            info=asked,
+            contestant=contestant,
+            dtype=dtype,
+            max_length=evaluation.max_length,
+            batch_size=evaluation.batch_size,
+            seed=evaluation.seed,
+            limit=evaluation.limit,
+            shots=evaluation.shots,
+            mbpp=evaluation.mbpp if info.suite == "mbpp" else None,
         )
 
     # The primary decodes at the width of verification, so that SPEED with it shares its arithmetic.
@@ -226,9 +209,9 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
     for name, model in models.items():
         if model.kind == "tandem":
             gamma = evaluation.standalone_gamma
-            contestant = downstream.Contestant(name, "standalone", gamma, gamma + 1)
+            contestant = Contestant(name, "standalone", gamma, gamma + 1)
         else:
-            contestant = downstream.Contestant(name, "decoder", 0, width if name == pair.primary else 1)
+            contestant = Contestant(name, "decoder", 0, width if name == pair.primary else 1)
         made[name] = step(contestant, model.step)
     tandems = [name for name, model in models.items() if model.kind == "tandem"]
     if tandems and experiment.gamma > 0:
@@ -236,14 +219,14 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
         if experiment.train.primary is not PrimaryMode.frozen:
             # SPEED writes what the primary that was trained with the tandem writes.
             reference = f"{pair.primary}_of_{name}"
-            contestant = downstream.Contestant(reference, "primary", 0, width)
+            contestant = Contestant(reference, "primary", 0, width)
             made[reference] = step(contestant, models[name].step)
-        contestant = downstream.Contestant(f"{name}_speed", "speed", experiment.gamma, width)
+        contestant = Contestant(f"{name}_speed", "speed", experiment.gamma, width)
         made[contestant.name] = step(contestant, models[name].step, reference=made[reference])
     return list(made.values())
 
 
-def _seconds(experiment: Experiment, contestant: downstream.Contestant, questions: int) -> float:
+def _seconds(experiment: Experiment, contestant: Contestant, questions: int) -> float:
     pair, sizes = experiment.model, experiment.scale.models
     read = sizes.get(contestant.name) or sizes[pair.secondary if contestant.way == "decoder" else pair.primary]
     return 2 * parameter_count(read) * TOKENS * questions / FLOPS

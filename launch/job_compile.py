@@ -5,46 +5,31 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from launch.compose import CONF
-from launch.graph import Context, Interrupted, Step
-from launch.steps import RESULTS
-from launch.store import write_json_atomic
-from tandem.config import Experiment, Recipe
+from launch.graph import RESULTS, Step, picked
+from launch.identity import run_directory
+from launch.job_run import carry_out
+from launch.process import Stop
+from launch.steps.compile import Chips, CompileDecoding, CompilePretraining, CompileTraining
+from launch.steps.decode import Sampling, Speculation
+from launch.steps.train import Distillation
+from tandem.config import Experiment, OptimizerConfig, Recipe
 from tandem.errors import EnvironmentFailure
-from tandem.measure import roofline
 from tandem.model.parameters import parameter_count
-from tandem.parallel import ahead
 from tandem.validate import resolve_layer_map, validate
 
-if TYPE_CHECKING:
-    from launch.run import Stop
-
-# Rates that all drafts are accepted with, for which a speedup is stated: nothing is decoded here.
-ACCEPTANCE = (0.5, 0.6, 0.7, 0.8, 0.9)
 # What is left free when something else is proposed, because it has not been compiled.
 MARGIN = 0.9
 # Most micro-batches that are proposed.
 MOST_ACCUMULATION = 256
 
 LIBTPU = "libtpu"
-WHAT = {
-    "train": "training step",
-    "prefill": "prefill",
-    "primary": "autoregressive step, width 1",
-    "verify": "autoregressive step, width γ + 1",
-    "draft": "drafts of a block, and learning",
-    "speed": "block of SPEED",
-}
 
 
 def compile_ahead(experiment: Experiment, stop: Stop) -> None:
@@ -52,8 +37,6 @@ def compile_ahead(experiment: Experiment, stop: Stop) -> None:
 
     Raises EnvironmentFailure where the compiler is not installed, or a program is too large for the chips.
     """
-    from launch.run import carry_out, run_directory
-
     if importlib.util.find_spec(LIBTPU) is None:
         raise EnvironmentFailure(
             "job=compile needs libtpu, the TPU's compiler, which is not installed here: uv sync --extra aot"
@@ -70,102 +53,42 @@ def build(experiment: Experiment) -> list[Step]:
     """A step for training and one for decoding; nothing else has to be there."""
     pair, train, decode, platform = experiment.model, experiment.train, experiment.decode, experiment.platform
     models = experiment.scale.models
-    names = ("data", "fsdp", "tensor", "topology", "peak_flops", "memory_bandwidth", "link_bandwidth")
-    shared = {
-        "primary": models[pair.primary].described,
-        "secondary": models[pair.secondary].described,
+    primary, secondary = models[pair.primary], models[pair.secondary]
+    size = f"{parameter_count(primary) / 1e6:.3g}M and {parameter_count(secondary) / 1e6:.2g}M, {platform.topology}"
+    layers = primary.num_layers + secondary.num_layers
+    common: dict[str, Any] = {
+        "primary": primary,
+        "secondary": secondary,
         "layer_map": resolve_layer_map(pair, experiment.scale),
-        "platform": {name: getattr(platform, name) for name in names},
+        "chips": picked(Chips, platform),
         "compiler": metadata.version(LIBTPU),
         "jax": metadata.version("jax"),
     }
-    training: dict[str, Any] = {"recipe": train.recipe.value}
-    if train.recipe is Recipe.pretrain:
-        training["pretrain"] = asdict(experiment.scale.pretrain[pair.primary])
-    else:
-        unread = ("name", "projection_init")
-        training["further"] = {name: value for name, value in asdict(train).items() if name not in unread}
-    decoding = {name: value for name, value in asdict(decode).items() if name not in ("name", "cache_tokens")}
-    size = (
-        f"{parameter_count(models[pair.primary]) / 1e6:.3g}M and {parameter_count(models[pair.secondary]) / 1e6:.2g}M"
+    decoding = CompileDecoding(
+        name="compile_decoding",
+        gamma=experiment.gamma,
+        dtype=decode.dtype,
+        prompt_tokens=decode.prompt_tokens,
+        max_new_tokens=decode.max_new_tokens,
+        sampling=picked(Sampling, decode),
+        speculation=picked(Speculation, decode),
+        size=f"{size}, {len(CompileDecoding.programs)} programs",
+        estimate_s=5 + 2 * layers,
+        **common,
     )
-    layers = models[pair.primary].num_layers + models[pair.secondary].num_layers
-    return [
-        Step(
-            kind="compile",
-            name=name,
-            version=2,
-            config={**shared, **config, "programs": list(programs)},
-            run=_compiled(experiment, programs),
-            size=f"{size}, {platform.topology}, {len(programs)} {'programs' if len(programs) > 1 else 'program'}",
-            estimate_s=5 + seconds * layers,
-        )
-        for name, programs, config, seconds in (
-            ("compile_decoding", ahead.DECODING, {**decoding, "gamma": experiment.gamma}, 2.0),
-            ("compile_training", ahead.TRAINING, training, 3.0),
-        )
-    ]
-
-
-def _compiled(experiment: Experiment, programs: Sequence[str]) -> Callable[[Context], None]:
-    """Table `compiled`: a row a program; of decoding `compiled_speed` too, where all programs fit."""
-
-    def run(context: Context) -> None:
-        platform = experiment.platform
-        rows: dict[str, dict[str, Any]] = {}
-        for line in _lines(ahead.Request(experiment, tuple(programs)), context):
-            row = {**line, "what": WHAT[line["name"]], "platform": platform.name}
-            if "too_large" not in row:
-                row |= roofline.times(row, platform)
-            rows[row["name"]] = row
-            fate = "too large" if "too_large" in row else "compiled"
-            context.display.line(f"{fate:<8} {row['what']} in {row['compile_seconds']:.0f} s")
-        tables: dict[str, Any] = {"compiled": list(rows.values())}
-        if set(ahead.DECODING) <= {name for name, row in rows.items() if "too_large" not in row}:
-            tables["compiled_speed"] = roofline.predictions(rows, experiment.gamma, ACCEPTANCE, platform)
-        write_json_atomic(context.out / RESULTS, tables)
-
-    return run
-
-
-def _lines(request: ahead.Request, context: Context) -> Iterator[dict[str, Any]]:
-    """The rows of the compiling process, as they come."""
-    log = context.out / "compiler.log"
-    with open(log, "w", encoding="utf-8") as stderr:
-        process = ahead.start(request, stderr)
-        assert process.stdout is not None
-        output = process.stdout
-        waiting: queue.Queue[bytes | None] = queue.Queue()
-        reader = threading.Thread(target=lambda: [*map(waiting.put, output), waiting.put(None)], daemon=True)
-        reader.start()
-        began, done, name = time.monotonic(), 0, "starting the compiler"
-        try:
-            while True:
-                if context.should_stop():
-                    raise Interrupted(context.name)
-                context.progress(done, len(request.programs), at=name, after=f"{time.monotonic() - began:.0f} s")
-                try:
-                    text = waiting.get(timeout=0.5)
-                except queue.Empty:
-                    continue
-                if text is None:
-                    break
-                if not text.startswith(b"{"):  # the compiler's own words
-                    continue
-                line = json.loads(text)
-                if "started" in line:
-                    name = WHAT[line["started"]]
-                else:
-                    done += 1
-                    yield line
-        finally:
-            process.kill()
-            process.wait()
-            reader.join()
-    if done < len(request.programs):
-        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = words[-1] if words else "no message"
-        raise EnvironmentFailure(f"the compiler ended before its time with {process.returncode} ({log}): {last}")
+    common |= {"name": "compile_training", "size": f"{size}, 1 program", "estimate_s": 5 + 3 * layers}
+    if train.recipe is Recipe.pretrain:
+        return [decoding, CompilePretraining(optimizer=experiment.scale.pretrain[pair.primary], **common)]
+    training = CompileTraining(
+        optimizer=picked(OptimizerConfig, train),
+        gamma=train.gamma,
+        mode=train.primary,
+        primary_dtype=train.primary_dtype,
+        position_decay=train.position_decay,
+        distillation=picked(Distillation, train) if train.recipe is Recipe.distil else None,
+        **common,
+    )
+    return [decoding, training]
 
 
 # --- what would fit ---------------------------------------------------------------------------------------------------

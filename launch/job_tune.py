@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from launch.experiment import chosen_drafters
-from launch.graph import describe, execute
-from launch.models import build_models, resolve_dtype
-from launch.stopping import tune_step, tuned
-from launch.store import Store, make_directory, write_json_atomic
+from launch.experiment import chosen_drafters, tune_step
+from launch.graph import RESULTS, describe, execute
+from launch.identity import run_directory
+from launch.models import build_models
+from launch.process import Stop
+from launch.store import Store, make_directory, read_json, write_json_atomic
 from tandem.config import Experiment, StopRule
 from tandem.parallel.hosts import hosts
-
-if TYPE_CHECKING:
-    from launch.run import Stop
 
 TITLES = ("rule", "γ or γ_max", "threshold", "tokens per primary run", "drafts", "c", "v", "predicted speedup")
 
@@ -22,21 +20,16 @@ TITLES = ("rule", "γ or γ_max", "threshold", "tokens per primary run", "drafts
 def tune(experiment: Experiment, stop: Stop) -> None:
     """Measure α by position, c and v(W) of the run's pair with each drafter, print what they make of each stopping
     rule, and write it as `tune.json` into the run's directory."""
-    from launch.run import run_directory
-
     models = build_models(experiment)
     primary = models[experiment.model.primary].step
     inputs = {"corpus": primary.inputs["corpus"], "primary": primary}
-    dtype = resolve_dtype(experiment.decode.dtype)
-    targets = {
-        name: tune_step(experiment, name, models[name], inputs, dtype) for name in chosen_drafters(experiment, models)
-    }
+    targets = {name: tune_step(experiment, name, models[name], inputs) for name in chosen_drafters(experiment, models)}
     store = Store(Path(experiment.runs_dir).expanduser() / "store")
     if experiment.dry_run:
         print(describe(list(targets.values()), store))
         return
     directories = execute(list(targets.values()), store, lambda record: None, stop)
-    found = {name: tuned(directories[step.name]) for name, step in targets.items()}
+    found = {name: read_json(directories[step.name] / RESULTS) for name, step in targets.items()}
     if not hosts().first:
         return
     for name, result in found.items():

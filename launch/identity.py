@@ -1,0 +1,35 @@
+"""Which run an experiment is: the same for the same configuration, so that a rerun finds what there is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from tandem.config import Experiment, Job, Measure
+
+# What a run is called, where it is kept and who watches it do not change what it computes.
+NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform", "sweep")
+
+
+def configuration_hash(experiment: Experiment) -> str:
+    """16 hexadecimal digits that differ when two experiments do not compute the same."""
+    meaning = {key: value for key, value in asdict(experiment).items() if key not in NOT_MEANING}
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_directory(experiment: Experiment) -> Path:
+    """Where a run's files go."""
+    identity = f"{experiment.model.name}-{experiment.train.name}-{configuration_hash(experiment)[:8]}"
+    if experiment.job is Job.compile:  # the only results that belong to a platform
+        figures = hashlib.sha256(json.dumps(asdict(experiment.platform), sort_keys=True).encode()).hexdigest()[:4]
+        identity = f"compile-{experiment.platform.name}-{identity}{figures}"
+    return Path(experiment.runs_dir).expanduser() / (experiment.name or identity)
+
+
+def as_run(experiment: Experiment) -> Experiment | None:
+    """The run that the experiment's job is; None for a job that is no run, and so has neither graph nor directory."""
+    if experiment.job is Job.speed:
+        return replace(experiment, eval=replace(experiment.eval, measures=[Measure.speed]))
+    return experiment if experiment.job is Job.run else None

@@ -1,0 +1,142 @@
+"""What the steps that decode have in common: how, from which prompts, and the models read as they are decoded with.
+
+Whatever verifies or is compared with a primary is held against its own: a tandem that was trained jointly with a
+primary against that one, all else against the run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from launch.drafting import WEIGHTS, drafter, load_primary, primary_of
+from launch.graph import NOT_MEANING, Context, Step
+from launch.steps.corpus import TOKENIZER
+from launch.steps.rules import load_router
+from tandem.config import DecodeConfig, Experiment, Verification
+from tandem.data.files import Files
+from tandem.data.iterator import prompts
+from tandem.data.packing import open_tokens
+from tandem.data.prompts import file_category, prompt_file, read_prompts
+from tandem.data.tokenizer import Tokenizer, load_tokenizer
+from tandem.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tandem.measure.pair import Pair
+
+PROMPTS = "prompts"  # the role of the files
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The law that tokens are drawn from."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How drafts are accepted, and what is decoded together."""
+
+    verification: Verification
+    num_samples: int
+    batch_size: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Decoding(Step):
+    """A step that decodes. Inputs: corpus, primary, and the models of its kind. `dtype` is that of products."""
+
+    dtype: str
+    seed: int
+    prompt_tokens: int
+    max_new_tokens: int
+
+    def prompts_of(self, context: Context, split: str, count: int) -> list[np.ndarray]:
+        """`count` pieces of the text of a split, each of `prompt_tokens` ids."""
+        corpus = context.inputs["corpus"]
+        tokens, line_end = open_tokens(corpus / "tokens", split), load_tokenizer(corpus / TOKENIZER).line_end
+        return list(prompts(tokens.array, tokens.offsets, count, self.prompt_tokens, self.seed, line_end))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PromptedDecoding(Decoding):
+    """A step that decodes `prompts` pieces of the held-out text, or as many prompts of each of its files."""
+
+    primary: str  # the name of its row
+    sampling: Sampling
+    speculation: Speculation
+    prompts: int
+    repeats: int
+    # The length beyond which a prompt is refused.
+    cache_tokens: int = field(metadata=NOT_MEANING)
+
+    def decode_config(self, **more: Any) -> DecodeConfig:
+        settings = {"max_new_tokens": self.max_new_tokens, **vars(self.sampling), **vars(self.speculation)}
+        return DecodeConfig(**settings, **more)
+
+    def given_prompts(self, context: Context) -> tuple[list[np.ndarray], list[str]]:
+        """The prompts, and their categories if they are of files."""
+        if files := context.files.get(PROMPTS):
+            tokenizer = load_tokenizer(context.inputs["corpus"] / TOKENIZER)
+            sizes = (self.prompt_tokens, self.max_new_tokens, self.cache_tokens)
+            return encode_prompts(files, tokenizer, self.prompts, *sizes)
+        return self.prompts_of(context, "heldout", self.prompts), []
+
+
+def prompt_files(experiment: Experiment) -> Files:
+    """The files that `data.prompts` names, in their order, by the categories that prompts without one are given."""
+    directory = experiment.tasks.data_dir
+    return Files([(file_category(name), prompt_file(name, directory)) for name in experiment.data.prompts or ()])
+
+
+def encode_prompts(
+    files: Files, tokenizer: Tokenizer, count: int, prompt_tokens: int, max_new_tokens: int, cache_tokens: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """`count` prompts of each file as ids, and their categories. Raises ConfigurationError where one fits no cache."""
+    encoded, categories = [], []
+    for category, path in files.entries:
+        for prompt in read_prompts(path, count, category, files):
+            ids = tokenizer.encode_prompt(prompt.text)
+            encoded.append(ids if prompt.whole else ids[:prompt_tokens])
+            categories.append(prompt.category)
+            check_fits(len(encoded[-1]), max_new_tokens, cache_tokens, f"data.prompts={path}: a prompt")
+    return encoded, categories
+
+
+def check_fits(prompt_tokens: int, max_new_tokens: int, cache_tokens: int, what: str) -> None:
+    """Raises ConfigurationError where a prompt and its response take more than the cache."""
+    if prompt_tokens + max_new_tokens > cache_tokens:
+        problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={max_new_tokens} that is more "
+        raise ConfigurationError([problem + f"than decode.cache_tokens={cache_tokens}"])
+
+
+def own_primary(inputs: Mapping[str, Path], model: str, primary: str) -> tuple[str, Path]:
+    """The name and file of the primary that the model of the input `model` is held against; the run's is `primary`."""
+    return primary_of(inputs.get(model), model, (primary, inputs["primary"] / WEIGHTS))
+
+
+def load_primaries(
+    inputs: Mapping[str, Path], models: Iterable[str], primary: str, dtype: str
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
+    """The primaries of `models`, by the names of their rows, and the name of each model's own."""
+    found = {name: own_primary(inputs, name, primary) for name in models}
+    primaries = {name: load_primary(path, dtype) for name, path in dict(found.values()).items()}
+    return primaries, {model: name for model, (name, _) in found.items()}
+
+
+def load_pair(inputs: Mapping[str, Path], name: str, drafter_kind: str, primary: str, dtype: str) -> Pair:
+    """The drafter `name`, its router and the primary that verifies it."""
+    from tandem.measure.pair import Pair
+
+    verifier, path = own_primary(inputs, name, primary)
+    graph, weights = load_primary(path, dtype)
+    own, own_weights = drafter(inputs[name], drafter_kind, dtype, graph, weights)
+    router = load_router(inputs[f"router_{name}"], own, own_weights)
+    return Pair(verifier, graph, weights, own, own_weights, router)

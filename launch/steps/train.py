@@ -1,0 +1,87 @@
+"""What the steps that train have in common: their optimisation, the text in its order, the train loop."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launch.graph import Context, Step
+from tandem.config import Divergence, OptimizerConfig
+from tandem.data.iterator import Batches
+from tandem.data.packing import open_tokens
+
+
+class Optimisation(OptimizerConfig):
+    """One training run's optimisation as a step means it."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All but how layers are kept and compiled, which changes no result but by rounding, as a mesh does."""
+        return {name: value for name, value in asdict(self).items() if name not in ("remat", "scan_layers")}
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How stage 2 learns from the primary."""
+
+    distil_weight: float
+    temperature: float
+    divergence: Divergence
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Training(Step):
+    """A step that trains weights on the training text. Inputs: corpus, and others of each kind."""
+
+    optimizer: Optimisation
+    seed: int
+
+    def batches(self, context: Context, seed: int) -> Batches:
+        tokens = open_tokens(context.inputs["corpus"] / "tokens", "train").array
+        return Batches(tokens, self.optimizer.batch_size, self.optimizer.seq_len, seed)
+
+    def train(self, context: Context, loss: Any, trained: Any, fixed: Any, seed: int) -> Any:
+        """The trained weights after all steps; goes on from a checkpoint that an interrupted attempt has left."""
+        from tandem.training.loop import CHECKPOINT, DAMAGED, train
+
+        def report(step: int, total: int, metrics: dict[str, float]) -> None:
+            context.log(step=step, **metrics)
+            shown = {"loss": metrics["cross_entropy"], "tokens/s": round(metrics["tokens_per_second"])}
+            context.progress(step, total, **shown)
+
+        weights = train(
+            loss,
+            trained,
+            fixed,
+            self.batches(context, seed),
+            self.optimizer,
+            seed=seed,
+            folder=context.left,
+            report=report,
+            say=context.display.line,
+            should_stop=context.should_stop,
+        )
+        # The optimizer's state is needed no more, and is three times the size of the weights.
+        for name in (CHECKPOINT, f"{CHECKPOINT}{DAMAGED}"):
+            (context.out / name).unlink(missing_ok=True)
+        return weights
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FurtherTraining(Training):
+    """Stage 1, by cross entropy, or with a `distillation` stage 2. `primary_dtype` is the type of the primary's
+    products, where it is read."""
+
+    distillation: Distillation | None = None
+    primary_dtype: str | None = None
+
+    def stage_seed(self, stage: int | None = None) -> int:
+        """Stages read the corpus in different orders, equal for all models that are compared."""
+        own = 1 if self.distillation is None else 2
+        return 10 * self.seed + (own if stage is None else stage)
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """What every loss of further training takes."""
+        compiled = {"remat": self.optimizer.remat, "scan_layers": self.optimizer.scan_layers}
+        return compiled if self.distillation is None else {**compiled, **vars(self.distillation)}

@@ -1,0 +1,41 @@
+"""A head on the frozen primary trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from launch.drafting import WEIGHTS, decoding
+from launch.graph import Context
+from launch.steps.train import FurtherTraining
+from tandem.config import DecoderConfig
+from tandem.model.heads import HeadConfig
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainHead(FurtherTraining):
+    """Stage 1 from random weights, stage 2 from stage 1. Inputs: corpus, primary, and for stage 2 head."""
+
+    kind: ClassVar[str] = "head"
+
+    head: HeadConfig
+
+    def run(self, context: Context) -> None:
+        from flax import nnx
+
+        from tandem.model import checkpoint
+        from tandem.training.objective import head_loss
+
+        assert self.primary_dtype is not None  # all heads read the primary
+        primary, primary_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", self.primary_dtype)
+        primary_config = DecoderConfig.from_described(
+            checkpoint.metadata(context.inputs["primary"] / WEIGHTS)["decoder"]
+        )
+        if self.distillation is None:
+            made = checkpoint.HEADS[self.head.kind](self.head, primary_config, rngs=nnx.Rngs(self.seed))
+            graph, weights = nnx.split(made)
+        else:
+            graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
+        loss = head_loss(graph, primary, **self.loss_options)
+        weights = self.train(context, loss, weights, primary_weights, self.stage_seed())
+        checkpoint.save_head(context.out / WEIGHTS, self.head, primary_config, weights)

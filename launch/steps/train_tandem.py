@@ -1,0 +1,89 @@
+"""The tandem trained. A primary that was trained jointly lies beside it, in `primary.safetensors`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from launch.drafting import PRIMARY, WEIGHTS, decoding
+from launch.graph import Context
+from launch.steps.train import FurtherTraining
+from tandem.config import DecoderConfig, PrimaryMode, ProjectionInit
+
+# Batches of training text that the closed-form projections are fitted to.
+LEAST_SQUARES_BATCHES = 16
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainTandem(FurtherTraining):
+    """Stage 1 from the pretrained secondary and new projections, stage 2 from stage 1. Inputs: corpus, primary, and
+    secondary (stage 1) or tandem (stage 2)."""
+
+    kind: ClassVar[str] = "tandem"
+    version: ClassVar[int] = 2
+
+    gamma: list[int]
+    primary: PrimaryMode
+    layer_map: list[int]
+    projection_init: ProjectionInit | None = None  # of stage 1
+    position_decay: float = 1.0
+
+    def run(self, context: Context) -> None:
+        from flax import nnx
+
+        from tandem.model import checkpoint
+        from tandem.training.objective import learning_part, tandem_loss
+
+        tandem_from = context.inputs.get("tandem")
+        joint = self.primary is not PrimaryMode.frozen
+        primary_from = tandem_from / PRIMARY if joint and tandem_from else context.inputs["primary"] / WEIGHTS
+        # A primary that is trained itself is in float32.
+        primary, primary_weights = decoding(primary_from, "decoder", self.primary_dtype or "float32")
+        primary_config = checkpoint.config_of(primary_from, "decoder")
+        if tandem_from:
+            graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS)
+            secondary_config = checkpoint.config_of(tandem_from / WEIGHTS, "secondary")
+        else:
+            secondary_config = checkpoint.config_of(context.inputs["secondary"] / WEIGHTS, "decoder")
+            graph, weights = self._new(context, primary_config, secondary_config, primary, primary_weights)
+        loss = tandem_loss(
+            graph,
+            primary,
+            mode=self.primary,
+            gammas=self.gamma,
+            position_decay=self.position_decay,
+            **self.loss_options,
+        )
+        trained, fixed = weights, primary_weights
+        if joint:
+            learning, fixed = learning_part(self.primary, max(self.layer_map), primary_weights)
+            trained = {"tandem": weights, "primary": learning}
+        trained = self.train(context, loss, trained, fixed, self.stage_seed())
+        if joint:
+            primary_weights = nnx.merge_state(trained["primary"], fixed)
+            checkpoint.save_decoder(context.out / PRIMARY, primary_config, primary_weights)
+        weights = trained["tandem"] if joint else trained
+        checkpoint.save_tandem(context.out / WEIGHTS, primary_config, secondary_config, self.layer_map, weights)
+
+    def _new(
+        self,
+        context: Context,
+        primary_config: DecoderConfig,
+        secondary_config: DecoderConfig,
+        primary: Any,
+        primary_weights: Any,
+    ) -> tuple[Any, Any]:
+        from flax import nnx
+
+        from tandem.model import checkpoint
+        from tandem.model.tandem import Tandem
+        from tandem.training.projection_init import least_squares
+
+        model = Tandem(primary_config, secondary_config, self.layer_map, rngs=nnx.Rngs(self.seed))
+        nnx.update(model.secondary, checkpoint.load_decoder(context.inputs["secondary"] / WEIGHTS)[1])
+        graph, weights = nnx.split(model)
+        if self.projection_init is ProjectionInit.least_squares:
+            batches = self.batches(context, self.stage_seed(0))
+            tokens = (batches(step)[:, :-1] for step in range(LEAST_SQUARES_BATCHES))
+            weights = least_squares(graph, weights, primary, primary_weights, tokens)
+        return graph, weights
