@@ -26,11 +26,11 @@ from launch.compose import compose
 from tandem.config import PlatformConfig
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem
+from tandem.pair import decoder_of, resolve_layer_map
 from tandem.parallel.mesh import build_mesh
 from tandem.parallel.sharding import place, put
 from tandem.training.loop import make_update
 from tandem.training.objective import tandem_loss
-from tandem.validate import resolve_layer_map
 
 ROWS, LENGTH, STEPS = 2, 128, 7
 DEVICES = (1, 2, 4, 8)
@@ -40,8 +40,8 @@ def seconds(axis: str, count: int) -> tuple[float, float]:
     """Median time of a step on `count` devices along one axis of the mesh, and median time of all cores; compilation
     and first step left out."""
     experiment = compose([])
-    sizes = [experiment.scale.models[name] for name in (experiment.model.primary, experiment.model.secondary)]
-    layer_map = resolve_layer_map(experiment.model, experiment.scale)
+    sizes = [decoder_of(experiment, side) for side in (experiment.model.primary, experiment.model.secondary)]
+    layer_map = resolve_layer_map(experiment)
     primary, fixed = nnx.split(Decoder(sizes[0], rngs=nnx.Rngs(0)))
     graph, trained = nnx.split(Tandem(*sizes, layer_map, rngs=nnx.Rngs(1)))
     optimizer, update = make_update(tandem_loss(graph, primary, distil_weight=0.5), experiment.train, 0)

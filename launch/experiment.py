@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launch.graph import Step, picked
-from launch.models import Model, build_models, resolve_dtype, shipped_tokenizer
+from launch.models import Model, build_models, known_tokenizer, resolve_dtype
 from launch.steps.agreement import Agreement
 from launch.steps.compare_rules import CompareRules
 from launch.steps.decode import PROMPTS, Sampling, Speculation, check_fits, encode_prompts, prompt_files
@@ -36,8 +36,8 @@ def build(experiment: Experiment) -> list[Step]:
 def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[Step]:
     """The measuring steps that `eval.measures` names."""
     evaluation, decode, pair = experiment.eval, experiment.decode, experiment.model
-    corpus = models[pair.primary].step.inputs["corpus"]
-    primary = models[pair.primary].step
+    corpus = models[pair.primary.name].step.inputs["corpus"]
+    primary = models[pair.primary.name].step
     # A head only drafts: it is neither a model of its own nor read in block mode.
     drafting, models = models, {name: model for name, model in models.items() if model.kind not in HEADS}
     made: list[Step] = []
@@ -49,7 +49,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 inputs={"corpus": corpus, **{name: model.step for name, model in models.items()}},
                 size=f"{evaluation.sequences * seq_len:,} held-out tokens",
                 estimate_s=30,
-                primary=pair.primary,
+                primary=pair.primary.name,
                 models={name: model.kind for name, model in models.items()},
                 gammas=evaluation.gammas,
                 sequences=evaluation.sequences,
@@ -91,14 +91,14 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             )
         )
     if Measure.standalone in evaluation.measures:
-        alone = {name: model.kind for name, model in models.items() if name != pair.primary}
+        alone = {name: model.kind for name, model in models.items() if name != pair.primary.name}
         made.append(
             Standalone(
                 name="standalone",
                 inputs={**inputs, **{name: models[name].step for name in alone}},
                 size=_prompts_size(experiment),
                 estimate_s=60,
-                primary=pair.primary,
+                primary=pair.primary.name,
                 models=alone,
                 gamma=evaluation.standalone_gamma,
                 prompts=evaluation.prompts,
@@ -129,7 +129,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
         inputs={**inputs, name: model.step, f"router_{name}": _router(experiment, name, model, inputs)},
         size=f"{TUNE_PROMPTS} prompts, {decode.max_new_tokens} tokens each",
         estimate_s=180,
-        primary=experiment.model.primary,
+        primary=experiment.model.primary.name,
         drafter=name,
         drafter_kind=model.kind,
         sampling=picked(Sampling, decode),
@@ -183,7 +183,7 @@ def _prompted(experiment: Experiment) -> dict[str, Any]:
         **_decoding(experiment),
         "files": {PROMPTS: files} if files else {},
         "size": _prompts_size(experiment),
-        "primary": experiment.model.primary,
+        "primary": experiment.model.primary.name,
         "sampling": picked(Sampling, decode),
         "speculation": picked(Speculation, decode),
         "prompts": experiment.eval.prompts,
@@ -199,7 +199,7 @@ def _prompts_size(experiment: Experiment) -> str:
 def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
     """Rows of the speed table that can be drafted with, by what the recipe has trained."""
     last = {Recipe.pretrain: "", Recipe.ce: "_ce", Recipe.distil: "_distil"}[experiment.train.recipe]
-    secondary = experiment.model.secondary
+    secondary = experiment.model.secondary.name
     names = {
         Drafter.independent: secondary,
         Drafter.distilled: f"{secondary}{last}",
@@ -214,7 +214,7 @@ def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict
 def controls(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, list[str]]:
     """For each tandem the decoders that it is compared with: the secondary as pretrained, and trained further on its
     own for no longer than the tandem."""
-    name = experiment.model.secondary
+    name = experiment.model.secondary.name
     stages = {"tandem_ce": [name, f"{name}_ce"], "tandem_distil": [name, f"{name}_ce", f"{name}_distil"]}
     return {
         tandem: [control for control in stages[tandem] if control in models] for tandem in stages if tandem in models
@@ -224,7 +224,7 @@ def controls(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, l
 def check_prompts(experiment: Experiment) -> None:
     """Raises ConfigurationError where a prompt is too long for the cache. With a tokenizer that is yet to be trained
     that shows only in the step that reads the prompts."""
-    path = shipped_tokenizer(experiment)
+    path = known_tokenizer(experiment)
     if path is None:
         return
     tokenizer, decode = load_tokenizer(path), experiment.decode

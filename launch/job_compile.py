@@ -22,7 +22,8 @@ from launch.steps.train import Distillation
 from tandem.config import Experiment, OptimizerConfig, Recipe
 from tandem.errors import EnvironmentFailure
 from tandem.model.parameters import parameter_count
-from tandem.validate import resolve_layer_map, validate
+from tandem.pair import decoder_of, resolve_layer_map
+from tandem.validate import validate
 
 # What is left free when something else is proposed, because it has not been compiled.
 MARGIN = 0.9
@@ -52,14 +53,13 @@ def compile_ahead(experiment: Experiment, stop: Stop) -> None:
 def build(experiment: Experiment) -> list[Step]:
     """A step for training and one for decoding; nothing else has to be there."""
     pair, train, decode, platform = experiment.model, experiment.train, experiment.decode, experiment.platform
-    models = experiment.scale.models
-    primary, secondary = models[pair.primary], models[pair.secondary]
+    primary, secondary = decoder_of(experiment, pair.primary), decoder_of(experiment, pair.secondary)
     size = f"{parameter_count(primary) / 1e6:.3g}M and {parameter_count(secondary) / 1e6:.2g}M, {platform.topology}"
     layers = primary.num_layers + secondary.num_layers
     common: dict[str, Any] = {
         "primary": primary,
         "secondary": secondary,
-        "layer_map": resolve_layer_map(pair, experiment.scale),
+        "layer_map": resolve_layer_map(experiment),
         "chips": picked(Chips, platform),
         "compiler": metadata.version(LIBTPU),
         "jax": metadata.version("jax"),
@@ -78,7 +78,7 @@ def build(experiment: Experiment) -> list[Step]:
     )
     common |= {"name": "compile_training", "size": f"{size}, 1 program", "estimate_s": 5 + 3 * layers}
     if train.recipe is Recipe.pretrain:
-        return [decoding, CompilePretraining(optimizer=experiment.scale.pretrain[pair.primary], **common)]
+        return [decoding, CompilePretraining(optimizer=experiment.scale.pretrain[pair.primary.name], **common)]
     training = CompileTraining(
         optimizer=picked(OptimizerConfig, train),
         gamma=train.gamma,
@@ -116,8 +116,8 @@ def _smaller(experiment: Experiment, row: dict[str, Any]) -> list[str]:
     platform, train, decode = experiment.platform, experiment.train, experiment.decode
     if row["name"] == "train":
         pretrain = train.recipe is Recipe.pretrain
-        key = f"scale.pretrain.{experiment.model.primary}" if pretrain else "train"
-        optimizer = experiment.scale.pretrain[experiment.model.primary] if pretrain else train
+        key = f"scale.pretrain.{experiment.model.primary.name}" if pretrain else "train"
+        optimizer = experiment.scale.pretrain[experiment.model.primary.name] if pretrain else train
         rows, divided = optimizer.batch_size // optimizer.accumulate, platform.data * platform.fsdp
         times = 2
         while rows % (times * divided) == 0 and times * optimizer.accumulate <= MOST_ACCUMULATION:

@@ -25,6 +25,7 @@ from tandem.config import DType, Experiment, PrimaryMode
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.heads import HEADS
 from tandem.model.parameters import parameter_count
+from tandem.pair import decoder_of, sides
 from tandem.parallel.hosts import hosts
 from tandem.validate import nearest
 from tasks import registry
@@ -178,7 +179,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
         limit=evaluation.limit,
         parts=Places(placed.places),
     )
-    primary = models[pair.primary].step
+    primary = models[pair.primary.name].step
     dtype = "bfloat16" if experiment.decode.dtype is DType.bfloat16 else "float32"
     questions = info.size or 0 if evaluation.limit is None else min(evaluation.limit, info.size or evaluation.limit)
 
@@ -211,14 +212,14 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
             gamma = evaluation.standalone_gamma
             contestant = Contestant(name, "standalone", gamma, gamma + 1)
         else:
-            contestant = Contestant(name, "decoder", 0, width if name == pair.primary else 1)
+            contestant = Contestant(name, "decoder", 0, width if name == pair.primary.name else 1)
         made[name] = step(contestant, model.step)
     tandems = [name for name, model in models.items() if model.kind == "tandem"]
     if tandems and experiment.gamma > 0:
-        name, reference = tandems[-1], pair.primary
+        name, reference = tandems[-1], pair.primary.name
         if experiment.train.primary is not PrimaryMode.frozen:
             # SPEED writes what the primary that was trained with the tandem writes.
-            reference = f"{pair.primary}_of_{name}"
+            reference = f"{pair.primary.name}_of_{name}"
             contestant = Contestant(reference, "primary", 0, width)
             made[reference] = step(contestant, models[name].step)
         contestant = Contestant(f"{name}_speed", "speed", experiment.gamma, width)
@@ -227,6 +228,8 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
 
 
 def _seconds(experiment: Experiment, contestant: Contestant, questions: int) -> float:
-    pair, sizes = experiment.model, experiment.scale.models
-    read = sizes.get(contestant.name) or sizes[pair.secondary if contestant.way == "decoder" else pair.primary]
+    pair = experiment.model
+    known = {side.name: side for side in sides(pair)}
+    side = known.get(contestant.name, pair.secondary if contestant.way == "decoder" else pair.primary)
+    read = decoder_of(experiment, side)
     return 2 * parameter_count(read) * TOKENS * questions / FLOPS

@@ -15,7 +15,6 @@ from launch.experiment import check_prompts, chosen_drafters, rule_of_run, rule_
 from launch.graph import describe, execute
 from launch.models import build_models, resolve_dtype
 from launch.process import Stop
-from launch.steps.corpus import TOKENIZER
 from launch.steps.decode import check_fits, own_primary
 from launch.store import Store
 from tandem.config import Experiment
@@ -40,7 +39,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     models = build_models(experiment)
     names = chosen_drafters(experiment, models) if experiment.gamma else {}
     name = next(reversed(names), None)
-    primary = models[experiment.model.primary].step
+    primary = models[experiment.model.primary.name].step
     corpus = primary.inputs["corpus"]
     targets = [corpus, primary, *([models[name].step] if name in models else [])]
     if name in models:
@@ -51,7 +50,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
         print(describe(targets, store))
         return
     directories = execute(targets, store, lambda record: None, stop)
-    tokenizer = load_tokenizer(directories[corpus.name] / TOKENIZER)
+    tokenizer = load_tokenizer(directories[corpus.name])
     prompt = tokenizer.encode_prompt(experiment.prompt)
     check_fits(len(prompt), experiment.decode.max_new_tokens, experiment.decode.cache_tokens, "prompt")
     inputs = {**directories, "primary": directories[primary.name]}
@@ -82,7 +81,7 @@ def answer(
     show = print if hosts().first else lambda *_, **__: None
     decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
-    verifier, path = own_primary(inputs, name, experiment.model.primary)
+    verifier, path = own_primary(inputs, name, experiment.model.primary.name)
     graph, weights = decoding(path, "decoder", dtype)
     graph, weights = pack_matrices(*((graph, weights) if kind else one_position(graph, weights)))
     drafting = drafter_weights = rule = rule_weights = None

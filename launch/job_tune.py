@@ -21,7 +21,7 @@ def tune(experiment: Experiment, stop: Stop) -> None:
     """Measure α by position, c and v(W) of the run's pair with each drafter, print what they make of each stopping
     rule, and write it as `tune.json` into the run's directory."""
     models = build_models(experiment)
-    primary = models[experiment.model.primary].step
+    primary = models[experiment.model.primary.name].step
     inputs = {"corpus": primary.inputs["corpus"], "primary": primary}
     targets = {name: tune_step(experiment, name, models[name], inputs) for name in chosen_drafters(experiment, models)}
     store = Store(Path(experiment.runs_dir).expanduser() / "store")

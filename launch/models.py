@@ -1,4 +1,4 @@
-"""The models of an experiment as steps of its graph: the stand-ins, shipped or pretrained, and what is made from them.
+"""The models of an experiment as steps of its graph: stand-ins, open checkpoints, and what is made from them.
 
 JAX is not imported: a dry run is this and what is measured (launch/experiment.py).
 """
@@ -7,13 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tandem
 from launch.checksums import require_shipped
 from launch.graph import Step, picked
+from launch.steps.checkpoint import CHECKPOINT, OpenCheckpoint, TakeLayers
 from launch.steps.corpus import GIVEN_TOKENIZER, TEXTS, TOKENIZER, TokenizeCorpus
 from launch.steps.finetune import Finetune
 from launch.steps.pretrain import Pretrain
+from launch.steps.record import RecordPrimary
 from launch.steps.shipped import SHIPPED, Shipped
 from launch.steps.train import Distillation, Optimisation
 from launch.steps.train_head import TrainHead
@@ -26,15 +29,20 @@ from tandem.config import (
     Experiment,
     OptimizerConfig,
     PrimaryMode,
+    ProjectionInit,
     Recipe,
+    SideConfig,
+    Source,
     TrainConfig,
 )
 from tandem.data.corpus import corpus_identity, text_files
 from tandem.data.files import Files
-from tandem.errors import EnvironmentFailure
+from tandem.data.tokenizer import tokenizer_files
+from tandem.errors import ConfigurationError, EnvironmentFailure
+from tandem.model.formats import checkpoint_files
 from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.model.parameters import parameter_count
-from tandem.validate import resolve_layer_map
+from tandem.pair import CHECKPOINTS, checkpoint_path, decoder_of, resolve_layer_map, sides
 from tasks.text import tfds_files
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
@@ -58,31 +66,25 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
     """Every model of the experiment by the name of its row (paper, table 1), in the order of the tables."""
     pair, train = experiment.model, experiment.train
     corpus = _corpus(experiment)
-    base = {
-        name: _pretrained(experiment, name, corpus)
-        for name in (pair.secondary, pair.middle, pair.primary)
-        if name is not None
-    }
-    secondary, primary = base[pair.secondary], base[pair.primary]
-    models = {pair.secondary: Model(secondary, "decoder")}
+    primary = _source(experiment, pair.primary, corpus)
+    base = {side.name: _source(experiment, side, corpus, primary) for side in sides(pair) if side is not pair.primary}
+    name = pair.secondary.name
+    models = {name: Model(base[name], "decoder")}
     if train.recipe is not Recipe.pretrain:
-        layer_map = resolve_layer_map(pair, experiment.scale)
-        ce = _finetune(experiment, f"{pair.secondary}_ce", 1, {"corpus": corpus, "base": secondary})
-        inputs = {"corpus": corpus, "primary": primary, "secondary": secondary}
-        tandem_ce = _tandem(experiment, "tandem_ce", 1, layer_map, inputs)
+        text = {"corpus": corpus, **_recording(experiment, corpus, primary)}
+        ce = _finetune(experiment, f"{name}_ce", 1, {**text, "base": base[name]})
+        tandem_ce = _tandem(experiment, "tandem_ce", 1, {**text, "primary": primary, "secondary": base[name]})
         models |= {ce.name: Model(ce, "decoder"), "tandem_ce": Model(tandem_ce, "tandem")}
         if train.recipe is Recipe.distil:
-            inputs = {"corpus": corpus, "primary": primary, "base": ce}
-            distil = _finetune(experiment, f"{pair.secondary}_distil", 2, inputs)
-            inputs = {"corpus": corpus, "primary": primary, "tandem": tandem_ce}
-            tandem_distil = _tandem(experiment, "tandem_distil", 2, layer_map, inputs)
+            distil = _finetune(experiment, f"{name}_distil", 2, {**text, "primary": primary, "base": ce})
+            tandem_distil = _tandem(experiment, "tandem_distil", 2, {**text, "primary": primary, "tandem": tandem_ce})
             models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
         for kind in HEADS:
             if kind in experiment.drafter.drafters:
                 models |= _heads(experiment, kind, {"corpus": corpus, "primary": primary})
     if pair.middle is not None:
-        models[pair.middle] = Model(base[pair.middle], "decoder")
-    return {**models, pair.primary: Model(primary, "decoder")}
+        models[pair.middle.name] = Model(base[pair.middle.name], "decoder")
+    return {**models, pair.primary.name: Model(primary, "decoder")}
 
 
 def resolve_dtype(dtype: DType) -> str:
@@ -97,17 +99,22 @@ def resolve_dtype(dtype: DType) -> str:
 
 
 def _corpus(experiment: Experiment) -> Step:
-    data, scale = experiment.data, experiment.scale
-    vocab_size = scale.models[experiment.model.primary].vocab_size
-    tokenizer = shipped_tokenizer(experiment)
-    files = {GIVEN_TOKENIZER: _shipped_file(tokenizer)} if tokenizer else {}
+    data, side = experiment.data, experiment.model.primary
+    vocab_size = decoder_of(experiment, side).vocab_size
+    files, whose = {}, f"own tokenizer of {vocab_size}"
+    if side.source in CHECKPOINTS:
+        files[GIVEN_TOKENIZER] = Files((path.name, path) for path in tokenizer_files(known_tokenizer(experiment) or ""))
+        whose = f"tokenizer of {side.name}"
+    elif tokenizer := known_tokenizer(experiment):
+        files[GIVEN_TOKENIZER] = _shipped_file(Path(tokenizer))
+        whose = f"shipped tokenizer of {vocab_size}"
     if data.corpus is not Corpus.stdlib:
         files[TEXTS] = text_files(data) if data.corpus is Corpus.text else tfds_files(data)
     identity = corpus_identity(data)
     return TokenizeCorpus(
         name="corpus",
         files=files,
-        size=f"{data.corpus.value}, {'shipped' if tokenizer else 'own'} tokenizer of {vocab_size}",
+        size=f"{data.corpus.value}, {whose}",
         estimate_s=5,
         corpus=data.corpus,
         vocab_size=vocab_size,
@@ -121,31 +128,74 @@ def _corpus(experiment: Experiment) -> Step:
     )
 
 
-def shipped_tokenizer(experiment: Experiment) -> Path | None:
-    """The file of the tokenizer that the package ships; None where one is trained on the corpus."""
+def known_tokenizer(experiment: Experiment) -> str | None:
+    """The tokenizer of the primary's checkpoint, or the file that the package ships; None where one is trained on the
+    corpus."""
+    side = experiment.model.primary
+    if side.source in CHECKPOINTS:
+        return str(checkpoint_path(side.tokenizer or checkpoint_of(side)))
     path = PRETRAINED / experiment.scale.name / TOKENIZER
-    return path if _ships(experiment) and path.exists() else None
+    return str(path) if _ships(experiment, side) and path.exists() else None
 
 
-def _pretrained(experiment: Experiment, name: str, corpus: Step) -> Step:
-    """The stand-in `name`: as shipped, if the package has one made by this very configuration, else from scratch."""
+def _source(experiment: Experiment, side: SideConfig, corpus: Step, primary: Step | None = None) -> Step:
+    """Where the weights of a side come from; all but the primary are given it."""
+    decoder = decoder_of(experiment, side)
+    if side.source is Source.from_primary:
+        assert primary is not None
+        assert side.layers is not None  # validated
+        layers = ", ".join(map(str, side.layers))
+        size = f"{_millions(decoder)}, layers {layers} of {experiment.model.primary.name}"
+        return TakeLayers(
+            name=side.name,
+            inputs={"primary": primary, "corpus": corpus},
+            size=size,
+            estimate_s=5,
+            layers=side.layers,
+        )
+    if side.source in CHECKPOINTS:
+        path = checkpoint_of(side)
+        return OpenCheckpoint(
+            name=side.name,
+            inputs={"corpus": corpus},
+            files={CHECKPOINT: checkpoint_files(checkpoint_path(path))},
+            size=f"{_millions(decoder)}, {path}",
+            estimate_s=1,
+            decoder=decoder,
+            dtype=resolve_dtype(side.dtype),
+            path=str(checkpoint_path(path)),
+        )
+    return _stand_in(experiment, side, corpus)
+
+
+def checkpoint_of(side: SideConfig) -> str:
+    """The path of a checkpoint. Raises ConfigurationError where only its sizes are known."""
+    if side.path is None:
+        role = f"{side.name} is a checkpoint that must be here: name its directory"
+        raise ConfigurationError([f"{role} by model.primary.path, or model.secondary.path if it is the secondary"])
+    return side.path
+
+
+def _stand_in(experiment: Experiment, side: SideConfig, corpus: Step) -> Step:
+    """As shipped, if the package has one made by this very configuration, else from scratch."""
+    name = side.name
     config, optimizer = experiment.scale.models[name], picked(Optimisation, experiment.scale.pretrain[name])
     path = PRETRAINED / experiment.scale.name / f"{name}.safetensors"
     why = ""
-    if _ships(experiment):
+    if _ships(experiment, side):
         why = _unfit(path, config, optimizer)
         if not why:
             return Shipped(
                 name=name,
                 inputs={"corpus": corpus},
                 files={SHIPPED: _shipped_file(path)},
-                size=f"{_millions(config)}, shipped pretrained",
+                size=f"{_millions(config)} stand-in, shipped pretrained",
                 estimate_s=0,
             )
     return Pretrain(
         name=name,
         inputs={"corpus": corpus},
-        size=f"{_millions(config)}, {_tokens(optimizer):,} tokens from scratch{why}",
+        size=f"{_millions(config)} stand-in, {_tokens(optimizer):,} tokens from scratch{why}",
         estimate_s=6 * parameter_count(config) * _tokens(optimizer) / TRAINING_FLOPS,
         decoder=config,
         optimizer=optimizer,
@@ -159,10 +209,32 @@ def _shipped_file(path: Path) -> Files:
     return files
 
 
-def _ships(experiment: Experiment) -> bool:
-    """Whether shipped stand-ins may serve: they know one corpus. `train=pretrain` asks for new ones."""
+def _ships(experiment: Experiment, side: SideConfig) -> bool:
+    """Whether a shipped stand-in may serve: it knows one corpus. `train=pretrain` asks for new ones."""
     wanted = experiment.scale.shipped and experiment.train.recipe is not Recipe.pretrain
-    return wanted and experiment.data.corpus is Corpus.stdlib
+    return wanted and side.source is Source.shipped and experiment.data.corpus is Corpus.stdlib
+
+
+def _recording(experiment: Experiment, corpus: Step, primary: Step) -> dict[str, Step]:
+    """The recording that all models learn from where the primary reads the text once (`train.recorded_tokens`)."""
+    train, pair = experiment.train, experiment.model
+    if train.recorded_tokens is None:
+        return {}
+    decoder = decoder_of(experiment, pair.primary)
+    reads = sorted({*resolve_layer_map(experiment), decoder.num_layers} - {0})
+    disk = 2 * decoder.d_model * len(reads) * train.recorded_tokens
+    step = RecordPrimary(
+        name="recording",
+        inputs={"corpus": corpus, "primary": primary},
+        size=f"{train.recorded_tokens:,} tokens, {disk / 1e9:.1f} GB on disk",
+        estimate_s=2 * parameter_count(decoder) * train.recorded_tokens / TRAINING_FLOPS,
+        reads=reads,
+        tokens=train.recorded_tokens,
+        seq_len=train.seq_len,
+        primary_dtype=resolve_dtype(train.primary_dtype),
+        seed=experiment.seed,
+    )
+    return {"recording": step}
 
 
 def _unfit(path: Path, config: DecoderConfig, optimizer: Optimisation) -> str:
@@ -184,8 +256,8 @@ def _unfit(path: Path, config: DecoderConfig, optimizer: Optimisation) -> str:
 def _finetune(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
     train = experiment.train
     optimizer = of_row(train, f"secondary_{STAGES[stage]}", stage)
-    size = experiment.scale.models[experiment.model.secondary]
-    teacher = experiment.scale.models[experiment.model.primary] if stage == 2 else None
+    size = decoder_of(experiment, experiment.model.secondary)
+    teacher = decoder_of(experiment, experiment.model.primary) if _reads_primary(train, stage) else None
     return Finetune(
         name=name,
         inputs=inputs,
@@ -195,19 +267,22 @@ def _finetune(experiment: Experiment, name: str, stage: int, inputs: Mapping[str
         seed=experiment.seed,
         distillation=_distillation(train, stage),
         primary_dtype=resolve_dtype(train.primary_dtype) if stage == 2 else None,
+        **_products(train),
     )
 
 
-def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int], inputs: Mapping[str, Step]) -> Step:
-    train, models, pair = experiment.train, experiment.scale.models, experiment.model
+def _tandem(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, Step]) -> Step:
+    train, pair = experiment.train, experiment.model
     optimizer = of_row(train, f"tandem_{STAGES[stage]}", stage)
     frozen = train.primary is PrimaryMode.frozen
     how = f"γ {' '.join(map(str, train.gamma))}, primary {train.primary.value}"
-    seconds = _further_seconds(optimizer, models[pair.secondary], models[pair.primary])
+    size = decoder_of(experiment, pair.secondary)
+    teacher = decoder_of(experiment, pair.primary) if train.recorded_tokens is None else None
+    seconds = _further_seconds(optimizer, size, teacher)
     return TrainTandem(
         name=name,
         inputs=inputs,
-        size=f"{_millions(models[pair.secondary])}, {_tokens(optimizer):,} further tokens, {how}",
+        size=f"{_millions(size)}, {_tokens(optimizer):,} further tokens, {how}",
         estimate_s=seconds * (1 if frozen else 2),
         optimizer=optimizer,
         seed=experiment.seed,
@@ -215,18 +290,35 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
         primary_dtype=resolve_dtype(train.primary_dtype) if frozen else None,
         gamma=train.gamma,
         primary=train.primary,
-        layer_map=layer_map,
-        projection_init=train.projection_init if stage == 1 else None,
+        layer_map=resolve_layer_map(experiment),
+        projection_init=_projection_init(experiment) if stage == 1 else None,
         position_decay=train.position_decay,
+        **_products(train),
     )
+
+
+def _projection_init(experiment: Experiment) -> ProjectionInit:
+    if experiment.train.projection_init is not ProjectionInit.auto:
+        return experiment.train.projection_init
+    own = experiment.model.secondary.source is Source.from_primary
+    return ProjectionInit.identity if own else ProjectionInit.least_squares
+
+
+def _products(train: TrainConfig) -> dict[str, Any]:
+    """The fields of training a decoder or a tandem that a head does not have."""
+    return {"dtype": resolve_dtype(train.dtype), "vocabulary": train.vocabulary}
+
+
+def _reads_primary(train: TrainConfig, stage: int) -> bool:
+    return stage == 2 and train.recorded_tokens is None
 
 
 def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) -> dict[str, Model]:
     """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
-    models, pair = experiment.scale.models, experiment.model
-    primary = models[pair.primary]
-    reads = len(resolve_layer_map(pair, experiment.scale))
-    head = head_config(kind, primary, models[pair.secondary], reads, experiment.drafter.depth)
+    pair = experiment.model
+    primary, secondary = decoder_of(experiment, pair.primary), decoder_of(experiment, pair.secondary)
+    reads = len(resolve_layer_map(experiment))
+    head = head_config(kind, primary, secondary, reads, experiment.drafter.depth)
     count = head_parameters(head, primary)
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
@@ -242,7 +334,7 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
         step = TrainHead(
             name=name,
             inputs=inputs,
-            size=f"{count / 1e6:.2g}M head on {pair.primary}, {_tokens(optimizer):,} tokens, {head.depth} drafts",
+            size=f"{count / 1e6:.2g}M head on {pair.primary.name}, {_tokens(optimizer):,} tokens, {head.depth} drafts",
             estimate_s=a_token * _tokens(optimizer) / TRAINING_FLOPS,
             optimizer=optimizer,
             seed=experiment.seed,
@@ -274,4 +366,4 @@ def _tokens(config: OptimizerConfig) -> int:
 
 
 def _millions(config: DecoderConfig) -> str:
-    return f"{parameter_count(config) / 1e6:.2g}M stand-in"
+    return f"{parameter_count(config) / 1e6:.3g}M"

@@ -20,7 +20,7 @@ from launch.steps.train import Training
 from launch.store import read_json, read_lines
 from tandem.config import Experiment
 from tandem.model.parameters import parameter_count
-from tandem.validate import resolve_layer_map
+from tandem.pair import STAND_INS, decoder_of, resolve_layer_map
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "sentencepiece", "hydra-core", "omegaconf", "wandb")
@@ -45,20 +45,21 @@ def gather(
 
 
 def models(experiment: Experiment) -> list[dict[str, Any]]:
-    """The sizes of the stand-ins of the pair."""
+    """The models of the pair: what they are, where from, and how large."""
     pair = experiment.model
     roles = {"primary": pair.primary, "middle": pair.middle, "secondary": pair.secondary}
     return [
         {
-            "name": name,
+            "name": side.name,
             "role": role,
-            "stand_in": True,
-            "parameters": parameter_count(experiment.scale.models[name]),
-            **experiment.scale.models[name].described,
-            **({"layer_map": resolve_layer_map(pair, experiment.scale)} if role == "secondary" else {}),
+            "stand_in": side.source in STAND_INS,
+            "source": side.source.value,
+            "parameters": parameter_count(decoder_of(experiment, side)),
+            **decoder_of(experiment, side).described,
+            **({"layer_map": resolve_layer_map(experiment)} if role == "secondary" else {}),
         }
-        for role, name in roles.items()
-        if name is not None
+        for role, side in roles.items()
+        if side is not None
     ]
 
 

@@ -54,7 +54,8 @@ def ship(run: Path) -> list[Path]:
     experiment = from_container(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     store, fingerprints, pair = run.parent / "store", results["provenance"]["steps"], experiment.model
-    roles = {pair.primary: "Primary", pair.middle: "Middle", pair.secondary: "Secondary"}
+    named = {"Primary": pair.primary, "Middle": pair.middle, "Secondary": pair.secondary}
+    roles = {side.name: role for role, side in named.items() if side is not None}
     made = {name: store / f"pretrain-{fingerprints[name]}" for name in roles if name in fingerprints}
     made = {name: source for name, source in made.items() if source.exists()}
     if not made:

@@ -180,8 +180,10 @@ class FurtherConfig(OptimizerConfig):
     """What `train` starts from at a scale, for the keys of the same names."""
 
     gamma: list[int] = field(default_factory=lambda: [2])
+    primary_dtype: DType = DType.auto
     dtype: DType = DType.float32
     vocabulary: int | None = None
+    recorded_tokens: int | None = None
 
 
 @dataclass
@@ -256,6 +258,8 @@ class TrainConfig(OptimizerConfig):
     dtype: DType = DType.float32
     # How many tokens, the most frequent of the training text, the loss of decoders and tandems counts; null: all.
     vocabulary: int | None = None
+    # Of how many tokens a frozen primary's states are kept on disk, to be read again and again; null: it reads along.
+    recorded_tokens: int | None = None
     # Training block lengths; one is drawn per sequence.
     gamma: list[int] = field(default_factory=lambda: [2])
     projection_init: ProjectionInit = ProjectionInit.auto

@@ -24,6 +24,7 @@ from tandem.config import (
     PrimaryMode,
     Recipe,
     ScaleConfig,
+    SideConfig,
     TrainConfig,
 )
 from tandem.errors import EnvironmentFailure
@@ -91,7 +92,7 @@ class Compile(Step):
 
     def experiment(self, platform: PlatformConfig) -> Experiment:
         """What the compiling process is handed: of the fields alone, with all else at its default."""
-        pair = PairConfig(primary="primary", secondary="secondary", layer_map=self.layer_map)
+        pair = PairConfig(primary=SideConfig("primary"), secondary=SideConfig("secondary"), layer_map=self.layer_map)
         models = {"primary": self.primary, "secondary": self.secondary}
         return Experiment(model=pair, scale=ScaleConfig(models=models), platform=platform)
 

@@ -1,4 +1,4 @@
-"""The corpus as tokens. Files: `tokenizer.model` and `tokens/`."""
+"""The corpus as tokens. Files: those of its tokenizer (`load_tokenizer` reads the folder) and `tokens/`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from launch.graph import NOT_MEANING, Context, Step
 from tandem.config import Corpus, DataConfig
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.packing import pack
+from tandem.data.tokenizer import copy_tokenizer, load_tokenizer
 
 TOKENIZER = "tokenizer.model"
 # The roles of files: of the texts, and of a tokenizer that is given.
@@ -35,7 +36,7 @@ class TokenizeCorpus(Step):
     data_dir: str | None = field(default=None, metadata=NOT_MEANING)
 
     def run(self, context: Context) -> None:
-        from tandem.data.sentencepiece_tokenizer import CorpusTokenizer, train_tokenizer
+        from tandem.data.sentencepiece_tokenizer import train_tokenizer
         from tasks.text import tfds_documents
 
         data = DataConfig(
@@ -48,8 +49,7 @@ class TokenizeCorpus(Step):
         )
         group, files = split_group(data), context.files.get(TEXTS)
         if given := context.files.get(GIVEN_TOKENIZER):
-            with given.open(given.entries[0][1]) as file:
-                model = file.read()
+            copy_tokenizer([given.named(path) for _, path in given.entries], context.out)
         else:
             training = (
                 document
@@ -57,7 +57,7 @@ class TokenizeCorpus(Step):
                 if not is_heldout(group(document.name), self.heldout_fraction)
             )
             model = train_tokenizer((document.text for document in training), self.vocab_size)
-        (context.out / TOKENIZER).write_bytes(model)
-        found = documents(data, tfds_documents, files)
-        meta = pack(found, CorpusTokenizer(model), context.out / "tokens", self.heldout_fraction, group)
+            (context.out / TOKENIZER).write_bytes(model)
+        found, tokenizer = documents(data, tfds_documents, files), load_tokenizer(context.out)
+        meta = pack(found, tokenizer, context.out / "tokens", self.heldout_fraction, group)
         context.log(train_tokens=meta["train"]["tokens"], heldout_tokens=meta["heldout"]["tokens"])

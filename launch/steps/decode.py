@@ -15,7 +15,6 @@ import numpy as np
 
 from launch.drafting import WEIGHTS, drafter, load_primary, primary_of
 from launch.graph import NOT_MEANING, Context, Step
-from launch.steps.corpus import TOKENIZER
 from launch.steps.rules import load_router
 from tandem.config import DecodeConfig, Experiment, Verification
 from tandem.data.files import Files
@@ -61,7 +60,7 @@ class Decoding(Step):
     def prompts_of(self, context: Context, split: str, count: int) -> list[np.ndarray]:
         """`count` pieces of the text of a split, each of `prompt_tokens` ids."""
         corpus = context.inputs["corpus"]
-        tokens, line_end = open_tokens(corpus / "tokens", split), load_tokenizer(corpus / TOKENIZER).line_end
+        tokens, line_end = open_tokens(corpus / "tokens", split), load_tokenizer(corpus).line_end
         return list(prompts(tokens.array, tokens.offsets, count, self.prompt_tokens, self.seed, line_end))
 
 
@@ -84,7 +83,7 @@ class PromptedDecoding(Decoding):
     def given_prompts(self, context: Context) -> tuple[list[np.ndarray], list[str]]:
         """The prompts, and their categories if they are of files."""
         if files := context.files.get(PROMPTS):
-            tokenizer = load_tokenizer(context.inputs["corpus"] / TOKENIZER)
+            tokenizer = load_tokenizer(context.inputs["corpus"])
             sizes = (self.prompt_tokens, self.max_new_tokens, self.cache_tokens)
             return encode_prompts(files, tokenizer, self.prompts, *sizes)
         return self.prompts_of(context, "heldout", self.prompts), []

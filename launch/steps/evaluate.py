@@ -14,7 +14,6 @@ import numpy as np
 
 from launch.drafting import WEIGHTS, decoding
 from launch.graph import Context, Step
-from launch.steps.corpus import TOKENIZER
 from launch.steps.decode import own_primary
 from launch.steps.examples import EXAMPLES, read_examples
 from launch.store import read_lines, write_text_atomic
@@ -71,7 +70,7 @@ class Evaluate(Step):
             # Nothing is drafted where options are scored: the verified model's likelihoods are the primary's.
             lines = read_lines(context.inputs["reference"] / PREDICTIONS)
         else:
-            tokenizer = load_tokenizer(context.inputs["corpus"] / TOKENIZER)
+            tokenizer = load_tokenizer(context.inputs["corpus"])
             work = _Work(context, self, tokenizer)
             if info.kind is Kind.generate:
                 models = _writing(context, contestant, self.dtype, self._law(), tokenizer.eos_id)

@@ -12,19 +12,24 @@ from launch.steps.train import FurtherTraining
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Finetune(FurtherTraining):
-    """Stage 1 gives gecko_ce, stage 2 gecko_distil. Inputs: corpus, base, and for stage 2 primary."""
+    """Stage 1 gives gecko_ce, stage 2 gecko_distil. Inputs: corpus, base, for stage 2 primary, and its recording."""
 
     kind: ClassVar[str] = "finetune"
 
     def run(self, context: Context) -> None:
+        from flax import nnx
+
         from tandem.model import checkpoint
         from tandem.training.objective import decoder_loss
 
-        graph, weights = checkpoint.load_decoder(context.inputs["base"] / WEIGHTS)
+        base = context.inputs["base"] / WEIGHTS
+        graph, weights = checkpoint.load_decoder(base, self.dtype)
+        config, shared = checkpoint.config_of(base, "decoder"), checkpoint.shared_of(base)
         teacher = teacher_weights = None
         if self.primary_dtype is not None:
             teacher, teacher_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", self.primary_dtype)
-        loss = decoder_loss(graph, teacher, **self.loss_options)
-        weights = self.train(context, loss, weights, teacher_weights, self.stage_seed())
-        config = checkpoint.config_of(context.inputs["base"] / WEIGHTS, "decoder")
-        checkpoint.save_decoder(context.out / WEIGHTS, config, weights)
+        vocabulary = self.counted(context, config.vocab_size)
+        loss = decoder_loss(graph, teacher, vocabulary=vocabulary, **self.loss_options)
+        reads = [nnx.merge(teacher, teacher_weights).config.num_layers] if teacher is not None else []
+        weights = self.fit(context, loss, weights, teacher_weights, shared, reads)
+        checkpoint.save_decoder(context.out / WEIGHTS, config, weights, shared=shared)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from launch.graph import Context, Step
+from launch.steps.record import RECORDING
 from tandem.config import Divergence, OptimizerConfig
 from tandem.data.iterator import Batches
 from tandem.data.packing import open_tokens
@@ -40,8 +42,9 @@ class Training(Step):
         tokens = open_tokens(context.inputs["corpus"] / "tokens", "train").array
         return Batches(tokens, self.optimizer.batch_size, self.optimizer.seq_len, seed)
 
-    def train(self, context: Context, loss: Any, trained: Any, fixed: Any, seed: int) -> Any:
-        """The trained weights after all steps; goes on from a checkpoint that an interrupted attempt has left."""
+    def train(self, context: Context, loss: Any, trained: Any, fixed: Any, seed: int, batches: Any = None) -> Any:
+        """The trained weights after all steps on `batches`, by default of the text; goes on from a checkpoint that an
+        interrupted attempt has left."""
         from tandem.training.loop import CHECKPOINT, DAMAGED, train
 
         def report(step: int, total: int, metrics: dict[str, float]) -> None:
@@ -53,7 +56,7 @@ class Training(Step):
             loss,
             trained,
             fixed,
-            self.batches(context, seed),
+            batches or self.batches(context, seed),
             self.optimizer,
             seed=seed,
             folder=context.left,
@@ -74,6 +77,8 @@ class FurtherTraining(Training):
 
     distillation: Distillation | None = None
     primary_dtype: str | None = None
+    dtype: str = "float32"  # of the trained model's products
+    vocabulary: int | None = None  # how many tokens the loss counts, the most frequent; None: all
 
     def stage_seed(self, stage: int | None = None) -> int:
         """Stages read the corpus in different orders, equal for all models that are compared."""
@@ -85,3 +90,29 @@ class FurtherTraining(Training):
         """What every loss of further training takes."""
         compiled = {"remat": self.optimizer.remat, "scan_layers": self.optimizer.scan_layers}
         return compiled if self.distillation is None else {**compiled, **vars(self.distillation)}
+
+    def counted(self, context: Context, size: int) -> Any:
+        """The `Vocabulary` that the loss counts, of `size` tokens; None: all."""
+        from tandem.training.objective import Vocabulary
+
+        if self.vocabulary is None or self.vocabulary >= size:
+            return None
+        text = open_tokens(context.inputs["corpus"] / "tokens", "train").array
+        return Vocabulary.most_frequent(text, self.vocabulary, size)
+
+    def fit(self, context: Context, loss: Any, weights: Any, fixed: Any, shared: Any, reads: Sequence[int]) -> Any:
+        """`train`, but for what the model has `shared` with another; by the input `recording`, where there is one, of
+        the primary's states after as many layers as each of `reads` says."""
+        from flax import nnx
+
+        from tandem.training.objective import held_part, holding
+        from tandem.training.recording import Recording
+
+        seed, batches = self.stage_seed(), None
+        if folder := context.inputs.get("recording"):
+            batches = Recording(folder / RECORDING, self.optimizer.batch_size, seed, reads)
+        if shared is None:
+            return self.train(context, loss, weights, fixed, seed, batches)
+        weights, held = held_part(weights, shared.names)
+        weights = self.train(context, holding(loss), weights, {"held": held, "rest": fixed}, seed, batches)
+        return nnx.merge_state(weights, held)

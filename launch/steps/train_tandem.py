@@ -17,7 +17,7 @@ LEAST_SQUARES_BATCHES = 16
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainTandem(FurtherTraining):
     """Stage 1 from the pretrained secondary and new projections, stage 2 from stage 1. Inputs: corpus, primary, and
-    secondary (stage 1) or tandem (stage 2)."""
+    secondary (stage 1) or tandem (stage 2); and the primary's recording."""
 
     kind: ClassVar[str] = "tandem"
     version: ClassVar[int] = 2
@@ -41,10 +41,13 @@ class TrainTandem(FurtherTraining):
         primary, primary_weights = decoding(primary_from, "decoder", self.primary_dtype or "float32")
         primary_config = checkpoint.config_of(primary_from, "decoder")
         if tandem_from:
-            graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS)
+            graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS, self.dtype)
             secondary_config = checkpoint.config_of(tandem_from / WEIGHTS, "secondary")
+            shared = checkpoint.shared_of(tandem_from / WEIGHTS)
         else:
             secondary_config = checkpoint.config_of(context.inputs["secondary"] / WEIGHTS, "decoder")
+            shared = checkpoint.shared_of(context.inputs["secondary"] / WEIGHTS)
+            shared = shared and shared.below("secondary")
             graph, weights = self._new(context, primary_config, secondary_config, primary, primary_weights)
         loss = tandem_loss(
             graph,
@@ -52,18 +55,22 @@ class TrainTandem(FurtherTraining):
             mode=self.primary,
             gammas=self.gamma,
             position_decay=self.position_decay,
+            vocabulary=self.counted(context, primary_config.vocab_size),
             **self.loss_options,
         )
         trained, fixed = weights, primary_weights
         if joint:
             learning, fixed = learning_part(self.primary, max(self.layer_map), primary_weights)
             trained = {"tandem": weights, "primary": learning}
-        trained = self.train(context, loss, trained, fixed, self.stage_seed())
+        stage_2 = self.distillation is not None
+        reads = [*self.layer_map, *([primary_config.num_layers] if stage_2 else [])]
+        trained = self.fit(context, loss, trained, fixed, shared, reads)
         if joint:
             primary_weights = nnx.merge_state(trained["primary"], fixed)
             checkpoint.save_decoder(context.out / PRIMARY, primary_config, primary_weights)
         weights = trained["tandem"] if joint else trained
-        checkpoint.save_tandem(context.out / WEIGHTS, primary_config, secondary_config, self.layer_map, weights)
+        path = context.out / WEIGHTS
+        checkpoint.save_tandem(path, primary_config, secondary_config, self.layer_map, weights, shared)
 
     def _new(
         self,
@@ -77,13 +84,16 @@ class TrainTandem(FurtherTraining):
 
         from tandem.model import checkpoint
         from tandem.model.tandem import Tandem
-        from tandem.training.projection_init import least_squares
+        from tandem.training.projection_init import identity, least_squares
 
-        model = Tandem(primary_config, secondary_config, self.layer_map, rngs=nnx.Rngs(self.seed))
+        rngs = nnx.Rngs(self.seed)
+        model = Tandem(primary_config, secondary_config, self.layer_map, dtype=self.dtype, rngs=rngs)
         nnx.update(model.secondary, checkpoint.load_decoder(context.inputs["secondary"] / WEIGHTS)[1])
         graph, weights = nnx.split(model)
         if self.projection_init is ProjectionInit.least_squares:
             batches = self.batches(context, self.stage_seed(0))
             tokens = (batches(step)[:, :-1] for step in range(LEAST_SQUARES_BATCHES))
             weights = least_squares(graph, weights, primary, primary_weights, tokens)
+        elif self.projection_init is ProjectionInit.identity:
+            weights = identity(graph, weights)
         return graph, weights

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from tandem.config import DecoderConfig, Drafter
 from tandem.errors import EnvironmentFailure
+from tandem.model.copying import SHARED_NAMES
 from tandem.model.decoder import Decoder
 from tandem.model.eagle import Eagle
 from tandem.model.heads import HeadConfig
@@ -28,6 +29,7 @@ from tandem.model.importing import load_checkpoint
 from tandem.model.kv import KVHead
 from tandem.model.medusa import Medusa
 from tandem.model.names import path_name
+from tandem.model.parameters import parameter_count
 from tandem.model.references import REFERENCE, SHARED, Reference, Shared
 from tandem.model.tandem import Tandem
 from tandem.parallel.hosts import hosts
@@ -221,6 +223,23 @@ def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Any], 
     return graph, load(path, template)[0]
 
 
+def shared_embedding(path: Path) -> Shared | None:
+    """What a decoder that is made of this one's layers need not hold: its embedding and output matrix, where they are
+    those of an open checkpoint."""
+    about = metadata(path)
+    if REFERENCE not in about:
+        return None
+    tied = config_of(path, "decoder").tie_embeddings
+    names = SHARED_NAMES[:1] if tied else SHARED_NAMES
+    return Shared(Reference.from_stored(about[REFERENCE], path), dict(zip(names, names, strict=True)))
+
+
+def shared_of(path: Path) -> Shared | None:
+    """What a file's model shares with an open checkpoint, and the file does not hold."""
+    about = metadata(path)
+    return Shared.from_stored(about[SHARED], path) if SHARED in about else None
+
+
 def metadata(path: Path) -> dict[str, Any]:
     """What is written beside the weights of a file. Raises EnvironmentFailure if it cannot be read."""
     try:
@@ -233,7 +252,9 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 def parameters(path: Path) -> int:
-    """Number of weights in a file."""
+    """Number of weights in a file, or of those that it refers to. What it shares is not counted."""
+    if REFERENCE in metadata(path):
+        return parameter_count(config_of(path, "decoder"))
     with safe_open(path, framework="numpy") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 

@@ -13,9 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
-from tandem.model.formats import files_of
+from tandem.model.formats import checkpoint_files
 from tandem.model.importing import read_parameters
 
 # What these are called in a file's metadata.
@@ -84,8 +83,3 @@ class Shared:
         path, rows = self.reference.whole(), self.reference.vocab_size
         arrays = dict(read_parameters(path, kind, wanted.__contains__, rows)[1])
         return {ours: arrays[theirs] for ours, theirs in self.names.items()}
-
-
-def checkpoint_files(path: str) -> Files:
-    """What a checkpoint's content is known by, wherever it lies. Raises EnvironmentFailure."""
-    return Files((file.name, file) for file in files_of(path))

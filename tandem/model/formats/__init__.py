@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
 
 
@@ -96,9 +97,13 @@ def open_tensors(path: str | Path) -> Tensors:
     )
 
 
-def files_of(path: str | Path) -> list[Path]:
-    """The files that a model's tensors and configuration are read from. Raises as `open_tensors`."""
-    path = Path(path)
+def checkpoint_files(path: str | Path) -> Files:
+    """The files that a model's tensors and configuration are read from: its content, wherever it lies. Raises as
+    `open_tensors`."""
+    return Files((file.name, file) for file in _files(Path(path)))
+
+
+def _files(path: Path) -> list[Path]:
     if path.is_dir():
         from tandem.model.formats.huggingface import CONFIG, HuggingFace
 
