@@ -156,8 +156,9 @@ def test_heavy_packages_stay_out(tmp_path):
     program = """
         import contextlib, io, sys
         from launch import run
+        from tandem.errors import UserError
         for words in (["--help"], ["--cfg", "job", "scale=tiny"], ["gamma=-1"]):
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(run.UserError):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(UserError):
                 run.main(words)
         import launch.graph, launch.store
         print(sorted(set(sys.modules) & set(HEAVY)))
