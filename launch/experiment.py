@@ -13,14 +13,12 @@ from launch.graph import Step
 from launch.models import Model, build_models, resolve_dtype, shipped_tokenizer
 from launch.prompts import PROMPTS, check_fits, encode_prompts, prompt_files
 from tandem.config import (
-    Drafter,
     Experiment,
     Measure,
-    Recipe,
     StopRule,
 )
 from tandem.data.tokenizer import load_tokenizer
-from tandem.model.heads import HEADS
+from tandem.decoding.drafters import LAST, PRETRAIN, is_head, named
 
 
 def build(experiment: Experiment) -> list[Step]:
@@ -37,7 +35,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     corpus = models[pair.primary].step.inputs["corpus"]
     primary = models[pair.primary].step
     # A head only drafts: it is neither a model of its own nor read in block mode.
-    drafting, models = models, {name: model for name, model in models.items() if model.kind not in HEADS}
+    drafting, models = models, {name: model for name, model in models.items() if not is_head(model.kind)}
     made: list[Step] = []
     if Measure.agreement in evaluation.measures:
         seq_len = experiment.train.seq_len
@@ -76,7 +74,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
         drafters = chosen_drafters(experiment, drafting)
         trained = {name: drafting[name].step for name in drafters if name in drafting}
         ngram = experiment.drafter.ngram
-        lookup = {"ngram": ngram} if Drafter.prompt_lookup in drafters.values() else {}
+        lookup = {"ngram": ngram} if "prompt_lookup" in drafters.values() else {}
         chosen, fixed = {name: drafting[name] for name in trained}, decode.stop is StopRule.fixed
         ruled = stopping.rule_steps(experiment, decode.stop, chosen, {"corpus": corpus, "primary": primary}, dtype)
         gamma = experiment.gamma if fixed else decode.gamma_max
@@ -132,17 +130,18 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
 
 def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
     """Rows of the speed table that can be drafted with, by what the recipe has trained."""
-    last = {Recipe.pretrain: "", Recipe.ce: "_ce", Recipe.distil: "_distil"}[experiment.train.recipe]
-    secondary = experiment.model.secondary
-    names = {
-        Drafter.independent: secondary,
-        Drafter.distilled: f"{secondary}{last}",
-        Drafter.tandem: f"tandem{last}",
-        **{kind: f"{kind}{last}" for kind in HEADS},
-    }
-    chosen = dict.fromkeys(names.get(drafter, drafter.value) for drafter in experiment.drafter.drafters)
-    kinds = {name: model.kind for name, model in models.items()} | {Drafter.prompt_lookup.value: "prompt_lookup"}
-    return {name: kinds[name] for name in chosen if name in kinds}
+    rows: dict[str, str] = {}
+    for entry in experiment.drafter.drafters:
+        one, checkpoint = named(entry)
+        if one.model_kind is None:
+            rows[one.name] = one.name
+            continue
+        stage = experiment.train.recipe.value if checkpoint == LAST else checkpoint
+        name = experiment.model.secondary if one.model_kind == "decoder" else one.name
+        name += "" if stage == PRETRAIN else f"_{stage}"
+        if name in models:
+            rows[name] = models[name].kind
+    return rows
 
 
 def controls(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, list[str]]:

@@ -17,7 +17,6 @@ from tandem.config import (
     Corpus,
     DecoderConfig,
     Divergence,
-    Drafter,
     DType,
     Experiment,
     OptimizerConfig,
@@ -27,8 +26,8 @@ from tandem.config import (
 )
 from tandem.data.corpus import corpus_identity, text_files
 from tandem.data.files import Files
+from tandem.decoding.drafters import head_of_size, is_head, named
 from tandem.errors import EnvironmentFailure
-from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.model.parameters import parameter_count
 from tandem.validate import resolve_layer_map
 from tasks.text import tfds_files
@@ -74,8 +73,8 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
             inputs = {"corpus": corpus, "primary": primary, "tandem": tandem_ce}
             tandem_distil = _tandem(experiment, "tandem_distil", 2, layer_map, inputs)
             models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
-        for kind in HEADS:
-            if kind in experiment.drafter.drafters:
+        for kind in dict.fromkeys(named(entry)[0].name for entry in experiment.drafter.drafters):
+            if is_head(kind):
                 models |= _heads(experiment, kind, {"corpus": corpus, "primary": primary})
     if pair.middle is not None:
         models[pair.middle] = Model(base[pair.middle], "decoder")
@@ -239,13 +238,13 @@ def _tandem(experiment: Experiment, name: str, stage: int, layer_map: list[int],
     )
 
 
-def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) -> dict[str, Model]:
+def _heads(experiment: Experiment, kind: str, inputs: Mapping[str, Step]) -> dict[str, Model]:
     """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
     models, pair = experiment.scale.models, experiment.model
     primary = models[pair.primary]
     reads = len(resolve_layer_map(pair, experiment.scale))
-    head = head_config(kind, primary, models[pair.secondary], reads, experiment.drafter.depth)
-    count = head_parameters(head, primary)
+    head = head_of_size(kind, primary, models[pair.secondary], reads, experiment.drafter.depth)
+    count = head.parameter_count(primary)
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
     dtype = resolve_dtype(experiment.train.primary_dtype)
@@ -254,9 +253,9 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
         name = f"{kind}_{suffix}"
         if stage == 2 and experiment.train.recipe is not Recipe.distil:
             break
-        train = of_row(experiment.train, kind.value, stage)
+        train = of_row(experiment.train, kind, stage)
         config = {
-            "head": asdict(head),
+            "head": head.described,
             "stage": stage,
             "optimizer": optimizer_meaning(train),
             "primary_dtype": dtype,
@@ -275,14 +274,14 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
             size=f"{count / 1e6:.2g}M head on {pair.primary}, {_tokens(train):,} tokens, {head.depth} drafts",
             estimate_s=a_token * _tokens(train) / TRAINING_FLOPS,
         )
-        made[name] = Model(step, kind.value)
+        made[name] = Model(step, kind)
     return made
 
 
 def of_row(train: TrainConfig, row: str, stage: int) -> TrainConfig:
     """The training of one row of the tables in one stage."""
     steps = train.steps if stage == 1 else train.distil_steps
-    return replace(train, steps=steps, learning_rate=train.learning_rate * getattr(train.rates, row))
+    return replace(train, steps=steps, learning_rate=train.learning_rate * train.rates.get(row, 1.0))
 
 
 def optimizer_meaning(config: OptimizerConfig) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from tandem.config import (
 from tandem.data.corpus import documents, is_heldout, split_group
 from tandem.data.iterator import Batches
 from tandem.data.packing import open_tokens, pack
+from tandem.decoding.drafters import Head
 from tandem.errors import Interrupted
-from tandem.model.heads import HeadConfig
 from tandem.parallel.hosts import hosts
 
 RESULTS = "results.json"
@@ -163,7 +163,7 @@ def tandem(
     return run
 
 
-def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
+def head(config: Head, train: TrainConfig, stage: int, dtype: str, seed: int) -> Callable[[Context], None]:
     """A head on the frozen primary trained: stage 1 from random weights, stage 2 from stage 1.
 
     `dtype` is that of the primary's products. Inputs: corpus, primary, and for stage 2 head.
@@ -173,6 +173,7 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: i
         from flax import nnx
 
         from tandem.model import checkpoint
+        from tandem.model.heads import HeadModule
         from tandem.training.objective import head_loss
 
         primary, primary_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", dtype)
@@ -180,7 +181,7 @@ def head(config: HeadConfig, train: TrainConfig, stage: int, dtype: str, seed: i
             checkpoint.metadata(context.inputs["primary"] / WEIGHTS)["decoder"]
         )
         if stage == 1:
-            graph, weights = nnx.split(checkpoint.HEADS[config.kind](config, primary_config, rngs=nnx.Rngs(seed)))
+            graph, weights = nnx.split(HeadModule(config, primary_config, rngs=nnx.Rngs(seed)))
         else:
             graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
         weight = train.distil_weight if stage == 2 else None

@@ -21,7 +21,7 @@ from tandem.config import DecodeConfig, Experiment, StopRule
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
 from tandem.data.tokenizer import load_tokenizer
-from tandem.model.heads import HEADS
+from tandem.decoding.drafters import is_head
 
 if TYPE_CHECKING:
     from launch.models import Model
@@ -150,7 +150,7 @@ def train_router(context: Context, kind: str, decode: DecodeConfig, dtype: str, 
         primary,
         weights,
         own.model,
-        own_weights["head"] if kind in HEADS else own_weights,
+        own_weights["head"] if is_head(kind) else own_weights,
         np.concatenate(texts),
         decode.prompt_tokens,
         decode.gamma_max,
