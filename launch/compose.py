@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from launch.keys import closest, known_keys, nearest_key, typed
 from tandem.config import Experiment
+from tandem.decoding.drafters import drafter_names
 from tandem.errors import ConfigurationError
 from tandem.validate import validate
 
@@ -29,12 +30,14 @@ PROMPT = "prompt="
 
 
 def groups() -> dict[str, list[str]]:
-    """The options of each group in `conf/`; files that start with `_` are shared parts, not options."""
+    """The options of each group in `conf/`, where files that start with `_` are shared parts and no options, and every
+    drafter that registers."""
     found = {}
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
         files = sorted(folder.rglob("*.yaml"))
         options = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
         found[folder.name] = [option for option in options if not option.rpartition("/")[2].startswith("_")]
+    found["drafter"] += [name for name in drafter_names() if name not in found["drafter"]]
     return found
 
 
@@ -202,7 +205,12 @@ def _files(words: tuple[str, ...]) -> DictConfig:
     """What Hydra composes from the files of conf/, not resolved yet."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
 
+    # A drafter needs no file in conf/.
+    for name in drafter_names():
+        if not (CONF / "drafter" / f"{name}.yaml").exists():
+            ConfigStore.instance().store(name, {"name": name, "drafters": [name]}, group="drafter")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose(CONFIG_NAME, overrides=list(words))
 
@@ -217,6 +225,7 @@ def _first_lines(error: Exception) -> str:
 
 def _experiment(data: Mapping[str, Any], problems: list[str]) -> Experiment:
     experiment = typed(data, problems)
+    experiment.train.rates = {**experiment.scale.rates, **experiment.train.rates}
     problems += validate(experiment)
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))

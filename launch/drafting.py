@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tandem.config import Drafter
-from tandem.model.heads import HEADS
+from tandem.decoding.drafters import drafting_with
 
 WEIGHTS = "weights.safetensors"
 PRIMARY = "primary.safetensors"
@@ -33,35 +32,16 @@ def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     from tandem.model import checkpoint
     from tandem.model.layout import cast_matrices
 
-    load: Callable[..., tuple[Any, Any]] = checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder
-    graph, weights = (checkpoint.load_head if kind in HEADS else load)(path, dtype)
+    load: dict[str, Callable[..., tuple[Any, Any]]]
+    load = {"decoder": checkpoint.load_decoder, "tandem": checkpoint.load_tandem}
+    graph, weights = load.get(kind, checkpoint.load_head)(path, dtype)
     return graph, cast_matrices(weights, dtype)
 
 
 def drafter(
     directory: Path | None, kind: str, dtype: str, primary: Any, primary_weights: Any, ngram: int = 0
 ) -> tuple[Any, Any]:
-    """A drafter for `primary` and its weights; heads hold the primary too. The text needs no directory."""
-    from flax import nnx
-
-    from tandem.decoding.drafters.eagle import EagleDrafter
-    from tandem.decoding.drafters.independent import Independent
-    from tandem.decoding.drafters.kv import KVDrafter
-    from tandem.decoding.drafters.medusa import MedusaDrafter
-    from tandem.decoding.drafters.prompt_lookup import PromptLookup
-    from tandem.decoding.drafters.tandem import TandemDrafter
-    from tandem.model.layout import one_position, pack_matrices
-
-    if kind == Drafter.prompt_lookup:
-        return PromptLookup(nnx.merge(primary, primary_weights).config.vocab_size, ngram), None
-    assert directory is not None  # all others are trained
-    graph, weights = decoding(directory / WEIGHTS, kind, dtype)
-    if kind == Drafter.medusa:  # makes all its drafts in one pass
-        return MedusaDrafter(graph, primary), {"head": weights, "primary": primary_weights}
-    graph, weights = one_position(graph, weights)
-    if kind in HEADS:
-        primary, primary_weights = pack_matrices(*one_position(primary, primary_weights))
-        make = EagleDrafter if kind == Drafter.eagle else KVDrafter
-        return make(graph, primary), {"head": weights, "primary": primary_weights}
-    graph, weights = pack_matrices(graph, weights)
-    return TandemDrafter(graph) if kind == "tandem" else Independent(graph), weights
+    """A drafter for `primary` and its weights; heads hold the primary too. One that is not trained needs no
+    directory."""
+    model = None if directory is None else decoding(directory / WEIGHTS, kind, dtype)
+    return drafting_with(kind).assemble(model, (primary, primary_weights), ngram)

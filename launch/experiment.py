@@ -18,9 +18,9 @@ from launch.steps.speed import Speed
 from launch.steps.standalone import Standalone
 from launch.steps.train_router import TrainRouter
 from launch.steps.tune_pair import TunePair
-from tandem.config import Drafter, Experiment, Measure, Recipe, StopRule
+from tandem.config import Experiment, Measure, StopRule
 from tandem.data.tokenizer import load_tokenizer
-from tandem.model.heads import HEADS
+from tandem.decoding.drafters import LAST, PRETRAIN, is_head, named
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
 ROUTER_TEXTS, TUNE_PROMPTS = 512, 32
@@ -39,7 +39,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
     corpus = models[pair.primary.name].step.inputs["corpus"]
     primary = models[pair.primary.name].step
     # A head only drafts: it is neither a model of its own nor read in block mode.
-    drafting, models = models, {name: model for name, model in models.items() if model.kind not in HEADS}
+    drafting, models = models, {name: model for name, model in models.items() if not is_head(model.kind)}
     made: list[Step] = []
     if Measure.agreement in evaluation.measures:
         seq_len = experiment.train.seq_len
@@ -71,7 +71,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 gamma=experiment.gamma if decode.stop is StopRule.fixed else decode.gamma_max,
                 exact=decode.exact,
                 rule=rule_of_run(experiment),
-                ngram=experiment.drafter.ngram if Drafter.prompt_lookup in drafters.values() else None,
+                ngram=experiment.drafter.ngram if "prompt_lookup" in drafters.values() else None,
                 **_prompted(experiment),
             )
         )
@@ -198,17 +198,18 @@ def _prompts_size(experiment: Experiment) -> str:
 
 def chosen_drafters(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, str]:
     """Rows of the speed table that can be drafted with, by what the recipe has trained."""
-    last = {Recipe.pretrain: "", Recipe.ce: "_ce", Recipe.distil: "_distil"}[experiment.train.recipe]
-    secondary = experiment.model.secondary.name
-    names = {
-        Drafter.independent: secondary,
-        Drafter.distilled: f"{secondary}{last}",
-        Drafter.tandem: f"tandem{last}",
-        **{kind: f"{kind}{last}" for kind in HEADS},
-    }
-    chosen = dict.fromkeys(names.get(drafter, drafter.value) for drafter in experiment.drafter.drafters)
-    kinds = {name: model.kind for name, model in models.items()} | {Drafter.prompt_lookup.value: "prompt_lookup"}
-    return {name: kinds[name] for name in chosen if name in kinds}
+    rows: dict[str, str] = {}
+    for entry in experiment.drafter.drafters:
+        one, checkpoint = named(entry)
+        if one.model_kind is None:
+            rows[one.name] = one.name
+            continue
+        stage = experiment.train.recipe.value if checkpoint == LAST else checkpoint
+        name = experiment.model.secondary.name if one.model_kind == "decoder" else one.name
+        name += "" if stage == PRETRAIN else f"_{stage}"
+        if name in models:
+            rows[name] = models[name].kind
+    return rows
 
 
 def controls(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, list[str]]:

@@ -22,8 +22,8 @@ from launch.steps.evaluate import Contestant, Evaluate
 from launch.steps.examples import SOURCES, Examples, Places
 from sweeps.downstream import shaped
 from tandem.config import DType, Experiment, PrimaryMode
+from tandem.decoding.drafters import is_head
 from tandem.errors import ConfigurationError, EnvironmentFailure
-from tandem.model.heads import HEADS
 from tandem.model.parameters import parameter_count
 from tandem.pair import decoder_of, sides
 from tandem.parallel.hosts import hosts
@@ -92,7 +92,7 @@ def build(experiment: Experiment) -> list[Step]:
 
 def _build(experiment: Experiment, infos: Sequence[TaskInfo]) -> list[Step]:
     # A head only drafts: alone it writes nothing.
-    models = {name: model for name, model in build_models(experiment).items() if model.kind not in HEADS}
+    models = {name: model for name, model in build_models(experiment).items() if not is_head(model.kind)}
     steps = [step for info in infos for step in _steps(experiment, info, models)]
     # All examples are read before the first model is asked, so that a damaged file is known at once.
     return [*(step.inputs["examples"] for step in steps[:: len(steps) // len(infos)]), *steps]

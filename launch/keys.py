@@ -7,12 +7,13 @@ import functools
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from enum import Enum
 from typing import Any, cast
 
-from tandem.config import Experiment
-from tandem.validate import nearest
+from tandem.config import Experiment, Rates
+from tandem.validate import nearest, rate_names
 
 _hints = functools.cache(typing.get_type_hints)  # asked again for each point of a grid
 
@@ -35,15 +36,17 @@ def known_keys(data: Mapping[str, Any], cls: type = Experiment, where: str = "")
             keys.append(key)
             if typing.get_origin(hint) is dict:
                 for entry, fields in inner.items():
-                    fields = fields if isinstance(fields, Mapping) else {}
-                    keys += [f"{key}.{entry}", *known_keys(fields, typing.get_args(hint)[1], f"{key}.{entry}.")]
+                    fields, element = fields if isinstance(fields, Mapping) else {}, typing.get_args(hint)[1]
+                    inside = known_keys(fields, cast(type, element), f"{key}.{entry}.") if is_dataclass(element) else []
+                    keys += [f"{key}.{entry}", *inside]
+                if hint == Rates:  # an entry for each row, also where no file names it
+                    keys += [f"{key}.{row}" for row in rate_names() if row not in inner]
     return keys
 
 
 def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], known: Sequence[str]) -> Any:
     """`data` as a `cls`, a dataclass; what is missing or wrong keeps its default."""
     from omegaconf import Container, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     node, hints = _node(cls), _hints(cls)
     fields: dict[str, Any] = {}
@@ -61,22 +64,36 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
             else:
                 element, fields[name] = typing.get_args(hint)[1], {}
                 for entry, entry_value in value.items():
+                    if not is_dataclass(element):
+                        with _converting(f"{key}.{entry}", element, entry_value, problems):
+                            node[name] = {entry: entry_value}
+                            fields[name][entry] = node[name][entry]
+                        continue
                     wrong = not isinstance(entry_value, Mapping)
                     if wrong:
                         problems.append(f"{key}.{entry}={entry_value} must be a group of keys")
                     given = {} if wrong else entry_value
-                    fields[name][entry] = _fill(element, given, f"{key}.{entry}.", problems, known)
+                    fields[name][entry] = _fill(cast(type, element), given, f"{key}.{entry}.", problems, known)
         else:
             # `train.gamma=2` for a list of one.
             single = _is_list(hint) and value is not None and not isinstance(value, list)
-            try:
+            with _converting(key, hint, value, problems):
                 node[name] = [value] if single else value
                 converted = node[name]
                 fields[name] = OmegaConf.to_object(converted) if isinstance(converted, Container) else converted
-            except OmegaConfBaseException:
-                shown = "null" if value is None else value
-                problems.append(f"{key}={shown} must be {_allowed(hint, str(value))}")
     return cls(**fields)
+
+
+@contextmanager
+def _converting(key: str, hint: Any, value: Any, problems: list[str]) -> Iterator[None]:
+    """Where `value` turns out to be none of the type `hint`, that goes to the problems."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except OmegaConfBaseException:
+        shown = "null" if value is None else value
+        problems.append(f"{key}={shown} must be {_allowed(hint, str(value))}")
 
 
 @functools.cache

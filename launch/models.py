@@ -24,7 +24,6 @@ from launch.steps.train_tandem import TrainTandem
 from tandem.config import (
     Corpus,
     DecoderConfig,
-    Drafter,
     DType,
     Experiment,
     OptimizerConfig,
@@ -38,9 +37,9 @@ from tandem.config import (
 from tandem.data.corpus import corpus_identity, text_files
 from tandem.data.files import Files
 from tandem.data.tokenizer import tokenizer_files
+from tandem.decoding.drafters import head_of_size, is_head, named
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.formats import checkpoint_files
-from tandem.model.heads import HEADS, head_config, head_parameters
 from tandem.model.parameters import parameter_count
 from tandem.pair import CHECKPOINTS, checkpoint_path, decoder_of, resolve_layer_map, sides
 from tasks.text import tfds_files
@@ -79,8 +78,8 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
             distil = _finetune(experiment, f"{name}_distil", 2, {**text, "primary": primary, "base": ce})
             tandem_distil = _tandem(experiment, "tandem_distil", 2, {**text, "primary": primary, "tandem": tandem_ce})
             models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
-        for kind in HEADS:
-            if kind in experiment.drafter.drafters:
+        for kind in dict.fromkeys(named(entry)[0].name for entry in experiment.drafter.drafters):
+            if is_head(kind):
                 models |= _heads(experiment, kind, {"corpus": corpus, "primary": primary})
     if pair.middle is not None:
         models[pair.middle.name] = Model(base[pair.middle.name], "decoder")
@@ -313,13 +312,13 @@ def _reads_primary(train: TrainConfig, stage: int) -> bool:
     return stage == 2 and train.recorded_tokens is None
 
 
-def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) -> dict[str, Model]:
+def _heads(experiment: Experiment, kind: str, inputs: Mapping[str, Step]) -> dict[str, Model]:
     """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
     pair = experiment.model
     primary, secondary = decoder_of(experiment, pair.primary), decoder_of(experiment, pair.secondary)
     reads = len(resolve_layer_map(experiment))
-    head = head_config(kind, primary, secondary, reads, experiment.drafter.depth)
-    count = head_parameters(head, primary)
+    head = head_of_size(kind, primary, secondary, reads, experiment.drafter.depth)
+    count = head.parameter_count(primary)
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
     dtype = resolve_dtype(experiment.train.primary_dtype)
@@ -328,7 +327,7 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
         name = f"{kind}_{suffix}"
         if stage == 2 and experiment.train.recipe is not Recipe.distil:
             break
-        optimizer = of_row(experiment.train, kind.value, stage)
+        optimizer = of_row(experiment.train, kind, stage)
         if stage == 2:
             inputs = {**inputs, "head": made[f"{kind}_ce"].step}
         step = TrainHead(
@@ -342,14 +341,14 @@ def _heads(experiment: Experiment, kind: Drafter, inputs: Mapping[str, Step]) ->
             primary_dtype=dtype,
             head=head,
         )
-        made[name] = Model(step, kind.value)
+        made[name] = Model(step, kind)
     return made
 
 
 def of_row(train: TrainConfig, row: str, stage: int) -> Optimisation:
     """The optimisation of one row of the tables in one stage."""
     steps = train.steps if stage == 1 else train.distil_steps
-    return picked(Optimisation, train, steps=steps, learning_rate=train.learning_rate * getattr(train.rates, row))
+    return picked(Optimisation, train, steps=steps, learning_rate=train.learning_rate * train.rates.get(row, 1.0))
 
 
 def _distillation(train: TrainConfig, stage: int) -> Distillation | None:

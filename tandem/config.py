@@ -94,19 +94,6 @@ class ChatMode(StrEnum):
     off = "off"
 
 
-class Drafter(StrEnum):
-    """Who drafts: the pretrained secondary, the distilled secondary, the tandem secondary, the text itself, or a head
-    trained on the frozen primary (`tandem/model/heads.py`)."""
-
-    independent = "independent"
-    distilled = "distilled"
-    tandem = "tandem"
-    prompt_lookup = "prompt_lookup"
-    medusa = "medusa"
-    eagle = "eagle"
-    kv = "kv"
-
-
 class Measure(StrEnum):
     """What is measured: agreement (paper table 1), speed with SPEED (tables 2, 5, 8), the tandem alone (table 3)."""
 
@@ -186,18 +173,10 @@ class FurtherConfig(OptimizerConfig):
     recorded_tokens: int | None = None
 
 
-@dataclass
-class RatesConfig:
-    """What multiplies the further training's learning rate for a row of the tables: a comparison at one rate would be
-    one of whom that rate suits. Heads have one rate for both stages."""
-
-    secondary_ce: float = 1.0
-    secondary_distil: float = 1.0
-    tandem_ce: float = 1.0
-    tandem_distil: float = 1.0
-    medusa: float = 1.0
-    eagle: float = 1.0
-    kv: float = 1.0
+# What multiplies the further training's learning rate for a row of the tables, 1 where it is not named: a comparison at
+# one rate would be one of whom that rate suits. Rows are those of ROWS and heads, which have one for both stages.
+Rates = dict[str, float]
+ROWS = ("secondary_ce", "secondary_distil", "tandem_ce", "tandem_distil")
 
 
 @dataclass
@@ -209,7 +188,7 @@ class ScaleConfig:
     pretrain: dict[str, OptimizerConfig] = field(default_factory=dict)
     # The further training of a pair at this scale; `train` starts from it.
     further: FurtherConfig = field(default_factory=FurtherConfig)
-    rates: RatesConfig = field(default_factory=RatesConfig)
+    rates: Rates = field(default_factory=dict)
     distil_steps: int = 100  # of stage 2
     # Use the weights in the package, where it ships some made by exactly this configuration.
     shipped: bool = False
@@ -249,7 +228,7 @@ class TrainConfig(OptimizerConfig):
 
     name: str = "distil"
     distil_steps: int = 100
-    rates: RatesConfig = field(default_factory=RatesConfig)
+    rates: Rates = field(default_factory=dict)
     recipe: Recipe = Recipe.distil
     primary: PrimaryMode = PrimaryMode.frozen
     # The type of a frozen primary's products, as of teacher or as read by the tandem; see decode.dtype.
@@ -293,8 +272,11 @@ class DrafterConfig:
     """The drafters that SPEED is measured with."""
 
     name: str = "paper"
-    drafters: list[Drafter] = field(default_factory=lambda: [Drafter.independent, Drafter.distilled, Drafter.tandem])
-    # How many drafts of a block medusa, eagle and kv are trained for; medusa can make no more.
+    # Files of tandem/decoding/drafters by the names that they register, or NAME@CHECKPOINT: pretrain, ce (stage 1),
+    # distil (stage 2), or last, after the last stage that there is. Without one, independent is as pretrained, and all
+    # that the recipe trains is at its last.
+    drafters: list[str] = field(default_factory=lambda: ["independent", "independent@last", "tandem"])
+    # How many drafts of a block heads are trained for; medusa can make no more.
     depth: int = 5
     ngram: int = 3  # the longest that prompt_lookup searches for
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 
 from tandem.config import (
+    ROWS,
     Corpus,
     DecoderConfig,
-    Drafter,
     Experiment,
     Job,
     Measure,
@@ -22,8 +21,7 @@ from tandem.config import (
     PairConfig,
     PrimaryMode,
     ProjectionInit,
-    RatesConfig,
-    Recipe,
+    Rates,
     ScaleConfig,
     SideConfig,
     Source,
@@ -31,9 +29,10 @@ from tandem.config import (
     TrainConfig,
 )
 from tandem.data.prompts import PROMPT_SETS, prompt_file
+from tandem.decoding.drafters import head_names
 from tandem.model.families import family_names
-from tandem.model.heads import HEADS
 from tandem.pair import CHECKPOINTS, STAND_INS, decoder_of, sides
+from tandem.validate_drafters import check_drafters, drafting_is_stopped
 
 LARGEST_SEED = 2**31 - 1
 
@@ -74,7 +73,7 @@ def validate(experiment: Experiment) -> list[str]:
     _train(experiment.train, check)
     _data(experiment, check)
     _measures(experiment, check)
-    _heads(experiment, check)
+    check_drafters(experiment, check)
     _tasks(experiment, check)
     _platform(experiment, check)
     return check.problems
@@ -161,9 +160,16 @@ def _decoder(key: str, decoder: DecoderConfig, check: _Checks) -> None:
         check.wrong(f"{key}.family", decoder.family, rule)
 
 
-def _rates(key: str, rates: RatesConfig, check: _Checks) -> None:
-    for field in fields(rates):
-        check.positive(f"{key}.{field.name}", getattr(rates, field.name))
+def rate_names() -> list[str]:
+    """The rows of the tables that a learning rate can be multiplied for."""
+    return [*ROWS, *head_names()]
+
+
+def _rates(key: str, rates: Rates, check: _Checks) -> None:
+    for name, rate in rates.items():
+        if name not in rate_names():
+            check.problems.append(f"{key}.{name} is no row that is trained{nearest(name, rate_names())}")
+        check.positive(f"{key}.{name}", rate)
 
 
 def _optimizer(key: str, optimizer: OptimizerConfig, check: _Checks) -> None:
@@ -359,24 +365,9 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
     }
     for key, values in lists.items():
         if len(set(values)) != len(values):
-            check.wrong(key, [value.value for value in values], "names something twice")
+            check.wrong(key, [str(value) for value in values], "names something twice")
     if not measured.measures:
         check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}")
-    if Measure.speed in measured.measures and not experiment.drafter.drafters:
-        check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
-
-
-def _heads(experiment: Experiment, check: _Checks) -> None:
-    drafter, train = experiment.drafter, experiment.train
-    check.at_least("drafter.ngram", drafter.ngram, 1)
-    check.at_least("drafter.depth", drafter.depth, 1)
-    if Drafter.medusa in drafter.drafters and 1 <= drafter.depth < experiment.gamma:
-        check.wrong("drafter.depth", drafter.depth, f"must be at least gamma={experiment.gamma}: medusa's heads")
-    for kind in drafter.drafters:
-        if kind in HEADS and train.recipe is Recipe.pretrain:
-            check.wrong("drafter.drafters", kind.value, "needs train=ce or train=distil, which train it")
-        if kind in HEADS and train.primary is not PrimaryMode.frozen:
-            check.wrong("drafter.drafters", kind.value, "needs train.primary=frozen, the primary that it is trained on")
 
 
 def _tasks(experiment: Experiment, check: _Checks) -> None:
@@ -407,19 +398,9 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
     greedy = decode.temperature == 0 or decode.top_k == 1
     if StopRule.oracle in stops and not greedy:
         check.wrong("eval.stops", "oracle", f"needs greedy decoding, not decode.temperature={decode.temperature}")
-    asked = decode.stop is not StopRule.fixed or stops or experiment.job is Job.tune
-    if asked and decode.gamma_max > decode.max_new_tokens:
+    if drafting_is_stopped(experiment) and decode.gamma_max > decode.max_new_tokens:
         rule = f"must be at most decode.max_new_tokens={decode.max_new_tokens}"
         check.wrong("decode.gamma_max", decode.gamma_max, rule)
-    learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
-    for kind in experiment.drafter.drafters:
-        if learned and kind is Drafter.prompt_lookup:
-            rule = "has no law for a router to read; use decode.stop=fixed with it"
-            check.wrong("drafter.drafters", kind.value, rule)
-        elif asked and kind is Drafter.medusa and decode.gamma_max > experiment.drafter.depth:
-            check.wrong("decode.gamma_max", decode.gamma_max, "must be at most drafter.depth, the heads of medusa")
-    if asked and not experiment.drafter.drafters:
-        check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(Drafter)}")
 
 
 def _platform(experiment: Experiment, check: _Checks) -> None:

@@ -8,29 +8,27 @@ import numpy as np
 from flax import nnx
 from pairs import PRIMARY
 
-from tandem.config import Drafter
-from tandem.decoding.drafters.eagle import EagleDrafter
-from tandem.decoding.drafters.kv import KVDrafter
-from tandem.decoding.drafters.medusa import MedusaDrafter
+from tandem.decoding.drafters import Head, HeadDrafter
+from tandem.decoding.drafters.eagle import Eagle
+from tandem.decoding.drafters.kv import QueryOnly
+from tandem.decoding.drafters.medusa import Medusa
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
-from tandem.model import checkpoint
-from tandem.model.heads import HEADS, HeadConfig
+from tandem.model.heads import HeadModule
 
 DEPTH = 4
-SIZES = {
-    Drafter.medusa: HeadConfig(Drafter.medusa, DEPTH, 24),
-    Drafter.eagle: HeadConfig(Drafter.eagle, DEPTH, 24, 32, 3),
-    Drafter.kv: HeadConfig(Drafter.kv, DEPTH, 20, 32, PRIMARY.num_heads, 2),
+SIZES: dict[str, Head] = {
+    "medusa": Medusa(DEPTH, 24),
+    "eagle": Eagle(DEPTH, 24, 32, 3),
+    "kv": QueryOnly(DEPTH, 20, 32, 2),
 }
-DRAFTERS = {Drafter.medusa: MedusaDrafter, Drafter.eagle: EagleDrafter, Drafter.kv: KVDrafter}
-KINDS = [Drafter.prompt_lookup, *HEADS]
+HEADS = tuple(SIZES)
+KINDS = ["prompt_lookup", *HEADS]
 UNROLLED = 60
 
 
-def random_head(config: HeadConfig, primary, seed: int, dtype=jnp.float32):
+def random_head(config: Head, primary, seed: int, dtype=jnp.float32):
     """A head whose every weight matters, also those that Medusa starts at 0."""
-    make = lambda: checkpoint.HEADS[config.kind](config, primary, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
-    graph, template = nnx.split(nnx.eval_shape(make))
+    graph, template = nnx.split(nnx.eval_shape(lambda: HeadModule(config, primary, dtype=dtype, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -40,12 +38,12 @@ def random_head(config: HeadConfig, primary, seed: int, dtype=jnp.float32):
     return graph, jax.tree.map(draw, template)
 
 
-def drafter_of(kind: Drafter, primary, head):
+def drafter_of(kind: str, primary, head):
     """The drafter on `primary` (graph, weights) with `head` (graph, weights), and the weights that it is given."""
     graph, weights = primary
-    if kind is Drafter.prompt_lookup:
+    if kind == "prompt_lookup":
         return PromptLookup(nnx.merge(graph, weights).config.vocab_size), None
-    return DRAFTERS[kind](head[0], graph), {"head": head[1], "primary": weights}
+    return HeadDrafter(head[0], graph), {"head": head[1], "primary": weights}
 
 
 def unrolled_logits(primary, head, text: np.ndarray) -> list[np.ndarray]:

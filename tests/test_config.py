@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from launch.compose import CONF, compose, compose_all, expand, groups, to_yaml
 from launch.identity import configuration_hash
 from launch.keys import known_keys
-from tandem.config import Drafter, Experiment, Measure, OptimizerConfig, Recipe
+from tandem.config import Experiment, Measure, OptimizerConfig, Recipe
 from tandem.errors import ConfigurationError
 from tandem.pair import resolve_layer_map
 from tandem.validate import validate
@@ -61,7 +61,7 @@ def test_defaults():
     assert experiment.scale.shipped
     assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (3, 0.8, [2])
     assert experiment.train.recipe is Recipe.distil
-    assert experiment.drafter.drafters == [Drafter.independent, Drafter.distilled, Drafter.tandem]
+    assert experiment.drafter.drafters == ["independent", "independent@last", "tandem"]
 
 
 def test_only_laptop_ships_weights():
@@ -76,10 +76,16 @@ def test_training_follows_the_scale_unless_overridden():
     assert isinstance(experiment.train, OptimizerConfig)
 
 
+def test_rates_of_training_are_the_scales_unless_overridden():
+    experiment = compose(["train.rates.medusa=7", "scale.rates.eagle=5"])
+    assert experiment.train.rates == {**experiment.scale.rates, "medusa": 7.0}
+    assert experiment.train.rates["eagle"] == 5.0
+
+
 def test_one_value_is_a_list_of_one():
     assert compose(["train.gamma=4"]).train.gamma == [4]
     assert compose(["train.gamma=[1,4]"]).train.gamma == [1, 4]
-    assert compose(["drafter.drafters=tandem"]).drafter.drafters == [Drafter.tandem]
+    assert compose(["drafter.drafters=tandem"]).drafter.drafters == ["tandem"]
 
 
 def test_keys_may_be_given_with_a_plus():
@@ -119,6 +125,7 @@ UNKNOWN = [
         "scale.models.bison={d_modl: 8}",
         "unknown key scale.models.bison.d_modl; did you mean scale.models.bison.d_model?",
     ),
+    ("train.rates.medsa=2", "unknown key train.rates.medsa; did you mean train.rates.medusa?"),
     ("+foo.bar=1", "unknown key foo.bar; --help lists the keys"),
 ]
 
@@ -144,7 +151,12 @@ UNFIT = [
     ("tau=high", "tau=high must be a number"),
     ("dry_run=3x", "dry_run=3x must be true or false"),
     ("train.primary=frozn", "one of frozen, joint_secondary, joint_both; did you mean frozen?"),
-    ("drafter.drafters=tandm", "did you mean tandem?"),
+    ("drafter.drafters=tandm", "drafter.drafters='tandm' is no drafter that registers; did you mean tandem?"),
+    ("drafter.drafters=tandem@pretrain", "names a checkpoint that there is not: tandem has last, ce, distil"),
+    ("drafter.drafters=prompt_lookup@ce", "names a checkpoint that there is not: prompt_lookup is not trained"),
+    ("train.rates.medusa=fast", "train.rates.medusa=fast must be a number"),
+    ("train.rates.medusa=0", "train.rates.medusa=0.0 must be above 0"),
+    ("train.rates={medsa: 2}", "train.rates.medsa is no row that is trained; did you mean medusa?"),
     ("scale.models.bison=3", "scale.models.bison=3 must be a group of keys"),
     ("train.steps=${nothing}", "train.steps: Interpolation key 'nothing' not found"),
     ("gamma=-1", "gamma=-1 must be at least 0"),
@@ -199,7 +211,7 @@ UNFIT = [
     ("eval.prompts=0", "eval.prompts=0 must be at least 1"),
     ("eval.measures=[]", "must name at least one of agreement, speed, standalone"),
     ("eval.measures=[speed,speed]", "names something twice"),
-    ("drafter.drafters=[]", "must name at least one of independent, distilled, tandem"),
+    ("drafter.drafters=[]", "must name at least one of eagle, independent, kv, medusa"),
     ("decode.prompt_tokens=1", "decode.prompt_tokens=1 must be at least 2"),
 ]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drafter_heads import KINDS, SIZES, drafter_of, random_head, unrolled_logits
+from drafter_heads import HEADS, KINDS, SIZES, drafter_of, random_head, unrolled_logits
 from flax import nnx
 from pairs import PRIMARY, decoder
 
@@ -22,7 +22,10 @@ from launch.compose import compose
 from launch.experiment import build
 from launch.graph import topological
 from launch.models import build_models
-from tandem.config import Drafter, OptimizerConfig, Recipe
+from tandem.config import OptimizerConfig, Recipe
+from tandem.decoding.drafters import head_of_size
+from tandem.decoding.drafters.eagle import feature_layers
+from tandem.decoding.drafters.kv import cache_layers
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
 from tandem.decoding.engine import Engine
 from tandem.decoding.law import Law
@@ -30,7 +33,7 @@ from tandem.decoding.stopping import Confidence
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
 from tandem.model.cache import KVCache
-from tandem.model.heads import HEADS, cache_layers, feature_layers, head_config, head_parameters
+from tandem.model.heads import HeadModule
 from tandem.model.layout import cast_matrices
 from tandem.training.loop import train
 from tandem.training.objective import head_loss
@@ -65,9 +68,9 @@ def trained(primary, tmp_path_factory):
     batches = lambda step: text[8 * (step % 8) : 8 * (step % 8) + 8]  # noqa: E731
 
     @cache
-    def train_one(kind: Drafter):
+    def train_one(kind: str):
         sizes, losses = SIZES[kind], []
-        start = jax.jit(lambda: nnx.state(checkpoint.HEADS[kind](sizes, PRIMARY, rngs=nnx.Rngs(2))))()
+        start = jax.jit(lambda: nnx.state(HeadModule(sizes, PRIMARY, rngs=nnx.Rngs(2))))()
         loss = head_loss(random_head(sizes, PRIMARY, 2)[0], primary[0], distil_weight=1.0)
         report = lambda step, total, metrics: losses.append(metrics["distillation"])  # noqa: E731
         folder = tmp_path_factory.mktemp(kind)
@@ -82,7 +85,7 @@ def decoded(trained):
     alone by passes of the same width."""
 
     @cache
-    def decode(kind: Drafter | None, gamma: int, dtype=jnp.float32, adaptive: bool = False):
+    def decode(kind: str | None, gamma: int, dtype=jnp.float32, adaptive: bool = False):
         graph, weights = decoder(PRIMARY, 0, dtype)
         weights = cast_matrices(weights, dtype)
         drafter = drafter_weights = head = None
@@ -202,10 +205,10 @@ def test_heads_spend_what_the_tandem_spends(scale):
     layer_map = resolve_layer_map(pair, experiment.scale)
     tandem_weights = checkpoint_sizes(primary, secondary, layer_map)
     for kind in HEADS:
-        config = head_config(kind, primary, secondary, len(layer_map), 5)
-        module = nnx.eval_shape(lambda config=config: checkpoint.HEADS[config.kind](config, primary, rngs=nnx.Rngs(0)))
+        config = head_of_size(kind, primary, secondary, len(layer_map), 5)
+        module = nnx.eval_shape(lambda config=config: HeadModule(config, primary, rngs=nnx.Rngs(0)))
         count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
-        assert count == head_parameters(config, primary)
+        assert count == config.parameter_count(primary)
         assert abs(count - tandem_weights) <= 0.1 * tandem_weights, (kind, count, tandem_weights)
 
 
@@ -249,8 +252,8 @@ def test_a_file_that_is_no_head_is_named(primary, heads, tmp_path):
     checkpoint.save_decoder(path, PRIMARY, primary[1])
     with pytest.raises(EnvironmentFailure, match=f"{path}: says nothing of its primary"):
         checkpoint.load_head(path)
-    about = {"primary": dataclasses.asdict(PRIMARY), "head": {"kind": "medussa"}}
-    checkpoint.save(path, heads[Drafter.medusa][1], about)
+    about = {"primary": dataclasses.asdict(PRIMARY), "head": {"drafter": "medussa"}}
+    checkpoint.save(path, heads["medusa"][1], about)
     with pytest.raises(EnvironmentFailure, match=f"{path}: its head is not one that this version knows"):
         checkpoint.load_head(path)
 
@@ -269,7 +272,7 @@ def test_heads_are_trained_only_where_they_are_asked_for():
         for stage in ("ce", "distil"):  # as the tandem's, but for their rates
             own, tandems = (steps[f"{name}_{stage}"].optimizer for name in (kind, "tandem"))
             assert own | {"learning_rate": 0} == tandems | {"learning_rate": 0}
-    assert f"{Drafter.kv}_distil" not in build_models(compose(["drafter=kv", "train=ce"]))
+    assert "kv_distil" not in build_models(compose(["drafter=kv", "train=ce"]))
 
 
 def test_a_setting_of_prompt_lookup_changes_the_speed_step_alone():

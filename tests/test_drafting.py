@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drafter_heads import DEPTH, KINDS, SIZES, drafter_of, random_head, unrolled_logits
+from drafter_heads import DEPTH, HEADS, KINDS, SIZES, drafter_of, random_head, unrolled_logits
 from enumeration import PRIMARY as LAW_PRIMARY
 from enumeration import Scripted, distance, output_law, primary_law, random_decoder
 from flax import nnx
 from pairs import PRIMARY, decoder
 
-from tandem.config import Drafter, Verification
+from tandem.config import Verification
+from tandem.decoding.drafters.eagle import Eagle
+from tandem.decoding.drafters.kv import QueryOnly
+from tandem.decoding.drafters.medusa import Medusa
 from tandem.decoding.engine import Engine
 from tandem.decoding.law import GREEDY, Law
 from tandem.decoding.stopping import Confidence
-from tandem.model.heads import HEADS, HeadConfig
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
 from tandem.training.router import collect
 
@@ -39,11 +41,7 @@ def heads():
 # --- the law ----------------------------------------------------------------------------------------------------------
 
 
-LAW_SIZES = {
-    Drafter.medusa: HeadConfig(Drafter.medusa, 2, 4),
-    Drafter.eagle: HeadConfig(Drafter.eagle, 2, 4, 4, 1),
-    Drafter.kv: HeadConfig(Drafter.kv, 2, 4, 4, LAW_PRIMARY.num_heads, 1),
-}
+LAW_SIZES = {"medusa": Medusa(2, 4), "eagle": Eagle(2, 4, 4, 1), "kv": QueryOnly(2, 4, 4, 1)}
 LAW_CASES = {
     "token": {},
     "adaptive, block verification, stop token": {
@@ -88,10 +86,10 @@ def test_drafting_logits_are_the_training_logits(kind, primary, heads):
     expected = unrolled_logits(primary, heads[kind], text)
     drafter, weights = drafter_of(kind, primary, heads[kind])
     extend = jax.jit(lambda weights, *given: nnx.merge(primary[0], weights).extend(*given))
-    first, later, learn = (
+    first, later, update = (
         jax.jit(partial(draft_at, drafter, 0)),
         jax.jit(partial(draft_at, drafter)),
-        jax.jit(drafter.learn),
+        jax.jit(drafter.update),
     )
     prompt = jnp.asarray(text[None, :8])  # two tokens of padding: six count
     states, cache = extend(primary[1], prompt, jnp.zeros(1, jnp.int32), nnx.merge(*primary).empty_cache(1, 30))
@@ -106,11 +104,11 @@ def test_drafting_logits_are_the_training_logits(kind, primary, heads):
             logits, state = first(*rest) if index == 0 else later(jnp.int32(index), *rest)
             if index <= accepted:
                 np.testing.assert_allclose(logits[0], expected[index][position + index], rtol=2e-4, atol=2e-4)
-            elif kind is not Drafter.medusa:
+            elif kind != "medusa":
                 assert np.abs(logits[0] - expected[index][position + index]).max() > 1e-2, "the token is not read"
         read, starts = jnp.asarray(np.append(block, 0)[None]), jnp.array([position])
         states, cache = extend(primary[1], read, starts, cache)
-        state = learn(weights, state, read, states, starts)
+        state = update(weights, state, read, states, starts)
         position += accepted + 1
     assert np.abs(expected[0][5:] - expected[1][5:]).max() > 1e-2, "two drafts of one position could not be told apart"
 

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 from pairs import PRIMARY, SECONDARY, decoder, tandem
 
-from tandem.config import Drafter, OptimizerConfig, PrimaryMode
-from tandem.model.heads import head_config
-from tandem.model.kv import KVHead
+from tandem.config import OptimizerConfig, PrimaryMode
+from tandem.decoding.drafters import head_of_size
+from tandem.model.heads import HeadModule
 from tandem.training.loop import make_update
 from tandem.training.objective import decoder_loss, head_loss, tandem_loss
 
@@ -65,7 +65,7 @@ def test_a_tandem(mode, layer_map, distil_weight):
 @pytest.mark.slow
 def test_a_head_on_the_primary():
     primary, fixed = decoder(LARGE, 0)
-    head, trained = nnx.split(KVHead(head_config(Drafter.kv, LARGE, SECONDARY, 2, 2), LARGE, rngs=nnx.Rngs(3)))
+    head, trained = nnx.split(HeadModule(head_of_size("kv", LARGE, SECONDARY, 2, 2), LARGE, rngs=nnx.Rngs(3)))
     both(lambda **how: head_loss(head, primary, distil_weight=0.5, **how), trained, fixed)
 
 

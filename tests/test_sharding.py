@@ -15,11 +15,11 @@ from launch.compose import CONF, compose
 from launch.fleet.manifest import TOPOLOGIES
 from tandem.architecture import Norm
 from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PlatformConfig
+from tandem.decoding.drafters import head_names, head_of_size
 from tandem.decoding.stopping.router import new_router
 from tandem.errors import ConfigurationError, EnvironmentFailure
-from tandem.model.checkpoint import HEADS
 from tandem.model.decoder import Decoder
-from tandem.model.heads import head_config
+from tandem.model.heads import HeadModule
 from tandem.model.names import path_name
 from tandem.model.parameters import DECLARED, declare
 from tandem.model.tandem import Tandem
@@ -51,8 +51,8 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "decoder with everything": lambda: Decoder(EVERYTHING, rngs=nnx.Rngs(0)),
     "tandem": lambda: Tandem(PRIMARY, SECONDARY, [1, 3], rngs=nnx.Rngs(0)),
     **{
-        str(kind): lambda kind=kind: HEADS[kind](head_config(kind, PRIMARY, SECONDARY, 2, 3), PRIMARY, rngs=nnx.Rngs(0))
-        for kind in HEADS
+        name: lambda name=name: HeadModule(head_of_size(name, PRIMARY, SECONDARY, 2, 3), PRIMARY, rngs=nnx.Rngs(0))
+        for name in head_names()
     },
 }
 MESH = AbstractMesh((2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)

@@ -9,7 +9,7 @@ from launch.drafting import WEIGHTS, decoding
 from launch.graph import Context
 from launch.steps.train import FurtherTraining
 from tandem.config import DecoderConfig
-from tandem.model.heads import HeadConfig
+from tandem.decoding.drafters import Head
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -18,12 +18,13 @@ class TrainHead(FurtherTraining):
 
     kind: ClassVar[str] = "head"
 
-    head: HeadConfig
+    head: Head
 
     def run(self, context: Context) -> None:
         from flax import nnx
 
         from tandem.model import checkpoint
+        from tandem.model.heads import HeadModule
         from tandem.training.objective import head_loss
 
         assert self.primary_dtype is not None  # all heads read the primary
@@ -32,8 +33,7 @@ class TrainHead(FurtherTraining):
             checkpoint.metadata(context.inputs["primary"] / WEIGHTS)["decoder"]
         )
         if self.distillation is None:
-            made = checkpoint.HEADS[self.head.kind](self.head, primary_config, rngs=nnx.Rngs(self.seed))
-            graph, weights = nnx.split(made)
+            graph, weights = nnx.split(HeadModule(self.head, primary_config, rngs=nnx.Rngs(self.seed)))
         else:
             graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
         loss = head_loss(graph, primary, **self.loss_options)

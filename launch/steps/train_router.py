@@ -11,7 +11,7 @@ from launch.drafting import drafter, load_primary
 from launch.graph import Context
 from launch.steps.decode import Decoding, Sampling, own_primary
 from launch.steps.rules import ROUTER, embedding_of
-from tandem.model.heads import HEADS
+from tandem.decoding.drafters import is_head
 
 # Rows of a batch when the primary writes them.
 ROWS = 32
@@ -58,7 +58,7 @@ class TrainRouter(Decoding):
             primary,
             weights,
             own.model,
-            own_weights["head"] if self.drafter_kind in HEADS else own_weights,
+            own_weights["head"] if is_head(self.drafter_kind) else own_weights,
             np.concatenate(texts),
             self.prompt_tokens,
             self.gamma_max,

@@ -185,7 +185,7 @@ class Engine:
                 emitted = jnp.where(place < accepted[:, None], jnp.pad(drafts, ((0, 0), (0, 1))), following[:, None])
         drafter_state = block.drafter
         if self.drafter is not None:
-            drafter_state = self.drafter.learn(drafter_weights, drafter_state, read, states, state.position)
+            drafter_state = self.drafter.update(drafter_weights, drafter_state, read, states, state.position)
         lived = alive.astype(jnp.int32)
         outcome = jax.nn.one_hot(drafted * (self.gamma + 1) + accepted, (self.gamma + 1) ** 2, dtype=jnp.int32)
         return DecodingState(

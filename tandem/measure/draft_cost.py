@@ -112,7 +112,7 @@ def _loop(method: Method, state: DecodingState, blocks: int) -> Callable[[], Non
             read = jnp.zeros((rows, engine.width), jnp.int32)
             # States that each block seems to change: what is learnt from them would be computed once for all blocks.
             states, _ = jax.lax.optimization_barrier((primary_states, block.tokens))
-            state.drafter = drafter.learn(weights, block.drafter, read, states, state.position)
+            state.drafter = drafter.update(weights, block.drafter, read, states, state.position)
             # Each block must depend on the one before, or the compiler may run one for all.
             state.tokens = state.tokens.at[:, 0].set(block.tokens[:, -1])
             return state

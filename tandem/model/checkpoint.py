@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +17,19 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tandem.config import DecoderConfig, Drafter
+from tandem.config import DecoderConfig
+from tandem.decoding.drafters import Head, head_of
 from tandem.errors import EnvironmentFailure
 from tandem.model.copying import SHARED_NAMES
 from tandem.model.decoder import Decoder
-from tandem.model.eagle import Eagle
-from tandem.model.heads import HeadConfig
+from tandem.model.heads import HeadModule
 from tandem.model.importing import load_checkpoint
-from tandem.model.kv import KVHead
-from tandem.model.medusa import Medusa
 from tandem.model.names import path_name
 from tandem.model.parameters import parameter_count
 from tandem.model.references import REFERENCE, SHARED, Reference, Shared
 from tandem.model.tandem import Tandem
 from tandem.parallel.hosts import hosts
 from tandem.parallel.sharding import fetch, place
-
-HEADS: dict[Drafter, Callable[..., Medusa | Eagle | KVHead]] = {
-    Drafter.medusa: Medusa,
-    Drafter.eagle: Eagle,
-    Drafter.kv: KVHead,
-}
-
 
 CHECKSUM = "sha256"  # what a file's metadata calls its own
 
@@ -206,20 +195,22 @@ def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tand
     return graph, load(path, template)[0]
 
 
-def save_head(path: Path, config: HeadConfig, primary: DecoderConfig, weights: Any) -> None:
+def save_head(path: Path, config: Head, primary: DecoderConfig, weights: Any) -> None:
     """Write the own weights of a head on a frozen primary, with what they were built for."""
-    save(path, weights, {"head": dataclasses.asdict(config), "primary": primary.described})
+    save(path, weights, {"head": config.described, "primary": primary.described})
 
 
-def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Any], Any]:
-    """A head written by `save_head`, that multiplies in `dtype`; weights in float32."""
+def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[HeadModule], Any]:
+    """A head written by `save_head`, that multiplies in `dtype`; weights in float32.
+
+    Raises EnvironmentFailure if no drafter that registers is of that name and sizes.
+    """
     primary, stored = config_of(path, "primary"), _stored(path, "head")
     try:
-        config = HeadConfig(**{**stored, "kind": Drafter(stored["kind"])})
-    except (TypeError, KeyError, ValueError) as error:
+        config = head_of(stored)
+    except (TypeError, KeyError, ValueError, EnvironmentFailure) as error:
         raise EnvironmentFailure(f"{path}: its head is not one that this version knows: {error}") from error
-    make = partial(HEADS[config.kind], config, primary, dtype=dtype)
-    graph, template = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    graph, template = nnx.split(nnx.eval_shape(lambda: HeadModule(config, primary, dtype=dtype, rngs=nnx.Rngs(0))))
     return graph, load(path, template)[0]
 
 

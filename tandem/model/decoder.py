@@ -39,13 +39,6 @@ class Normalisation(nnx.Module):
     def __init__(self, kind: Norm, eps: float):
         self.kind, self.eps = kind, eps
 
-    @classmethod
-    def of_width(cls, width: int, eps: float) -> Normalisation:
-        """One by the root mean square that belongs to no decoder."""
-        norm = cls(Norm.rms, eps)
-        norm.scale = nnx.Param(jnp.ones((width,)))
-        return norm
-
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.kind is Norm.rms:
             return normalise(x, self.eps) * self.scale[...]
@@ -212,15 +205,12 @@ def add_parameters(module: Any, rows: Iterable[Parameter], config: DecoderConfig
         owner, _, name = row.name.rpartition(".")
         if owner and not hasattr(module, owner):
             setattr(module, owner, Normalisation(config.norm, config.norm_eps))
-        setattr(getattr(module, owner) if owner else module, name, nnx.Param(_first(row.start, shape, config, rngs)))
+        value = first_value(row.start, shape, rngs, config.num_layers)
+        setattr(getattr(module, owner) if owner else module, name, nnx.Param(value))
 
 
-def matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> nnx.Param:
-    """A new matrix [fan_in, fan_out] that belongs to no decoder, with a first value as theirs."""
-    return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * fan_in**-0.5)
-
-
-def _first(start: Start, shape: tuple[int, ...], config: DecoderConfig, rngs: nnx.Rngs) -> jax.Array:
+def first_value(start: Start, shape: tuple[int, ...], rngs: nnx.Rngs, num_layers: int = 1) -> jax.Array:
+    """A new parameter of this shape; residual branches are the smaller the more layers there are."""
     if start is Start.ones:
         return jnp.ones(shape)
     if start is Start.zeros:
@@ -228,4 +218,4 @@ def _first(start: Start, shape: tuple[int, ...], config: DecoderConfig, rngs: nn
     drawn = jax.random.normal(rngs.params(), shape)
     if start is Start.embedding:
         return drawn * 0.02
-    return drawn * (shape[0] ** -0.5 * ((2 * config.num_layers) ** -0.5 if start is Start.branch else 1.0))
+    return drawn * (shape[0] ** -0.5 * ((2 * num_layers) ** -0.5 if start is Start.branch else 1.0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -176,6 +176,42 @@ def parameter_count(config: DecoderConfig) -> int:
     outside = present((*BEFORE_LAYERS, *AFTER_LAYERS), config)
     layer = sum(math.prod(shape) for _, shape in present(LAYER, config))
     return config.num_layers * layer + sum(math.prod(shape) for _, shape in outside)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that belongs to no decoder, as a drafter's table states it (tandem/decoding/drafters).
+
+    The names of all tables share one space: a name has the same `axes` wherever it stands. With `count` it is a list of
+    so many arrays of this shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    start: Start = Start.matrix
+    count: int | None = None
+
+    @property
+    def size(self) -> int:
+        return (1 if self.count is None else self.count) * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Decoder layers in a drafter's table, as many as their configuration says; `without` names the parameters that
+    layers with given keys and values do not have."""
+
+    config: DecoderConfig
+    without: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        rows = [row for row in LAYER if row.name not in self.without]
+        return self.config.num_layers * sum(math.prod(shape) for _, shape in present(rows, self.config))
+
+
+Table = Sequence[Weight | Layers]
 
 
 def pattern(name: str) -> str:

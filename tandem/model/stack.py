@@ -95,6 +95,23 @@ class OnGiven:
         return attend_cached(queries, self.keys, self.values, self.mask, layer.softcap), None
 
 
+@jax.tree_util.register_dataclass
+@dataclass
+class OnSteps:
+    """Within unrolled steps of training (arXiv 2503.01840, section 3.2): keys and values of `earlier` steps,
+    [B, T, K, E], and the own ones, which are kept; a query sees of step j what `masks`[j] [1, T, T] lets it."""
+
+    turns: Angles
+    earlier: list[tuple[jax.Array, jax.Array]]
+    masks: list[jax.Array]
+
+    def __call__(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        own = layer.keys_and_values(x, self.turns)
+        steps = zip([*self.earlier, own], self.masks, strict=True)
+        sources = [Source(keys, values, mask) for (keys, values), mask in steps]
+        return attend(layer.queries(x, self.turns), sources, layer.softcap), own
+
+
 def run(
     layers: Sequence[Any],
     x: jax.Array,

@@ -326,7 +326,7 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Program:
 
     def draft(weights: Any, state: DecodingState, read: jax.Array, states: list[jax.Array]) -> Any:
         block = engine.draft_block(weights, state, jnp.ones(rows, bool))
-        return block.tokens, drafter.learn(weights, block.drafter, read, states, state.position)
+        return block.tokens, drafter.update(weights, block.drafter, read, states, state.position)
 
     read = of_rows(rows, engine.width)
     stream = of_rows(rows, engine.width, config.d_model, dtype=jnp.float32)

@@ -17,14 +17,11 @@ from flax import nnx
 
 from tandem.config import Divergence, PrimaryMode
 from tandem.model.decoder import Decoder
-from tandem.model.eagle import Eagle
-from tandem.model.kv import KVHead
-from tandem.model.medusa import Medusa
+from tandem.model.heads import HeadModule
 from tandem.model.stack import SEQUENCES, States
 from tandem.model.tandem import Tandem, block_numbers
 
 Weights = Any  # a pytree of arrays
-Head = Medusa | Eagle | KVHead
 
 # Draft k + 1 of a block is worth this much of draft k in a head's loss: it counts only where all before it are accepted
 # (arXiv 2401.10774, section 2.2.1).
@@ -279,7 +276,7 @@ def holding(loss: LossFunction) -> LossFunction:
 
 
 def head_loss(
-    model: nnx.GraphDef[Head],
+    model: nnx.GraphDef[HeadModule],
     primary: nnx.GraphDef[Decoder],
     *,
     distil_weight: float | None = None,
@@ -297,9 +294,10 @@ def head_loss(
     def loss(trained: Weights, fixed: Weights, batch: Batch, key: jax.Array):
         inputs, targets, recorded = _unpack(batch)
         head, decoder = nnx.merge(model, trained), nnx.merge(primary, fixed)
-        depth = head.primary_layers if distil_weight is None else decoder.config.num_layers
+        reads = head.config.reads(decoder.config)
+        depth = max(reads) if distil_weight is None else decoder.config.num_layers
         if recorded is None:
-            states = _states(decoder, inputs, depth, head.read_after, False, scan_layers)
+            states = _states(decoder, inputs, depth, reads, False, scan_layers)
         else:
             states = {0: decoder.embed(inputs, SEQUENCES), **recorded}
         teacher_logits = None if distil_weight is None else decoder.logits(states[depth])

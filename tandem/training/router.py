@@ -24,9 +24,9 @@ from tandem.decoding.stopping import MEMORY, UNKNOWN
 from tandem.decoding.stopping.router import NEXT, THIS, Features, RouterWeights, features, log_odds, new_router
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
 from tandem.model.decoder import Decoder
+from tandem.model.heads import HeadModule
 from tandem.model.tandem import Tandem, block_numbers
 from tandem.parallel.sharding import fetch, put
-from tandem.training.objective import Head
 
 ROUNDS, STEPS_A_ROUND, BATCH = 16, 50, 1024
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.1
@@ -63,7 +63,7 @@ def collect(
     """Traces of `texts` [N, L], which from token `skip` on are the primary's under `law`; blocks of `gamma` drafts, a
     head's of no more than it is trained for."""
     reader = nnx.merge(model, weights)
-    if isinstance(reader, Head):
+    if isinstance(reader, HeadModule):
         gamma = min(gamma, reader.config.depth)
     read = jax.jit(partial(_read, primary, model, skip, gamma, law))
     parts = []

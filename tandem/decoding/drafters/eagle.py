@@ -1,73 +1,175 @@
-"""An EAGLE-3 head drafts: primary features where the primary has read, its own within the block (arXiv 2503.01840)."""
+"""An EAGLE-3 head (arXiv 2503.01840): one decoder layer over fused primary features and the tokens that follow them.
+
+Entry t stands for the text up to token t: its input is the feature at t - 1 and the embedding of token t, its output
+predicts token t + 1. The feature is that of the primary (states of three layers, projected) where the primary has read,
+and within a block the head's own output. Training meets both ("training-time test", section 3.2): step k has the
+features of step k - 1 one position on.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
+from tandem.architecture import DecoderConfig
+from tandem.decoding.drafters import Head, greatest_width, register
+from tandem.lazy import cache, decoder, jax, jnp, products, rotary, stack
+from tandem.model.parameters import Layers, Start, Table, Weight
 
-from tandem.decoding.drafters import Weights
-from tandem.model.cache import KVCache, write
-from tandem.model.decoder import Decoder
-from tandem.model.eagle import Eagle
+if TYPE_CHECKING:
+    from tandem.model.cache import KVCache
+    from tandem.model.decoder import Decoder
+    from tandem.model.stack import States
 
 
+def feature_layers(num_layers: int) -> tuple[int, int, int]:
+    """After how many layers of the primary the low, middle and high states are read: a quarter, a half, all but the
+    last. (The paper says no more than low, middle, high.)"""
+    return math.ceil(num_layers / 4), math.ceil(num_layers / 2), max(1, num_layers - 1)
+
+
+@register
 @dataclass(frozen=True)
-class EagleDrafter:
-    """Weights are {"head", "primary"}. The state is the features by position [B, length, w] and the head's cache, each
-    entry made from the feature before it; what the primary has read overwrites what the head made up."""
+class Eagle(Head):
+    """The head; w is its width, `d_model`. The state is the features by position [B, length, w] and the head's cache,
+    each entry made from the feature before it; what the primary has read overwrites what the head made up."""
 
-    model: nnx.GraphDef[Eagle]
-    primary: nnx.GraphDef[Decoder]
-    reach: ClassVar[int] = 1
+    name = "eagle"
+    depth: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+
+    @classmethod
+    def of_size(cls, budget: int, primary: DecoderConfig, secondary: DecoderConfig, depth: int) -> Eagle:
+        heads = secondary.num_heads
+        width = greatest_width(5 * primary.d_model, 10, budget, 2 * heads)
+        thin = cls(depth, width, 0, heads)
+        left = budget - thin.parameter_count(primary)  # for the MLP, which takes up the rounding
+        return replace(thin, d_ff=max(1, round(left / (3 * width))))
+
+    def layer(self, primary: DecoderConfig) -> DecoderConfig:
+        """Sizes of the decoder layer."""
+        return DecoderConfig(
+            num_layers=1,
+            d_model=self.d_model,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            d_ff=self.d_ff,
+            norm_eps=primary.norm_eps,
+            rope_theta=primary.rope_theta,
+        )
+
+    def weights(self, primary: DecoderConfig) -> Table:
+        return (
+            Weight("fusion", (3 * primary.d_model, self.d_model), ("embed", "whole")),
+            Weight("token", (primary.d_model, self.d_model), ("embed", "whole")),
+            Weight("feature_norm", (self.d_model,), ("whole",), Start.ones),
+            Layers(self.layer(primary)),
+            Weight("output", (self.d_model, primary.d_model), ("whole", "embed")),
+        )
+
+    def reads(self, primary: DecoderConfig) -> tuple[int, ...]:
+        return feature_layers(primary.num_layers)
+
+    def fuse(self, own: Any, primary: Decoder, states: States) -> jax.Array:
+        """Features [B, T, w] of the primary's states [B, T, D] after 0, 1, … layers."""
+        read = [decoder.normalise(states[layer], primary.config.norm_eps) for layer in self.reads(primary.config)]
+        return products.dot(jnp.concatenate(read, axis=-1), own.fusion[...], own.dtype)
+
+    def inputs(
+        self, own: Any, primary: Decoder, features: jax.Array, tokens: jax.Array, axes: tuple[str, ...]
+    ) -> jax.Array:
+        """The layer's inputs [B, T, w] at `tokens` [B, T], each with the feature [B, T, w] of the position before."""
+        eps = primary.config.norm_eps
+        embedded = decoder.normalise(primary.embed(tokens, axes), eps)
+        normed = decoder.normalise(features, eps) * own.feature_norm[...]
+        return normed + products.dot(embedded, own.token[...], own.dtype)
+
+    def unroll(self, own: Any, primary: Decoder, tokens: jax.Array, states: States) -> list[jax.Array]:
+        length = tokens.shape[1]
+        (turns,) = rotary.angles(jnp.arange(length)[None], self.layer(primary.config), length)
+        behind = (jnp.arange(length)[:, None] - jnp.arange(length))[None]  # of key, seen from query
+        features, outputs = self.fuse(own, primary, states), []
+        steps: list[tuple[jax.Array, jax.Array]] = []
+        for k in range(self.depth):
+            # The first position has no feature before it; what it outputs is never used.
+            before = jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0)))
+            x = self.inputs(own, primary, before, tokens, stack.SEQUENCES)
+            # The block began k positions earlier: keys of step 0 up to there, then one key of each step after it.
+            masks = [behind >= k, *(behind == k - j for j in range(1, k + 1))]
+            entry = stack.OnSteps(turns, list(steps), masks)
+            (_, features), (made,) = stack.run(own.layers, x, [entry], axes=stack.SEQUENCES)
+            steps.append(made)
+            outputs.append(products.dot(features[:, k + 1 :], own.output[...], own.dtype))
+        return outputs
 
     def start(
         self,
-        weights: Weights,
+        own: Any,
+        primary: Decoder,
         tokens: jax.Array,
         lengths: jax.Array,
         primary_states: Sequence[jax.Array],
         length: int,
     ) -> dict[str, Any]:
-        head, primary = self._models(weights)
-        features = head.fuse(primary_states)
+        rows, layer = tokens.shape[0], self.layer(primary.config)
+        features = self.fuse(own, primary, primary_states)
         before = jnp.pad(features[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        origin = jnp.zeros(tokens.shape[0], jnp.int32)
-        cache = head.absorb(primary, before, tokens, origin, head.empty_cache(tokens.shape[0], length))
-        return {"features": jnp.pad(features, ((0, 0), (0, length - tokens.shape[1]), (0, 0))), "cache": cache}
+        empty = cache.KVCache.empty(
+            1, rows, layer.num_heads, length, layer.head_dim, products.at_least_float32(own.dtype)
+        )
+        return {
+            "features": jnp.pad(features, ((0, 0), (0, length - tokens.shape[1]), (0, 0))),
+            "cache": self.absorb(own, primary, before, tokens, jnp.zeros(rows, jnp.int32), empty),
+        }
 
     def draft(
         self,
-        weights: Weights,
+        own: Any,
+        primary: Decoder,
         state: dict[str, Any],
         tokens: jax.Array,
         starts: jax.Array,
         index: jax.Array | int,
         primary_cache: KVCache,
     ) -> tuple[jax.Array, dict[str, Any]]:
-        head, primary = self._models(weights)
         before = state["features"][jnp.arange(tokens.shape[0]), starts - 1][:, None]
-        output, cache = head.extend(primary, before, tokens, starts, state["cache"])
-        state = {"features": write(state["features"], output, starts), "cache": cache}
-        return head.logits(primary, output)[:, 0], state
+        positions, old = starts[:, None] + jnp.arange(tokens.shape[1]), state["cache"]
+        mask = jnp.arange(old.length) <= positions[..., None]
+        (turns,) = rotary.angles(positions, self.layer(primary.config))
+        entry = stack.AfterCache(turns, mask, old.keys[0], old.values[0], starts)
+        x = self.inputs(own, primary, before, tokens, stack.ROWS)
+        (_, output), ((keys, values),) = stack.run(own.layers, x, [entry])
+        state = {"features": cache.write(state["features"], output, starts), "cache": cache.KVCache((keys,), (values,))}
+        return primary.logits(products.dot(output, own.output[...], own.dtype))[:, 0], state
 
-    def learn(
+    def update(
         self,
-        weights: Weights,
+        own: Any,
+        primary: Decoder,
         state: dict[str, Any],
         tokens: jax.Array,
         primary_states: Sequence[jax.Array],
         starts: jax.Array,
     ) -> dict[str, Any]:
-        head, primary = self._models(weights)
-        features = head.fuse(primary_states)
+        features = self.fuse(own, primary, primary_states)
         # The block's first entry had the primary's feature before it already.
-        cache = head.absorb(primary, features[:, :-1], tokens[:, 1:], starts + 1, state["cache"])
-        return {"features": write(state["features"], features, starts), "cache": cache}
+        written = self.absorb(own, primary, features[:, :-1], tokens[:, 1:], starts + 1, state["cache"])
+        return {"features": cache.write(state["features"], features, starts), "cache": written}
 
-    def _models(self, weights: Weights) -> tuple[Eagle, Decoder]:
-        return nnx.merge(self.model, weights["head"]), nnx.merge(self.primary, weights["primary"])
+    def absorb(
+        self, own: Any, primary: Decoder, features: jax.Array, tokens: jax.Array, starts: jax.Array, old: KVCache
+    ) -> KVCache:
+        """The cache `old` with `tokens` [B, W] of positions `starts` [B] and on written, given the features [B, W, w]
+        of the positions before them."""
+        positions = starts[:, None] + jnp.arange(tokens.shape[1])
+        (turns,) = rotary.angles(positions, self.layer(primary.config))
+        made = own.layers[0].keys_and_values(self.inputs(own, primary, features, tokens, stack.ROWS), turns)
+        keys, values = (
+            cache.write_positions(held, new, starts)
+            for held, new in zip((old.keys[0], old.values[0]), made, strict=True)
+        )
+        return cache.KVCache((keys,), (values,))

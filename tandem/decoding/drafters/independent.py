@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import jax
-from flax import nnx
+from tandem.decoding.drafters import LAST, PRETRAIN, Architecture, Model, Weights, register
+from tandem.lazy import jnp, layout, nnx
 
-from tandem.decoding.drafters import Weights
-from tandem.model.cache import KVCache
-from tandem.model.decoder import Decoder
+if TYPE_CHECKING:
+    import jax
+
+    from tandem.model.cache import KVCache
+    from tandem.model.decoder import Decoder
 
 
+@register
 @dataclass(frozen=True)
-class Independent:
-    model: nnx.GraphDef[Decoder]
+class Independent(Architecture):
+    """The state is the decoder's cache."""
+
+    name = "independent"
+    model_kind = "decoder"
+    checkpoints = (PRETRAIN, "ce", "distil", LAST)
     reach: ClassVar[int] = 2
+    model: nnx.GraphDef[Decoder]
+
+    @classmethod
+    def assemble(cls, model: Model | None, primary: Model, ngram: int) -> tuple[Independent, Weights]:
+        assert model is not None
+        graph, weights = layout.pack_matrices(*layout.one_position(*model))
+        return cls(graph), weights
 
     def start(
         self,
@@ -28,7 +42,7 @@ class Independent:
         length: int,
     ) -> KVCache:
         decoder = nnx.merge(self.model, weights)
-        origin = jax.numpy.zeros(tokens.shape[0], jax.numpy.int32)
+        origin = jnp.zeros(tokens.shape[0], jnp.int32)
         return decoder.extend(tokens, origin, decoder.empty_cache(tokens.shape[0], length))[1]
 
     def draft(
@@ -44,7 +58,7 @@ class Independent:
         states, cache = decoder.extend(tokens, starts, state)
         return decoder.logits(states[-1][:, -1:])[:, 0], cache
 
-    def learn(
+    def update(
         self,
         weights: Weights,
         state: KVCache,

@@ -5,26 +5,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import jax
-import jax.numpy as jnp
+from tandem.decoding.drafters import Architecture, Model, Weights, register
+from tandem.lazy import cache, jnp, nnx
 
-from tandem.decoding.drafters import Weights
-from tandem.model.cache import KVCache, write
+if TYPE_CHECKING:
+    import jax
+
+    from tandem.model.cache import KVCache
 
 # Logit of every token that is not drafted: e to this power is 0 at any temperature below 10^6, and it is finite.
 NEVER = -1e9
 
 
+@register
 @dataclass(frozen=True)
-class PromptLookup:
+class PromptLookup(Architecture):
     """Drafts what followed the latest occurrence of the longest n-gram, n ≤ `ngram`, that the text so far ends with;
     its law is that token. Without an occurrence the law is flat. The state is the text."""
 
+    name = "prompt_lookup"
+    has_law = False
+    reach: ClassVar[int] = 2  # the last draft of a block was never given back, nor the token after it
     vocab_size: int
     ngram: int = 3
-    reach: ClassVar[int] = 2  # the last draft of a block was never given back, nor the token after it
+
+    @classmethod
+    def assemble(cls, model: Model | None, primary: Model, ngram: int) -> tuple[PromptLookup, Weights]:
+        return cls(nnx.merge(*primary).config.vocab_size, ngram), None
 
     def start(
         self,
@@ -45,7 +54,7 @@ class PromptLookup:
         index: jax.Array | int,
         primary_cache: KVCache,
     ) -> tuple[jax.Array, jax.Array]:
-        text = write(state, tokens, starts)
+        text = cache.write(state, tokens, starts)
         last, place = starts + tokens.shape[1] - 1, jnp.arange(text.shape[1])
         agrees = jnp.ones(text.shape, bool)
         matched = jnp.zeros(text.shape, jnp.int32)  # how many tokens up to each place are those that the text ends with
@@ -58,7 +67,7 @@ class PromptLookup:
         certain = jnp.where(jnp.arange(self.vocab_size) == follower, 0.0, NEVER)
         return jnp.where(jnp.max(rank, axis=1, keepdims=True) < 0, 0.0, certain), text
 
-    def learn(
+    def update(
         self,
         weights: Weights,
         state: jax.Array,

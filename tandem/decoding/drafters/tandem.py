@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
+from tandem.decoding.drafters import LAST, Architecture, Model, Weights, register
+from tandem.lazy import jnp, layout, nnx
 
-from tandem.decoding.drafters import Weights
-from tandem.model.cache import KVCache
-from tandem.model.tandem import Tandem
+if TYPE_CHECKING:
+    import jax
+
+    from tandem.model.cache import KVCache
+    from tandem.model.tandem import Tandem
 
 
+@register
 @dataclass(frozen=True)
-class TandemDrafter:
-    model: nnx.GraphDef[Tandem]
+class TandemDrafter(Architecture):
+    """The state is the secondary's cache."""
+
+    name = "tandem"
+    model_kind = "tandem"
+    checkpoints = (LAST, "ce", "distil")
     reach: ClassVar[int] = 1
+    model: nnx.GraphDef[Tandem]
+
+    @classmethod
+    def assemble(cls, model: Model | None, primary: Model, ngram: int) -> tuple[TandemDrafter, Weights]:
+        assert model is not None
+        graph, weights = layout.pack_matrices(*layout.one_position(*model))
+        return cls(graph), weights
 
     def start(
         self,
@@ -45,7 +58,7 @@ class TandemDrafter:
         states, cache = secondary.extend(tokens, starts, state)
         return secondary.logits(states[-1][:, -1:])[:, 0], cache
 
-    def learn(
+    def update(
         self,
         weights: Weights,
         state: KVCache,

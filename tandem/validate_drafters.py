@@ -1,0 +1,56 @@
+"""Checks of the drafters that an experiment names, a part of `tandem/validate.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tandem.config import Experiment, Job, Measure, PrimaryMode, Recipe, StopRule
+from tandem.decoding.drafters import LAST, Architecture, drafter_names, is_head, named
+
+if TYPE_CHECKING:
+    from tandem.validate import _Checks
+
+
+def check_drafters(experiment: Experiment, check: _Checks) -> None:
+    """Which drafters are named, and whether they can do what is asked of them."""
+    drafter, train = experiment.drafter, experiment.train
+    needed = Measure.speed in experiment.eval.measures or drafting_is_stopped(experiment)
+    if needed and not drafter.drafters:
+        check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(drafter_names())}")
+    check.at_least("drafter.ngram", drafter.ngram, 1)
+    check.at_least("drafter.depth", drafter.depth, 1)
+    stages = list(Recipe)
+    for entry in drafter.drafters:
+        try:
+            one, checkpoint = named(entry)
+        except ValueError as error:
+            check.wrong("drafter.drafters", entry, str(error))
+            continue
+        if checkpoint in stages and stages.index(Recipe(checkpoint)) > stages.index(train.recipe):
+            check.wrong("drafter.drafters", entry, f"needs train={checkpoint}, which trains it")
+        if one.bounded and 1 <= drafter.depth < experiment.gamma:
+            check.wrong(
+                "drafter.depth", drafter.depth, f"must be at least gamma={experiment.gamma}: {one.name}'s heads"
+            )
+        if is_head(one.name) and train.recipe is Recipe.pretrain and checkpoint == LAST:
+            check.wrong("drafter.drafters", entry, "needs train=ce or train=distil, which train it")
+        if is_head(one.name) and train.primary is not PrimaryMode.frozen:
+            check.wrong("drafter.drafters", entry, "needs train.primary=frozen, the primary that it is trained on")
+        _stopped(experiment, entry, one, check)
+
+
+def drafting_is_stopped(experiment: Experiment) -> bool:
+    """Whether some rule stops drafting."""
+    decode, stops = experiment.decode, experiment.eval.stops
+    return decode.stop is not StopRule.fixed or bool(stops) or experiment.job is Job.tune
+
+
+def _stopped(experiment: Experiment, entry: str, one: type[Architecture], check: _Checks) -> None:
+    decode, stops = experiment.decode, experiment.eval.stops
+    learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
+    if learned and not one.has_law:
+        rule = "has no law for a router to read; use decode.stop=fixed with it"
+        check.wrong("drafter.drafters", entry, rule)
+    elif drafting_is_stopped(experiment) and one.bounded and decode.gamma_max > experiment.drafter.depth:
+        rule = f"must be at most drafter.depth, the heads of {one.name}"
+        check.wrong("decode.gamma_max", decode.gamma_max, rule)
