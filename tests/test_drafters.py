@@ -37,7 +37,7 @@ from tandem.model.heads import HeadModule
 from tandem.model.layout import cast_matrices
 from tandem.training.loop import train
 from tandem.training.objective import head_loss
-from tandem.validate import resolve_layer_map
+from tandem.pair import decoder_of, resolve_layer_map
 
 # Small models, but many programs to compile.
 pytestmark = pytest.mark.slow
@@ -200,9 +200,8 @@ def test_what_was_drafted_and_accepted_is_part_of_the_text():
 @pytest.mark.parametrize("scale", ["laptop", "gpu", "pod"])
 def test_heads_spend_what_the_tandem_spends(scale):
     experiment = compose([f"scale={scale}"])
-    models, pair = experiment.scale.models, experiment.model
-    primary, secondary = models[pair.primary], models[pair.secondary]
-    layer_map = resolve_layer_map(pair, experiment.scale)
+    pair, layer_map = experiment.model, resolve_layer_map(experiment)
+    primary, secondary = decoder_of(experiment, pair.primary), decoder_of(experiment, pair.secondary)
     tandem_weights = checkpoint_sizes(primary, secondary, layer_map)
     for kind in HEADS:
         config = head_of_size(kind, primary, secondary, len(layer_map), 5)
