@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tandem.decoding.drafters import drafting_with
+import numpy as np
+
+from tandem.data.packing import most_frequent, open_tokens
+from tandem.decoding.drafters import drafting_with, is_head
 
 WEIGHTS = "weights.safetensors"
 PRIMARY = "primary.safetensors"
@@ -39,9 +43,31 @@ def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
 
 
 def drafter(
-    directory: Path | None, kind: str, dtype: str, primary: Any, primary_weights: Any, ngram: int = 0
+    directory: Path | None,
+    kind: str,
+    dtype: str,
+    primary: Any,
+    primary_weights: Any,
+    ngram: int = 0,
+    kept: np.ndarray | None = None,
 ) -> tuple[Any, Any]:
     """A drafter for `primary` and its weights; heads hold the primary too. One that is not trained needs no
-    directory."""
+    directory. With `kept` it drafts these tokens alone."""
     model = None if directory is None else decoding(directory / WEIGHTS, kind, dtype)
-    return drafting_with(kind).assemble(model, (primary, primary_weights), ngram)
+    given = (primary, primary_weights)
+    if kept is not None and model is not None:
+        from tandem.model.layout import trim
+
+        if is_head(kind):  # whose logits are the primary's
+            given = trim(*given, kept)
+        else:
+            model = trim(*model, kept)
+    return drafting_with(kind).assemble(model, given, ngram)
+
+
+def kept_tokens(corpus: Path, count: int | None) -> np.ndarray | None:
+    """The `count` most frequent tokens of a corpus' training text, rising; None: all."""
+    if count is None:
+        return None
+    vocab_size = json.loads((corpus / "tokens" / "meta.json").read_text(encoding="utf-8"))["vocab_size"]
+    return most_frequent(open_tokens(corpus / "tokens", "train").array, count, vocab_size)

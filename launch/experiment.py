@@ -72,6 +72,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 exact=decode.exact,
                 rule=rule_of_run(experiment),
                 ngram=experiment.drafter.ngram if "prompt_lookup" in drafters.values() else None,
+                vocabulary=experiment.drafter.vocabulary,
                 **_prompted(experiment),
             )
         )
@@ -87,6 +88,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 stops=evaluation.stops,
                 gamma_max=decode.gamma_max,
                 tau=experiment.tau if StopRule.router in evaluation.stops else None,
+                vocabulary=experiment.drafter.vocabulary,
                 **_prompted(experiment),
             )
         )
@@ -138,6 +140,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
         confidence=decode.confidence,
         prompts=TUNE_PROMPTS,
         after=ROUTER_TEXTS,
+        vocabulary=experiment.drafter.vocabulary,
         **_decoding(experiment),
     )
 
@@ -161,6 +164,7 @@ def _router(experiment: Experiment, name: str, model: Model, inputs: Mapping[str
         sampling=picked(Sampling, decode),
         gamma_max=decode.gamma_max,
         texts=ROUTER_TEXTS,
+        vocabulary=experiment.drafter.vocabulary,
         **_decoding(experiment),
     )
 

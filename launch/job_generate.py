@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.drafting import decoding, drafter
+from launch.drafting import decoding, drafter, kept_tokens
 from launch.experiment import check_prompts, chosen_drafters, rule_of_run, rule_steps
 from launch.graph import describe, execute
 from launch.models import build_models, resolve_dtype
@@ -86,7 +86,9 @@ def answer(
     graph, weights = pack_matrices(*((graph, weights) if kind else one_position(graph, weights)))
     drafting = drafter_weights = rule = rule_weights = None
     if kind:
-        drafting, drafter_weights = drafter(inputs.get(name), kind, dtype, graph, weights, experiment.drafter.ngram)
+        wanted = experiment.drafter
+        kept = kept_tokens(inputs["corpus"], wanted.vocabulary)
+        drafting, drafter_weights = drafter(inputs.get(name), kind, dtype, graph, weights, wanted.ngram, kept)
         if found := rule_of_run(experiment):
             rule, rule_weights = found.load(inputs, name, drafting, drafter_weights)
             gamma = decode.gamma_max

@@ -279,6 +279,8 @@ class DrafterConfig:
     # How many drafts of a block heads are trained for; medusa can make no more.
     depth: int = 5
     ngram: int = 3  # the longest that prompt_lookup searches for
+    # How many tokens, the most frequent of the training text, models draft; null: all. The output is the same.
+    vocabulary: int | None = None
 
 
 @dataclass

@@ -19,6 +19,8 @@ def check_drafters(experiment: Experiment, check: _Checks) -> None:
         check.wrong("drafter.drafters", "[]", f"must name at least one of {', '.join(drafter_names())}")
     check.at_least("drafter.ngram", drafter.ngram, 1)
     check.at_least("drafter.depth", drafter.depth, 1)
+    if drafter.vocabulary is not None:
+        check.at_least("drafter.vocabulary", drafter.vocabulary, 2)
     stages = list(Recipe)
     for entry in drafter.drafters:
         try:

@@ -35,9 +35,9 @@ from tandem.model import checkpoint
 from tandem.model.cache import KVCache
 from tandem.model.heads import HeadModule
 from tandem.model.layout import cast_matrices
+from tandem.pair import decoder_of, resolve_layer_map
 from tandem.training.loop import train
 from tandem.training.objective import head_loss
-from tandem.pair import decoder_of, resolve_layer_map
 
 # Small models, but many programs to compile.
 pytestmark = pytest.mark.slow

@@ -28,6 +28,7 @@ from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine, fan_out
 from tandem.decoding.law import Law
 from tandem.decoding.stopping import Confidence
+from tandem.model.layout import trim
 
 # Each case compiles programs of its own.
 pytestmark = pytest.mark.slow
@@ -60,16 +61,20 @@ def _float64():
         yield
 
 
-def pair(kind: str, **options):
-    """An engine that draws by script, and the weights of both models."""
+def trimmed(model, weights, kept):
+    return (model, weights) if kept is None else trim(model, weights, np.asarray(kept))
+
+
+def pair(kind: str, kept=None, **options):
+    """An engine that draws by script, and the weights of both models; the drafter may draft the tokens `kept` alone."""
     graph, weights = random_decoder(PRIMARY, 0)
     if kind == "none":
         return Engine(graph, chance=Scripted(), **options), weights, None
     if kind == "tandem":
-        model, drafter_weights = random_tandem(1)
+        model, drafter_weights = trimmed(*random_tandem(1), kept)
         drafter = TandemDrafter(model)
     else:
-        model, drafter_weights = random_decoder(SECONDARY, 1)
+        model, drafter_weights = trimmed(*random_decoder(SECONDARY, 1), kept)
         drafter = Independent(model)
     return Engine(graph, drafter, chance=Scripted(), **{"gamma": 2, **options}), weights, drafter_weights
 
@@ -106,6 +111,15 @@ CASES = {
     "top-p, block verification": (
         "tandem",
         {"law": Law(temperature=1.2, top_p=0.8), "verification": Verification.block},
+    ),
+    "trimmed vocabulary": ("tandem", {"kept": (0, 2)}),
+    "trimmed vocabulary, independent, block verification": (
+        "independent",
+        {"kept": (1,), "verification": Verification.block},
+    ),
+    "trimmed vocabulary, adaptive, top-k": (
+        "tandem",
+        {"kept": (1, 2), "rule": Confidence(0.6), "law": Law(temperature=1.5, top_k=2)},
     ),
 }
 

@@ -8,11 +8,12 @@ import pytest
 from flax import nnx
 
 from tandem.architecture import DecoderConfig
+from tandem.data.packing import most_frequent
 from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model.copying import SHARED_NAMES, take_layers
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem
-from tandem.training.objective import Vocabulary, decoder_loss, held_part, holding, most_frequent, tandem_loss
+from tandem.training.objective import Vocabulary, decoder_loss, held_part, holding, tandem_loss
 from tandem.training.recording import Recording, record
 
 PRIMARY = DecoderConfig(num_layers=4, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48, vocab_size=64)

@@ -24,6 +24,7 @@ class CompareRules(PromptedDecoding):
     stops: list[StopRule]
     gamma_max: int
     tau: float | None = None  # of the paper's router, if that is among the rules
+    vocabulary: int | None = None  # how many tokens are drafted, the most frequent; None: all
 
     def run(self, context: Context) -> None:
         from tandem.measure.stopping import stopping_tables
@@ -34,7 +35,7 @@ class CompareRules(PromptedDecoding):
         for done, (name, kind) in enumerate(self.drafters.items()):
             made = stopping_tables(
                 name,
-                load_pair(context.inputs, name, kind, self.primary, self.dtype),
+                load_pair(context.inputs, name, kind, self.primary, self.dtype, self.vocabulary),
                 read_json(context.inputs[f"tune_{name}"] / RESULTS),
                 self.stops,
                 self.tau or 0.0,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.drafting import WEIGHTS, drafter, load_primary, primary_of
+from launch.drafting import WEIGHTS, drafter, kept_tokens, load_primary, primary_of
 from launch.graph import NOT_MEANING, Context, Step
 from launch.steps.rules import load_router
 from tandem.config import DecodeConfig, Experiment, Verification
@@ -130,12 +130,16 @@ def load_primaries(
     return primaries, {model: name for model, (name, _) in found.items()}
 
 
-def load_pair(inputs: Mapping[str, Path], name: str, drafter_kind: str, primary: str, dtype: str) -> Pair:
-    """The drafter `name`, its router and the primary that verifies it."""
+def load_pair(
+    inputs: Mapping[str, Path], name: str, drafter_kind: str, primary: str, dtype: str, vocabulary: int | None
+) -> Pair:
+    """The drafter `name`, its router and the primary that verifies it; it drafts the `vocabulary` most frequent
+    tokens."""
     from tandem.measure.pair import Pair
 
     verifier, path = own_primary(inputs, name, primary)
     graph, weights = load_primary(path, dtype)
-    own, own_weights = drafter(inputs[name], drafter_kind, dtype, graph, weights)
+    kept = kept_tokens(inputs["corpus"], vocabulary)
+    own, own_weights = drafter(inputs[name], drafter_kind, dtype, graph, weights, kept=kept)
     router = load_router(inputs[f"router_{name}"], own, own_weights)
     return Pair(verifier, graph, weights, own, own_weights, router)

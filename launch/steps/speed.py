@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from launch.drafting import WEIGHTS, drafter
+from launch.drafting import WEIGHTS, drafter, kept_tokens
 from launch.graph import Context
 from launch.steps.decode import PromptedDecoding, load_primaries
 from launch.steps.rules import Rule
@@ -25,6 +25,7 @@ class Speed(PromptedDecoding):
     exact: bool
     rule: Rule | None = None
     ngram: int | None = None  # the longest that prompt lookup searches for
+    vocabulary: int | None = None  # how many tokens are drafted, the most frequent; None: all
 
     def run(self, context: Context) -> None:
         from tandem.measure.speed import Candidate, speed_tables
@@ -32,10 +33,10 @@ class Speed(PromptedDecoding):
 
         given, categories = self.given_prompts(context)
         primaries, verifiers = load_primaries(context.inputs, self.drafters, self.primary, self.dtype)
-        candidates = {}
+        candidates, kept = {}, kept_tokens(context.inputs["corpus"], self.vocabulary)
         for name, kind in self.drafters.items():
             primary = primaries[verifiers[name]]
-            model = drafter(context.inputs.get(name), kind, self.dtype, *primary, self.ngram or 0)
+            model = drafter(context.inputs.get(name), kind, self.dtype, *primary, self.ngram or 0, kept)
             rule = self.rule.load(context.inputs, name, *model) if self.rule else (None, None)
             candidates[name] = Candidate(*model, verifiers[name], *rule, control=kind == "decoder")
         tables = speed_tables(

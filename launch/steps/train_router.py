@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from launch.drafting import drafter, load_primary
+from launch.drafting import drafter, kept_tokens, load_primary
 from launch.graph import Context
 from launch.steps.decode import Decoding, Sampling, own_primary
 from launch.steps.rules import ROUTER, embedding_of
@@ -28,6 +28,7 @@ class TrainRouter(Decoding):
     sampling: Sampling
     gamma_max: int
     texts: int  # of the primary's own that it learns from
+    vocabulary: int | None = None  # how many tokens are drafted, the most frequent; None: all
 
     def run(self, context: Context) -> None:
         import jax.numpy as jnp
@@ -39,7 +40,9 @@ class TrainRouter(Decoding):
 
         law = Law(**vars(self.sampling))
         primary, weights = load_primary(own_primary(context.inputs, "drafter", "")[1], self.dtype)
-        own, own_weights = drafter(context.inputs["drafter"], self.drafter_kind, self.dtype, primary, weights)
+        kept = kept_tokens(context.inputs["corpus"], self.vocabulary)
+        folder = context.inputs["drafter"]
+        own, own_weights = drafter(folder, self.drafter_kind, self.dtype, primary, weights, kept=kept)
         given = self.prompts_of(context, "train", self.texts)
         method, total = Method(engine_for(primary, law=law), weights), 2 * len(given) + ROUNDS
         texts = []

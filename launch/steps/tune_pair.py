@@ -27,6 +27,7 @@ class TunePair(Decoding):
     confidence: float
     prompts: int
     after: int  # prompts whose continuations the router has learned: others are measured
+    vocabulary: int | None = None  # how many tokens are drafted, the most frequent; None: all
 
     def run(self, context: Context) -> None:
         from tandem.measure.stopping import tune
@@ -38,6 +39,6 @@ class TunePair(Decoding):
             **vars(self.sampling),
             **vars(self.speculation),
         )
-        pair = load_pair(context.inputs, self.drafter, self.drafter_kind, self.primary, self.dtype)
+        pair = load_pair(context.inputs, self.drafter, self.drafter_kind, self.primary, self.dtype, self.vocabulary)
         prompts = self.prompts_of(context, "train", self.after + self.prompts)[self.after :]
         context.leave(tune(pair, prompts, decode, context.progress, context.stop_between, self.seed))

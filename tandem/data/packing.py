@@ -94,6 +94,12 @@ def open_tokens(folder: Path, split: str) -> Tokens:
     return Tokens(array, offsets)
 
 
+def most_frequent(tokens: np.ndarray, count: int, size: int) -> np.ndarray:
+    """The ids of the `count` most frequent `tokens`, rising, of a vocabulary of `size`; of equally frequent ones the
+    first."""
+    return np.sort(np.argsort(-np.bincount(np.ravel(tokens), minlength=size), kind="stable")[:count])
+
+
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
     chunk: list[Document] = []
     characters = 0

@@ -30,6 +30,11 @@ ACTIVATIONS = {
 }
 
 
+# Logit of a token that is not drafted, as of a trimmed decoder (tandem/model/layout.py): e to this power is 0 at any
+# temperature below 10^6, and it is finite.
+NEVER = -1e9
+
+
 class Normalisation(nnx.Module):
     """A norm with a learned scale, and a bias where the mean is taken off too; computed in float32."""
 
@@ -118,6 +123,7 @@ class Decoder(nnx.Module):
 
     embedding: nnx.Param
     unembedding: nnx.Param
+    kept: nnx.Variable  # of a trimmed decoder: the tokens that its output matrix has
     norm: Normalisation
 
     def __init__(self, config: DecoderConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
@@ -149,7 +155,11 @@ class Decoder(nnx.Module):
             logits = dot(x, self.unembedding[...][:, kept], self.dtype)
         else:
             logits = products(self, x, "unembedding")[0]
-        return held_within(logits, self.config.logits_softcap)
+        logits = held_within(logits, self.config.logits_softcap)
+        if not hasattr(self, "kept"):
+            return logits
+        every = jnp.full((*logits.shape[:-1], self.config.vocab_size), NEVER, logits.dtype)
+        return every.at[..., self.kept[...]].set(logits)
 
     def states(self, tokens: jax.Array, depth: int, *, remat: bool = False) -> list[jax.Array]:
         """The residual stream [B, T, D] after 0, 1, … `depth` layers: x^(0) … x^(depth) in the paper's notation."""

@@ -51,6 +51,21 @@ def _untie(decoder: Decoder) -> None:
         decoder.unembedding = nnx.Param(jnp.asarray(decoder.embedding[...].T))
 
 
+def trim(model: nnx.GraphDef, weights: Any, kept: np.ndarray) -> tuple[nnx.GraphDef, Any]:
+    """The same decoder, or tandem, with the output matrix of the tokens `kept` [K] alone; its logits of all others are
+    `NEVER`.
+
+    A drafter may leave out what it seldom drafts (FR-Spec, arXiv 2502.14856): a token of probability 0 is not drafted,
+    and verification gives the primary's law whatever a drafter's is.
+    """
+    module = nnx.merge(model, weights, copy=True)
+    decoder = getattr(module, "secondary", module)
+    _untie(decoder)
+    decoder.unembedding = nnx.Param(decoder.unembedding[...][:, kept])
+    decoder.kept = nnx.Variable(jnp.asarray(kept, jnp.int32))
+    return nnx.split(module)
+
+
 def one_position(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
     """The same model for passes that read one position: on a CPU in float32, on several devices as it is.
 
@@ -65,7 +80,11 @@ def one_position(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
         if getattr(part, "dtype", None) == jnp.bfloat16:
             part.dtype = jnp.dtype(jnp.float32)
     graph, weights = nnx.split(module)
-    return graph, jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), weights)
+    return graph, jax.tree.map(_at_least_float32, weights)
+
+
+def _at_least_float32(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(at_least_float32(leaf.dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from tandem.config import Divergence, PrimaryMode
+from tandem.data.packing import most_frequent
 from tandem.model.decoder import Decoder
 from tandem.model.heads import HeadModule
 from tandem.model.stack import SEQUENCES, States
@@ -93,11 +94,6 @@ class Vocabulary:
     def most_frequent(cls, tokens: np.ndarray, count: int, size: int) -> Vocabulary:
         """The `count` most frequent of `tokens`, of equally frequent ones the first ids."""
         return cls(most_frequent(tokens, count, size), size)
-
-
-def most_frequent(tokens: np.ndarray, count: int, size: int) -> np.ndarray:
-    """The ids of the `count` most frequent `tokens`, rising; of equally frequent ones the first."""
-    return np.sort(np.argsort(-np.bincount(np.ravel(tokens), minlength=size), kind="stable")[:count])
 
 
 def _mixed_loss(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tandem.model.cache import KVCache
 
-# Logit of every token that is not drafted: e to this power is 0 at any temperature below 10^6, and it is finite.
+# Logit of every token that is not drafted (tandem.model.decoder.NEVER, without JAX).
 NEVER = -1e9
 
 
