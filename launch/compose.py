@@ -60,7 +60,11 @@ def compose(overrides: Sequence[str]) -> Experiment:
         if key in known or key.startswith("hydra"):
             accepted.append(word)
         else:
-            problems.append(f"unknown key {key}{nearest_key(key, [*known, *groups()])}")
+            inside = next((name for name in known if name.startswith(f"{key}.")), None)
+            if inside:
+                problems.append(f"{key} is a group of keys: set one of them, as {inside}")
+            else:
+                problems.append(f"unknown key {key}{nearest_key(key, [*known, *groups()])}")
     data = _composed(choices + accepted, problems)
     if prompts:
         data = {**data, "prompt": prompts[-1].replace("${", "\\${")}  # OmegaConf's own escape

@@ -19,8 +19,12 @@ from launch.steps.standalone import Standalone
 from launch.steps.train_router import TrainRouter
 from launch.steps.tune_pair import TunePair
 from tandem.config import Experiment, Measure, StopRule
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.tokenizer import load_tokenizer
+from tandem.data.vocabularies import same_vocabulary
 from tandem.decoding.drafters import LAST, PRETRAIN, is_head, named
+from tandem.errors import ConfigurationError
+from tandem.pair import CHECKPOINTS, checkpoint_path, decoder_of, sides
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
 ROUTER_TEXTS, TUNE_PROMPTS = 512, 32
@@ -226,6 +230,21 @@ def controls(experiment: Experiment, models: Mapping[str, Model]) -> dict[str, l
     }
 
 
+def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raises ConfigurationError where the pair's models do not know the tokens of its tokenizer: the primary has fewer
+    rows, or the checkpoint of another model has another vocabulary."""
+    pair = experiment.model
+    rows = decoder_of(experiment, pair.primary).vocab_size
+    if tokenizer.vocab_size > rows:
+        known = f"the models of the pair know {rows} (vocab_size)"
+        raise ConfigurationError([f"{tokenizer.name}: has {tokenizer.vocab_size} tokens, and {known}"])
+    for side in sides(pair):
+        if side.source in CHECKPOINTS and side is not pair.primary and side.path is not None:
+            where = checkpoint_path(side.tokenizer or side.path)
+            if str(where) != known_tokenizer(experiment):
+                same_vocabulary(tokenizer, load_tokenizer(where))
+
+
 def check_prompts(experiment: Experiment) -> None:
     """Raises ConfigurationError where a prompt is too long for the cache. With a tokenizer that is yet to be trained
     that shows only in the step that reads the prompts."""
@@ -233,6 +252,7 @@ def check_prompts(experiment: Experiment) -> None:
     if path is None:
         return
     tokenizer, decode = load_tokenizer(path), experiment.decode
+    check_vocabulary(experiment, tokenizer)
     if experiment.prompt is not None:
         length = len(tokenizer.encode_prompt(experiment.prompt))
         check_fits(length, decode.max_new_tokens, decode.cache_tokens, "prompt")

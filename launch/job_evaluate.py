@@ -21,13 +21,13 @@ from launch.results import cpu_identity
 from launch.steps.evaluate import Contestant, Evaluate
 from launch.steps.examples import SOURCES, Examples, Places
 from sweeps.downstream import shaped
+from tandem.checks import nearest
 from tandem.config import DType, Experiment, PrimaryMode
 from tandem.decoding.drafters import is_head
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.parameters import parameter_count
 from tandem.pair import decoder_of, sides
 from tandem.parallel.hosts import hosts
-from tandem.validate import nearest
 from tasks import registry
 from tasks.example import TaskInfo
 from tasks.sources import Settings, declared, fetch, locate, missing

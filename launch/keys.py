@@ -12,8 +12,9 @@ from dataclasses import is_dataclass
 from enum import Enum
 from typing import Any, cast
 
+from tandem.checks import nearest
 from tandem.config import Experiment, Rates
-from tandem.validate import nearest, rate_names
+from tandem.validate import rate_names
 
 _hints = functools.cache(typing.get_type_hints)  # asked again for each point of a grid
 

@@ -6,10 +6,10 @@ Types and unknown keys are the composer's business (`launch/compose.py`); here a
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
+from tandem.checks import Checks, nearest
 from tandem.config import (
     ROWS,
     Corpus,
@@ -40,18 +40,9 @@ LARGEST_SEED = 2**31 - 1
 TPU_PRESETS = (1, 4, 8, 16, 64, 256)
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
-    """`; did you mean X?` for the closest option, or `; one of …` if nothing is close and the options are few."""
-    options = list(options)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; one of {', '.join(options)}" if 0 < len(options) <= 12 else ""
-
-
 def validate(experiment: Experiment) -> list[str]:
     """Everything that is wrong with an experiment, a sentence each: key, value, what is allowed."""
-    check = _Checks()
+    check = Checks()
     check.at_least("gamma", experiment.gamma, 0)
     check.within("tau", experiment.tau, 0.0, 1.0)
     check.within("seed", experiment.seed, 0, LARGEST_SEED)
@@ -69,51 +60,17 @@ def validate(experiment: Experiment) -> list[str]:
     if experiment.job is Job.generate and not experiment.prompt:
         check.problems.append('job=generate needs a prompt that is not empty, as in prompt="def main():"')
     _scale(experiment.scale, check)
-    _pair(experiment, check)
+    decoders = _pair(experiment, check)
     _train(experiment.train, check)
     _data(experiment, check)
     _measures(experiment, check)
     check_drafters(experiment, check)
     _tasks(experiment, check)
-    _platform(experiment, check)
+    _platform(experiment, decoders, check)
     return check.problems
 
 
-class _Checks:
-    """Collects problems."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def wrong(self, key: str, value: object, rule: str) -> None:
-        self.problems.append(f"{key}={value!r} {rule}" if isinstance(value, str) else f"{key}={value} {rule}")
-
-    def at_least(self, key: str, value: float, least: float) -> bool:
-        good = math.isfinite(value) and value >= least
-        if not good:
-            self.wrong(key, value, f"must be at least {least}{_finite(value)}")
-        return good
-
-    def positive(self, key: str, value: float) -> bool:
-        good = math.isfinite(value) and value > 0
-        if not good:
-            self.wrong(key, value, f"must be above 0{_finite(value)}")
-        return good
-
-    def within(self, key: str, value: float, least: float, most: float) -> None:
-        if not least <= value <= most:
-            self.wrong(key, value, f"must be from {least} to {most}")
-
-    def block_lengths(self, key: str, values: list[int]) -> None:
-        if not values or min(values) < 1:
-            self.wrong(key, values, "must be one or more block lengths of at least 1")
-
-
-def _finite(value: float) -> str:
-    return "" if math.isfinite(value) else " and finite"
-
-
-def _scale(scale: ScaleConfig, check: _Checks) -> None:
+def _scale(scale: ScaleConfig, check: Checks) -> None:
     for name, decoder in scale.models.items():
         _decoder(f"scale.models.{name}", decoder, check)
     for name, optimizer in scale.pretrain.items():
@@ -125,7 +82,7 @@ def _scale(scale: ScaleConfig, check: _Checks) -> None:
     _rates("scale.rates", scale.rates, check)
 
 
-def _decoder(key: str, decoder: DecoderConfig, check: _Checks) -> None:
+def _decoder(key: str, decoder: DecoderConfig, check: Checks) -> None:
     sizes = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_ff", "vocab_size")
     # A list, not a generator: every size is to be checked.
     if all([check.at_least(f"{key}.{size}", getattr(decoder, size), 1) for size in sizes]):
@@ -165,14 +122,14 @@ def rate_names() -> list[str]:
     return [*ROWS, *head_names()]
 
 
-def _rates(key: str, rates: Rates, check: _Checks) -> None:
+def _rates(key: str, rates: Rates, check: Checks) -> None:
     for name, rate in rates.items():
         if name not in rate_names():
             check.problems.append(f"{key}.{name} is no row that is trained{nearest(name, rate_names())}")
         check.positive(f"{key}.{name}", rate)
 
 
-def _optimizer(key: str, optimizer: OptimizerConfig, check: _Checks) -> None:
+def _optimizer(key: str, optimizer: OptimizerConfig, check: Checks) -> None:
     check.at_least(f"{key}.steps", optimizer.steps, 1)
     batch_is_good = check.at_least(f"{key}.batch_size", optimizer.batch_size, 1)
     check.at_least(f"{key}.seq_len", optimizer.seq_len, 2)
@@ -187,7 +144,8 @@ def _optimizer(key: str, optimizer: OptimizerConfig, check: _Checks) -> None:
         check.wrong(f"{key}.accumulate", optimizer.accumulate, f"must divide batch_size={optimizer.batch_size}")
 
 
-def _pair(experiment: Experiment, check: _Checks) -> None:
+def _pair(experiment: Experiment, check: Checks) -> dict[str, DecoderConfig]:
+    """The decoders of the pair by their roles; none where a side is no model."""
     pair, scale = experiment.model, experiment.scale
     roles = {"primary": pair.primary, "secondary": pair.secondary}
     if pair.middle is not None:
@@ -199,7 +157,7 @@ def _pair(experiment: Experiment, check: _Checks) -> None:
     if pair.middle is not None and pair.middle.name == pair.secondary.name:
         check.wrong("model.middle.name", pair.middle.name, "must differ from model.secondary.name")
     if len(good) < len(roles):
-        return
+        return {}
     decoders = {role: decoder_of(experiment, side) for role, side in roles.items()}
     if len({decoder.vocab_size for decoder in decoders.values()}) > 1:
         named = ", ".join(f"{roles[role].name} has {decoder.vocab_size}" for role, decoder in decoders.items())
@@ -215,9 +173,10 @@ def _pair(experiment: Experiment, check: _Checks) -> None:
     if experiment.train.projection_init is ProjectionInit.identity and primary.d_model != secondary.d_model:
         widths = f"but {pair.primary.name} has {primary.d_model} and {pair.secondary.name} {secondary.d_model}"
         check.wrong("train.projection_init", "identity", f"needs models of one width (d_model), {widths}")
+    return decoders
 
 
-def _side(key: str, side: SideConfig, role: str, scale: ScaleConfig, check: _Checks) -> bool:
+def _side(key: str, side: SideConfig, role: str, scale: ScaleConfig, check: Checks) -> bool:
     """Whether the side names a model."""
     before = len(check.problems)
     if not side.name or set(side.name) & set("/\\\0 "):
@@ -248,7 +207,7 @@ def _side(key: str, side: SideConfig, role: str, scale: ScaleConfig, check: _Che
     return len(check.problems) == before
 
 
-def _copied_layers(side: SideConfig, primary: DecoderConfig, check: _Checks) -> None:
+def _copied_layers(side: SideConfig, primary: DecoderConfig, check: Checks) -> None:
     if side.source is not Source.from_primary or side.layers is None:
         return
     for position, layer in enumerate(side.layers):
@@ -260,7 +219,7 @@ def _copied_layers(side: SideConfig, primary: DecoderConfig, check: _Checks) -> 
         check.wrong("model.secondary.layers", side.layers, rule)
 
 
-def _layer_map(pair: PairConfig, primary: DecoderConfig, secondary: DecoderConfig, check: _Checks) -> None:
+def _layer_map(pair: PairConfig, primary: DecoderConfig, secondary: DecoderConfig, check: Checks) -> None:
     layer_map, count = pair.layer_map or [], secondary.num_layers
     if not layer_map or len(layer_map) % count:
         rule = f"has {len(layer_map)} entries and must have {count}, one per secondary layer, or a multiple of that"
@@ -274,7 +233,7 @@ def _layer_map(pair: PairConfig, primary: DecoderConfig, secondary: DecoderConfi
             check.wrong(f"model.layer_map[{position}]", layer, rule)
 
 
-def _train(train: TrainConfig, check: _Checks) -> None:
+def _train(train: TrainConfig, check: Checks) -> None:
     _optimizer("train", train, check)
     check.at_least("train.distil_steps", train.distil_steps, 1)
     _rates("train.rates", train.rates, check)
@@ -286,7 +245,7 @@ def _train(train: TrainConfig, check: _Checks) -> None:
         check.at_least("train.vocabulary", train.vocabulary, 2)
 
 
-def _data(experiment: Experiment, check: _Checks) -> None:
+def _data(experiment: Experiment, check: Checks) -> None:
     data = experiment.data
     if not 0.0 < data.heldout_fraction < 1.0:
         check.wrong("data.heldout_fraction", data.heldout_fraction, "must be above 0 and below 1")
@@ -313,7 +272,7 @@ def _is_text(words: str) -> bool:
     return True
 
 
-def _prompts(experiment: Experiment, check: _Checks) -> None:
+def _prompts(experiment: Experiment, check: Checks) -> None:
     names, directory = experiment.data.prompts, experiment.tasks.data_dir
     if names is None:
         return
@@ -339,7 +298,7 @@ def _nearest_sibling(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _measures(experiment: Experiment, check: _Checks) -> None:
+def _measures(experiment: Experiment, check: Checks) -> None:
     measured, decode = experiment.eval, experiment.decode
     check.block_lengths("eval.gammas", measured.gammas)
     for key in ("sequences", "prompts", "standalone_gamma", "repeats"):
@@ -370,7 +329,7 @@ def _measures(experiment: Experiment, check: _Checks) -> None:
         check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}")
 
 
-def _tasks(experiment: Experiment, check: _Checks) -> None:
+def _tasks(experiment: Experiment, check: Checks) -> None:
     check.at_least("eval.shots", experiment.eval.shots, 0)
     check.within("eval.seed", experiment.eval.seed, 0, LARGEST_SEED)
     check.at_least("eval.batch_size", experiment.eval.batch_size, 1)
@@ -389,7 +348,7 @@ def _tasks(experiment: Experiment, check: _Checks) -> None:
         check.wrong("tasks.data_dir", directory, rule)
 
 
-def _stopping(experiment: Experiment, check: _Checks) -> None:
+def _stopping(experiment: Experiment, check: Checks) -> None:
     decode, stops = experiment.decode, experiment.eval.stops
     check.at_least("decode.gamma_max", decode.gamma_max, 1)
     check.within("decode.confidence", decode.confidence, 0.0, 1.0)
@@ -403,7 +362,7 @@ def _stopping(experiment: Experiment, check: _Checks) -> None:
         check.wrong("decode.gamma_max", decode.gamma_max, rule)
 
 
-def _platform(experiment: Experiment, check: _Checks) -> None:
+def _platform(experiment: Experiment, decoders: Mapping[str, DecoderConfig], check: Checks) -> None:
     platform, scale = experiment.platform, experiment.scale
     if experiment.job is Job.compile:
         _compile(experiment, check)
@@ -429,17 +388,15 @@ def _platform(experiment: Experiment, check: _Checks) -> None:
                 parts = f"platform.data={data} × platform.fsdp={fsdp}"
                 rule = f"/ {key}.accumulate={optimizer.accumulate} must be divisible by {parts}"
                 check.wrong(f"{key}.batch_size", optimizer.batch_size, rule)
-    if check.problems:
-        return
-    for side in sides(experiment.model):
-        decoder = decoder_of(experiment, side)
+    for role, decoder in decoders.items():
+        side = getattr(experiment.model, role)
         for size in ("num_heads", "num_kv_heads"):
             if getattr(decoder, size) % tensor:
                 where = f"scale.models.{side.name}.{size}" if side.source in STAND_INS else f"{side.name}'s {size}"
                 check.wrong("platform.tensor", tensor, f"must divide {where}={getattr(decoder, size)}")
 
 
-def _compile(experiment: Experiment, check: _Checks) -> None:
+def _compile(experiment: Experiment, check: Checks) -> None:
     platform = experiment.platform
     if platform.topology is None:
         like = next((chips for chips in TPU_PRESETS if chips >= platform.chips), TPU_PRESETS[-1])

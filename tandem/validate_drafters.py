@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from tandem.checks import Checks
 from tandem.config import Experiment, Job, Measure, PrimaryMode, Recipe, StopRule
 from tandem.decoding.drafters import LAST, Architecture, drafter_names, is_head, named
 
-if TYPE_CHECKING:
-    from tandem.validate import _Checks
 
-
-def check_drafters(experiment: Experiment, check: _Checks) -> None:
+def check_drafters(experiment: Experiment, check: Checks) -> None:
     """Which drafters are named, and whether they can do what is asked of them."""
     drafter, train = experiment.drafter, experiment.train
     needed = Measure.speed in experiment.eval.measures or drafting_is_stopped(experiment)
@@ -47,7 +43,7 @@ def drafting_is_stopped(experiment: Experiment) -> bool:
     return decode.stop is not StopRule.fixed or bool(stops) or experiment.job is Job.tune
 
 
-def _stopped(experiment: Experiment, entry: str, one: type[Architecture], check: _Checks) -> None:
+def _stopped(experiment: Experiment, entry: str, one: type[Architecture], check: Checks) -> None:
     decode, stops = experiment.decode, experiment.eval.stops
     learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
     if learned and not one.has_law:

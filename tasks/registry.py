@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tandem.checks import nearest
 from tandem.errors import ConfigurationError
-from tandem.validate import nearest
 from tasks import gen_tasks, mbpp, seqio_tasks, superglue, tydiqa, wmt22
 from tasks.example import Example, TaskInfo
 from tasks.fewshot import exemplar_source

@@ -18,6 +18,9 @@ from tandem.validate import validate
 # What an option needs beside itself.
 NEEDS = {"data=text": [f"data.path={CONF}"], "data=tfds": ["data.name=lm1b:1.1.0"]}
 # Batches and heads that so many devices can divide.
+NEEDS["scale=smollm2"] = ["model=tandem_smollm2"]  # which has no stand-ins
+CHECKPOINT = Path(__file__).parent / "fixtures/families/llama"
+NEEDS["model=tandem_pair"] = [f"model.primary.path={CHECKPOINT}", f"model.secondary.path={CHECKPOINT}"]
 NEEDS |= {f"platform=v5e_{chips}": ["scale=pod"] for chips in (16, 64, 256)}
 OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
 
@@ -39,7 +42,11 @@ def test_every_preset_is_valid(option):
 
 @pytest.mark.parametrize(("model", "scale"), list(itertools.product(groups()["model"], groups()["scale"])))
 def test_presets_go_together(model, scale):
-    experiment = compose([f"model={model}", f"scale={scale}"])
+    words = [f"model={model}", f"scale={scale}", *NEEDS.get(f"model={model}", [])]
+    if scale == "smollm2" and model in ("tandem_bison_gecko", "tandem_otter_gecko"):
+        assert "is not a model of scale=smollm2" in problems(words)[0]
+        return
+    experiment = compose(words)
     assert experiment.train.steps == experiment.scale.further.steps
 
 
@@ -48,16 +55,18 @@ def test_files_of_conf_open_with_a_command_that_works():
     for path in CONF.rglob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 50, path
-        command = next(line for line in text.splitlines() if "uv run launch/run.py" in line)
+        command = next(line for line in text.splitlines() if line.startswith("# uv run"))
         assert path.name.startswith("_") or command in text.splitlines()[:2], path
         words = command.partition("launch/run.py")[2].split()
         words = [f"data.path={CONF}" if word.startswith("data.path=") else word for word in words]
+        stated = path.name != "tandem_pair.yaml"  # a pair that says what its checkpoints are needs none of them here
+        words = [word.replace("DIRECTORY", str(CHECKPOINT)) for word in words if not (stated and "DIRECTORY" in word)]
         compose_all(expand([word for word in words if word != "-m" and not word.startswith("data.data_dir")]))
 
 
 def test_defaults():
     experiment = compose([])
-    assert (experiment.model.primary, experiment.model.secondary) == ("bison", "gecko")
+    assert (experiment.model.primary.name, experiment.model.secondary.name) == ("bison", "gecko")
     assert experiment.scale.shipped
     assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (3, 0.8, [2])
     assert experiment.train.recipe is Recipe.distil
@@ -65,7 +74,9 @@ def test_defaults():
 
 
 def test_only_laptop_ships_weights():
-    assert [scale for scale in groups()["scale"] if compose([f"scale={scale}"]).scale.shipped] == ["laptop"]
+    scales = groups()["scale"]
+    shipped = [scale for scale in scales if compose([f"scale={scale}", *NEEDS.get(f"scale={scale}", [])]).scale.shipped]
+    assert shipped == ["laptop"]
 
 
 def test_training_follows_the_scale_unless_overridden():
@@ -192,8 +203,20 @@ UNFIT = [
     ("scale.models.bison.num_kv_heads=4", "num_kv_heads=4 must divide num_heads=6"),
     ("scale.models.bison.d_model=0", "scale.models.bison.d_model=0 must be at least 1"),
     ("scale.models.gecko.vocab_size=512", "must share one vocabulary, but bison has 4096, gecko has 512"),
-    ("model.primary=bisn", "model.primary='bisn' is not a model of scale=laptop; did you mean bison?"),
-    ("model.secondary=bison", "model.secondary='bison' must differ from model.primary"),
+    ("model.primary=bisn", "model.primary is a group of keys: set one of them, as model.primary.name"),
+    ("model.primary.name=bisn", "model.primary.name='bisn' is not a model of scale=laptop; did you mean bison?"),
+    ("model.secondary.name=bison", "model.secondary.name='bison' must differ from model.primary.name"),
+    ("model.secondary.source=huggingface", "model.secondary.path must name a directory with config.json"),
+    ("model.secondary.path=x", "model.secondary.path='x' is not read by model.secondary.source=shipped"),
+    ("model.secondary.layers=[0]", "model.secondary.layers=[0] is not read by model.secondary.source=shipped"),
+    (
+        "model.secondary.source=from_primary",
+        "model.secondary.layers=None must list which layers of the primary to take",
+    ),
+    ("model.primary.source=from_primary", "is for the other models of the pair"),
+    ("train.projection_init=identity", "needs models of one width (d_model), but bison has 384 and gecko 96"),
+    ("train.vocabulary=1", "train.vocabulary=1 must be at least 2"),
+    ("drafter.vocabulary=0", "drafter.vocabulary=0 must be at least 2"),
     ("scale.models.bison.family=lama", "scale.models.bison.family='lama' is not one of gemma2, gemma3, llama, mistral"),
     ("scale.models.bison.window=0", "scale.models.bison.window=0 must be at least 1"),
     ("scale.models.bison.rope_factor=0", "scale.models.bison.rope_factor=0.0 must be above 0"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from open_models import write_checkpoint
 
 from launch import job_compile, job_evaluate
 from launch.compose import compose
@@ -20,6 +21,7 @@ from launch.steps.train import Optimisation
 from tasks import invented
 
 ROOT = Path(__file__).resolve().parents[1]
+TAKEN = ("model.secondary.source=from_primary", "model.secondary.layers=[0]")
 BASE = {spec.name for spec in fields(Step)}
 
 
@@ -40,10 +42,12 @@ def samples(tmp_path_factory) -> list[Step]:
     data, text = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("text") / "text.txt"
     invented.write(data)
     text.write_text("one\n<|endoftext|>\ntwo\n", encoding="utf-8")
+    checkpoint = f"model.primary.path={write_checkpoint(tmp_path_factory.mktemp('checkpoint'))}"
     made = [
         *build(compose(["scale=tiny", "drafter=all", "train.position_decay=0.9"])),
         *build(compose(["scale=tiny", "decode=survival", "eval.stops=[router]", f"data.prompts={text}"])),
         *build(compose(["scale=laptop", "train=joint_both"])),
+        *build(compose(["model=tandem_pair", checkpoint, *TAKEN, "train.recorded_tokens=99"])),
         *build(compose(["scale=tiny", "data=text", f"data.path={text}"])),
         *job_compile.build(compose(["job=compile", "platform=v5e_1"])),
         *job_compile.build(compose(["job=compile", "platform=v5e_1", "train=pretrain"])),

@@ -41,8 +41,9 @@ PROGRAM = """
 import sys
 from tandem.decoding import drafters
 drafters.__path__.append(sys.argv.pop(1))
-from launch.run import command_line
-assert not command_line()
+from launch.process import command_line
+from launch.run import main
+assert not command_line(main)
 print([name for name in ("jax", "flax") if name in sys.modules])
 """
 
@@ -149,11 +150,11 @@ def test_it_is_an_option_like_the_others():
     experiment = compose([f"drafter={NAME}", f"train.rates.{NAME}=2", "drafter.depth=4"])
     assert (experiment.drafter.drafters, experiment.train.rates[NAME]) == ([NAME], 2.0)
     steps = {step.name: step for step in topological(build(experiment))}
-    assert steps["speed"].config["drafters"] == {f"{NAME}_distil": NAME}
-    assert steps[f"{NAME}_ce"].config["head"] == {"drafter": NAME, "depth": 4}
+    assert steps["speed"].drafters == {f"{NAME}_distil": NAME}
+    assert steps[f"{NAME}_ce"].head.described == {"drafter": NAME, "depth": 4}
     both = build(compose([f"drafter.drafters=[tandem,{NAME}@ce,{NAME}]"]))
     (speed,) = (step for step in both if step.name == "speed")
-    assert list(speed.config["drafters"]) == ["tandem_distil", f"{NAME}_ce", f"{NAME}_distil"]
+    assert list(speed.drafters) == ["tandem_distil", f"{NAME}_ce", f"{NAME}_distil"]
     with pytest.raises(ConfigurationError, match=f"did you mean {NAME}?"):
         compose(["drafter.drafters=linea"])
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from launch.fleet.interface import Backend
 from launch.fleet.state import SweepDirectory
+from tandem.checks import nearest
 from tandem.errors import ConfigurationError
-from tandem.validate import nearest
 
 # A backend's class, made as `Class(options, directory)`; `Class.Options` may have a method `problems() -> list[str]`
 # for what its types cannot say.

@@ -14,9 +14,9 @@ from launch.fleet.scheduler import Scheduler, exit_code
 from launch.fleet.state import SweepDirectory, find_sweep
 from launch.fleet.sweep import drive, failures, how_to_go_on
 from launch.fleet.table import rows, summary, to_lines
+from tandem.checks import nearest
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError, EnvironmentFailure
-from tandem.validate import nearest
 
 if TYPE_CHECKING:
     from launch.process import Stop

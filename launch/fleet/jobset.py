@@ -17,8 +17,8 @@ from launch.fleet import manifest
 from launch.fleet.cloud import bucket_of, environment_problems
 from launch.fleet.interface import PREEMPTED_CODES, NoRoom, State, Status, SweepJob, Unavailable
 from launch.fleet.state import SweepDirectory
+from tandem.checks import nearest
 from tandem.errors import EnvironmentFailure
-from tandem.validate import nearest
 
 TIMEOUT_S = (5.0, 30.0)  # to connect, to read
 NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"

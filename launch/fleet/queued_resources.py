@@ -40,8 +40,8 @@ from launch.fleet.queued_state import (
 )
 from launch.fleet.state import SweepDirectory
 from launch.store import write_text_atomic
+from tandem.checks import nearest
 from tandem.errors import EnvironmentFailure
-from tandem.validate import nearest
 
 CALL_S = 120.0
 SSH_S = 90.0

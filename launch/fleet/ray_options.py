@@ -10,7 +10,7 @@ from typing import Any
 from launch.fleet import machine
 from launch.fleet.cloud import environment_problems
 from launch.fleet.ray_slices import TOPOLOGIES
-from tandem.validate import nearest
+from tandem.checks import nearest
 
 ADDRESS = re.compile(r"auto|(ray://)?[^\s/:]+:\d+")
 

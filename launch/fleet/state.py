@@ -22,8 +22,8 @@ from typing import Any
 
 from launch.fleet.interface import Record, State, Sweep, SweepJob
 from launch.store import make_directory, world_errors, write_json_atomic, write_text_atomic
+from tandem.checks import nearest
 from tandem.errors import ConfigurationError, EnvironmentFailure
-from tandem.validate import nearest
 
 
 def sweeps_root(runs_dir: str | Path) -> Path:

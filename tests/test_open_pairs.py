@@ -1,0 +1,179 @@
+"""Pairs of open checkpoints by the command line: what people have, from a directory to a table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from open_models import LARGE, SMALL, write_checkpoint
+from small_tokenizers import write
+
+from launch.compose import compose
+from launch.experiment import build
+from launch.run import main
+from tandem.errors import ConfigurationError, EnvironmentFailure
+from tandem.model import checkpoint
+from tandem.model.importing import load_checkpoint
+
+QUICK = (
+    "experiment=debug",
+    "train.seq_len=32",
+    "train.batch_size=2",
+    "eval.sequences=2",
+    "eval.prompts=2",
+    "eval.measures=[agreement,speed]",
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "large": write_checkpoint(folder / "large", seed=1),
+        "small": write_checkpoint(folder / "small", SMALL, seed=2),
+    }
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    documents = [f"document {number}\n" + f"the value of {number} is {number * 7}\n" * 30 for number in range(40)]
+    path.write_text("<|endoftext|>\n".join(documents), encoding="utf-8")
+    return path
+
+
+def pair(models: dict[str, Path], *words: str) -> list[str]:
+    return ["model=tandem_pair", f"model.primary.path={models['large']}", *words]
+
+
+def run(at: Path, text: Path, *words: str) -> dict:
+    code = main([*words, *QUICK, "data=text", f"data.path={text}", f"runs_dir={at}", "name=it"])
+    assert code == 0
+    return json.loads((at / "it" / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_checkpoints_are_trained_measured_and_decode_as_the_primary(models, text, tmp_path):
+    results = run(tmp_path, text, *pair(models, f"model.secondary.path={models['small']}"))
+    about = {model["role"]: model for model in results["models"]}
+    # The rows that only one of them has are left out of both.
+    assert (about["primary"]["vocab_size"], about["secondary"]["vocab_size"]) == (SMALL.vocab_size, SMALL.vocab_size)
+    assert not about["primary"]["stand_in"]
+    speed = {row["name"]: row for row in results["speed"]}
+    assert {"secondary", "secondary_distil", "tandem_distil"} <= speed.keys()
+    assert all(row["identical_to_primary"] == 1 for row in results["speed"])
+
+
+@pytest.mark.slow
+def test_a_secondary_of_the_primarys_layers_shares_its_embedding_in_every_stage(models, text, tmp_path):
+    words = ("model.secondary.source=from_primary", "model.secondary.layers=[0,3]", "train.recorded_tokens=640")
+    results = run(tmp_path, text, *pair(models, *words), "train.vocabulary=100", "drafter.vocabulary=64")
+    assert all(row["identical_to_primary"] == 1 for row in results["speed"])
+    embedding = load_checkpoint(models["large"]).weights["embedding"][...]
+    for folder in (tmp_path / "store").iterdir():
+        kind, path = folder.name.partition("-")[0], folder / "weights.safetensors"
+        if kind not in ("take_layers", "finetune", "tandem"):
+            continue
+        weights = (checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder)(path)[1]
+        model = weights["secondary"] if kind == "tandem" else weights
+        assert not any("embedding" in name for name in _names(path) if name != "__metadata__")
+        np.testing.assert_array_equal(model["embedding"][...], embedding)
+        if kind == "tandem":  # began as the identity on the state that entered each layer, and moved from there
+            kernels = jax.tree.leaves(weights["projections"])
+            assert all(0 < np.abs(kernel - np.eye(LARGE.d_model)).max() < 0.2 for kernel in kernels)
+
+
+def _names(path: Path) -> list[str]:
+    header = path.read_bytes()
+    length = int.from_bytes(header[:8], "little")
+    return list(json.loads(header[8 : 8 + length]))
+
+
+def test_an_answer_needs_no_training(models, tmp_path, capsys):
+    words = pair(models, f"model.secondary.path={models['small']}", "job=generate", "prompt=hello", "gamma=2")
+    assert main([*words, "drafter=independent", "decode.max_new_tokens=8", f"runs_dir={tmp_path}"]) == 0
+    assert "tokens/s" in capsys.readouterr().err
+    assert not list((tmp_path / "store").glob("tandem-*"))
+
+
+def test_a_checkpoint_is_the_one_that_a_preset_states(models):
+    with pytest.raises(ConfigurationError, match="num_layers is 4 and not 16"):
+        compose(["model=tandem_pythia_1b_70m", f"model.primary.path={models['large']}"])
+
+
+def test_what_is_not_there_is_said_with_where_to_name_it():
+    with pytest.raises(ConfigurationError, match=r"pythia_1b is a checkpoint .* model\.primary\.path"):
+        build(compose(["model=tandem_pythia_1b_70m"]))
+    with pytest.raises(EnvironmentFailure, match="does not exist; a model is a directory"):
+        compose(["model=tandem_pair", "model.primary.path=nowhere", "model.secondary.path=nowhere"])
+
+
+def test_another_vocabulary_is_refused_with_what_differs(models, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(models["small"], other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    swapped = content["model"]["vocab"]
+    (one, first), (two, second) = list(swapped.items())[40:42]
+    swapped[one], swapped[two] = second, first
+    write(other / "tokenizer.json", content)
+    words = pair(models, f"model.secondary.path={other}")
+    with pytest.raises(ConfigurationError, match="a pair needs one vocabulary"):
+        build(compose(words))
+
+
+def test_a_checkpoint_that_changed_under_its_step_is_refused(models, tmp_path):
+    words = pair(models, f"model.secondary.path={models['small']}", "job=generate", "prompt=hello", "gamma=0")
+    folder = tmp_path / "large"
+    shutil.copytree(models["large"], folder)
+    words[1] = f"model.primary.path={folder}"
+    assert main([*words, "decode.max_new_tokens=2", f"runs_dir={tmp_path}"]) == 0
+    (step,) = (tmp_path / "store").glob("checkpoint-*")
+    write_checkpoint(folder, seed=9)
+    with pytest.raises(EnvironmentFailure, match="is not the checkpoint that it was"):
+        checkpoint.load_decoder(step / "weights.safetensors")
+    # The same command sees another checkpoint, and so another step.
+    assert main([*words, "decode.max_new_tokens=2", f"runs_dir={tmp_path}"]) == 0
+    assert len(list((tmp_path / "store").glob("checkpoint-*"))) == 2
+
+
+def test_layers_of_two_kinds_are_not_taken(models, tmp_path):
+    folder = write_checkpoint(tmp_path / "gemma", family="gemma3", window=8, global_every=2, query_key_norm=True)
+    words = ("model.secondary.source=from_primary", "model.secondary.layers=[0,9]")
+    with pytest.raises(ConfigurationError) as refused:
+        compose(["model=tandem_pair", f"model.primary.path={folder}", *words])
+    assert "windows of two kinds" in str(refused.value)
+    assert "model.secondary.layers[1]=9 must be from 0 to 3" in str(refused.value)
+
+
+def test_a_dry_run_of_a_pair_reads_no_weights_and_imports_no_jax(models, tmp_path):
+    import subprocess
+    import sys
+
+    words = pair(models, f"model.secondary.path={models['small']}", "dry_run=true", f"runs_dir={tmp_path}")
+    program = (
+        "import sys; from launch.run import main; assert main(sys.argv[1:]) == 0; "
+        "print([name for name in ('jax', 'flax') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_weights_of_a_reference_are_the_checkpoints(models, tmp_path):
+    assert main([*pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[1]"), "job=generate",
+                 "prompt=x", "gamma=0", "decode.max_new_tokens=2", f"runs_dir={tmp_path}"]) == 0  # fmt: skip
+    (step,) = (tmp_path / "store").glob("checkpoint-*")
+    graph, weights = checkpoint.load_decoder(step / "weights.safetensors")
+    tokens = np.arange(12)[None]
+    imported = load_checkpoint(models["large"])
+    np.testing.assert_array_equal(
+        nnx.merge(graph, weights)(tokens), nnx.merge(imported.graph, imported.weights)(tokens)
+    )
+    assert (step / "weights.safetensors").stat().st_size < 10_000
+    assert checkpoint.parameters(step / "weights.safetensors") == sum(
+        leaf.size for leaf in jax.tree.leaves(imported.weights)
+    )
