@@ -51,7 +51,8 @@ print([name for name in ("jax", "flax") if name in sys.modules])
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with the example as a file."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    _, _, section = (ROOT / "docs" / "extending.md").read_text().partition("## A drafter")
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     made = tmp_path_factory.mktemp("drafters")
     (made / f"{NAME}.py").write_text(example)
     return made

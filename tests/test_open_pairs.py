@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -20,6 +24,7 @@ from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
 from tandem.model.importing import load_checkpoint
 
+ROOT = Path(__file__).resolve().parents[1]
 QUICK = (
     "experiment=debug",
     "train.seq_len=32",
@@ -151,9 +156,6 @@ def test_layers_of_two_kinds_are_not_taken(models, tmp_path):
 
 
 def test_a_dry_run_of_a_pair_reads_no_weights_and_imports_no_jax(models, tmp_path):
-    import subprocess
-    import sys
-
     words = pair(models, f"model.secondary.path={models['small']}", "dry_run=true", f"runs_dir={tmp_path}")
     program = (
         "import sys; from launch.run import main; assert main(sys.argv[1:]) == 0; "
@@ -177,3 +179,72 @@ def test_weights_of_a_reference_are_the_checkpoints(models, tmp_path):
     assert checkpoint.parameters(step / "weights.safetensors") == sum(
         leaf.size for leaf in jax.tree.leaves(imported.weights)
     )
+
+
+# --- a family of one new file -----------------------------------------------------------------------------------------
+
+# Run as a program: a family's file is found once in a process.
+FAMILY_PROGRAM = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from tandem.model import families
+families.__path__.append(sys.argv[1])
+
+from open_models import write_checkpoint
+from launch.run import main
+from tandem.architecture import DecoderConfig
+from tandem.model.importing import load_checkpoint
+from tandem.model.exporting import export_huggingface
+
+at = Path(sys.argv[2])
+features = {"rotary_fraction": 0.5, "query_key_value_bias": True, "num_kv_heads": 4}
+write_checkpoint(at / "large", family="mine", **features)
+config, graph, weights = load_checkpoint(at / "large")
+assert config.family == "mine" and config.query_key_value_bias
+export_huggingface(at / "again", config, weights)
+again = load_checkpoint(at / "again")
+tokens = np.arange(20)[None]
+model = nnx.merge(again.graph, again.weights)
+np.testing.assert_array_equal(model(tokens), nnx.merge(graph, weights)(tokens))
+states, _ = model.extend(tokens, np.zeros(1, np.int32), model.empty_cache(1, 24))
+np.testing.assert_allclose(model.logits(states[-1]), model(tokens), rtol=1e-4, atol=1e-4)
+raise SystemExit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [(), ("platform.chips=4", "platform.chips_per_host=4", "platform.fsdp=2", "platform.tensor=2")]
+)
+def test_a_family_of_one_new_file_is_read_trained_decoded_divided_and_written(mesh, text, tmp_path):
+    _, _, section = (ROOT / "docs" / "extending.md").read_text().partition("## A family")
+    (example, *_) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "families").mkdir()
+    (tmp_path / "families" / "mine.py").write_text(example)
+    large = f"model.primary.path={tmp_path / 'large'}"
+    taken = ("model.secondary.source=from_primary", "model.secondary.layers=[0,3]", "train.batch_size=4")
+    words = [f"runs_dir={tmp_path}", "model=tandem_pair", large, *QUICK, *taken, *mesh, "data=text", f"data.path={text}", "name=it"]
+    flags = f"--xla_force_host_platform_device_count={4 if mesh else 1}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            FAMILY_PROGRAM,
+            str(tmp_path / "families"),
+            str(tmp_path),
+            *words,
+            f"runs_dir={tmp_path}",
+        ],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "it" / "results.json").read_text())
+    assert results["models"][0]["family"] == "mine"
+    assert all(row["identical_to_primary"] == 1 for row in results["speed"])
