@@ -22,6 +22,7 @@ JOBS = {
     Job.evaluate: "launch.job_evaluate:run",
     Job.tune: "launch.job_tune:tune",
     Job.compile: "launch.job_compile:compile_ahead",
+    Job.doctor: "launch.job_doctor:doctor",
 }
 
 

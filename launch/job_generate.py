@@ -70,10 +70,10 @@ def answer(
     the primary, of the drafter by its name, if it is trained, and of what its stopping rule needs."""
     import jax
 
-    from tandem.decoding.chance import row_keys
     from tandem.decoding.engine import Engine, fan_out
+    from tandem.decoding.sampler import row_keys
     from tandem.measure import acceptance
-    from tandem.measure.timing import bucket, law_of
+    from tandem.measure.timing import bucket, sampling_of
     from tandem.model.layout import one_position, pack_matrices
     from tandem.parallel.sharding import fetch, put
 
@@ -96,7 +96,7 @@ def answer(
         graph,
         drafting,
         gamma=gamma,
-        law=law_of(decode),
+        sampling=sampling_of(decode),
         verification=decode.verification,
         rule=rule,
         stop_tokens=list(tokenizer.eos_ids),
@@ -113,7 +113,7 @@ def answer(
             put(np.array([len(prompt)]), "rows"),
             max_new_tokens=decode.max_new_tokens,
         )
-        keys = None if engine.law.greedy else row_keys(experiment.seed, decode.num_samples)
+        keys = None if engine.sampling.greedy else row_keys(experiment.seed, decode.num_samples)
         return fan_out(state, decode.num_samples, None if keys is None else put(keys, "rows"))
 
     def go_on(state: Any, until: int) -> Any:

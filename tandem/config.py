@@ -25,6 +25,7 @@ class Job(StrEnum):
     evaluate = "evaluate"
     tune = "tune"
     compile = "compile"
+    doctor = "doctor"
 
 
 class Recipe(StrEnum):

@@ -17,7 +17,7 @@ from pairs import decoder, tandem
 from tandem.config import DecoderConfig, Optimizer, OptimizerConfig, PlatformConfig, Verification
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.generate import generate
-from tandem.decoding.law import Law
+from tandem.decoding.sampling import SamplingConfig
 from tandem.errors import Interrupted
 from tandem.measure.agreement import Reader, means, measure
 from tandem.measure.likelihood import Scorer, score
@@ -69,7 +69,7 @@ def on_mesh(shape: tuple[int, int, int], folder: Path) -> dict[str, Any]:
     )
     drafter, windows = TandemDrafter(graph), np.stack(PROMPTS)
     greedy = run_prompts(Method(engine_for(primary, drafter, 2), primary_weights, trained), PROMPTS, 10, batch_size=4)
-    law = {"law": Law(0.8), "verification": Verification.block}
+    law = {"sampling": SamplingConfig(0.8), "verification": Verification.block}
     drawn = run_prompts(
         Method(engine_for(primary, drafter, 2, **law), primary_weights, trained),
         PROMPTS[:2],

@@ -1,6 +1,6 @@
 """The law of the engine's output by enumeration: every outcome of every draw, each with its probability.
 
-The engine draws through `Chance` alone, so a script of outcomes in its place turns a block into a deterministic
+The engine draws through `Sampler` alone, so a script of outcomes in its place turns a block into a deterministic
 function, and a batch of rows with all scripts is all that can happen.
 """
 
@@ -18,7 +18,7 @@ from flax import nnx
 
 from tandem.config import DecoderConfig
 from tandem.decoding.engine import Engine, fan_out, running
-from tandem.decoding.law import Law
+from tandem.decoding.sampling import SamplingConfig
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem
 
@@ -40,7 +40,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Scripted:
-    """`Chance` that reads its outcomes from a script."""
+    """`Sampler` that reads its outcomes from a script."""
 
     def categorical(self, state, position, slot, probabilities, active):
         row = jnp.arange(probabilities.shape[0])
@@ -127,7 +127,12 @@ def _scripts(gamma: int) -> np.ndarray:
 
 
 def primary_law(
-    graph: nnx.GraphDef[Decoder], weights: Any, law: Law, prompt: list[int], new: int, stop_tokens: tuple[int, ...] = ()
+    graph: nnx.GraphDef[Decoder],
+    weights: Any,
+    law: SamplingConfig,
+    prompt: list[int],
+    new: int,
+    stop_tokens: tuple[int, ...] = (),
 ) -> dict[tuple[int, ...], float]:
     """{response: probability} of the primary alone, from whole forward passes."""
     model = nnx.merge(graph, weights)

@@ -28,7 +28,7 @@ from tandem.decoding.drafters.eagle import feature_layers
 from tandem.decoding.drafters.kv import cache_layers
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
 from tandem.decoding.engine import Engine
-from tandem.decoding.law import Law
+from tandem.decoding.sampling import SamplingConfig
 from tandem.decoding.stopping import Confidence
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
@@ -174,7 +174,7 @@ def test_what_followed_the_longest_latest_match_is_drafted(text, ngram, expected
         np.testing.assert_array_equal(logits[0], np.zeros(10))
     else:
         for temperature in (0.1, 1.0, 100.0):
-            law = Law(temperature).probabilities(logits[0])
+            law = SamplingConfig(temperature).probabilities(logits[0])
             np.testing.assert_array_equal(law, np.eye(10)[expected])
 
 

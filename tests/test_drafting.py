@@ -19,7 +19,7 @@ from tandem.decoding.drafters.eagle import Eagle
 from tandem.decoding.drafters.kv import QueryOnly
 from tandem.decoding.drafters.medusa import Medusa
 from tandem.decoding.engine import Engine
-from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import Confidence
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
 from tandem.training.router import collect
@@ -64,11 +64,11 @@ def test_the_law_of_the_output_is_the_primarys(kind, case):
             model, head_weights = random_head(LAW_SIZES[kind], LAW_PRIMARY, 1, jnp.float64)
             head = model, head_weights
         drafter, drafter_weights = drafter_of(kind, (graph, weights), head)
-        options = {"gamma": 2, "law": Law(temperature=1.0), "chance": Scripted(), **LAW_CASES[case]}
+        options = {"gamma": 2, "sampling": SamplingConfig(temperature=1.0), "sampler": Scripted(), **LAW_CASES[case]}
         engine = Engine(graph, drafter, **options)
         law = output_law(engine, weights, drafter_weights, [0, 2, 0], 3)
         assert sum(law.values()) == pytest.approx(1, abs=1e-12)
-        expected = primary_law(graph, weights, engine.law, [0, 2, 0], 3, engine.stop_tokens)
+        expected = primary_law(graph, weights, engine.sampling, [0, 2, 0], 3, engine.stop_tokens)
         assert distance(law, expected) < 1e-12
 
 

@@ -12,13 +12,13 @@ from enumeration import PRIMARY, SECONDARY, random_decoder
 
 from tandem.config import Verification
 from tandem.decoding import inversion
-from tandem.decoding.chance import Keys, row_keys
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.engine import Engine
-from tandem.decoding.law import Law
+from tandem.decoding.sampler import Keys, row_keys
+from tandem.decoding.sampling import SamplingConfig
 from tandem.decoding.verification import acceptance, accepted_count, residual
 
-LAWS = {"whole": Law(1.0), "top-p": Law(1.0, top_p=0.95)}
+LAWS = {"whole": SamplingConfig(1.0), "top-p": SamplingConfig(1.0, top_p=0.95)}
 ACTIVE = jnp.ones(1, bool)
 WHOLE = 2**32
 PART = 16_384  # draws at a time
@@ -129,7 +129,7 @@ def test_the_first_and_the_last_numbers_draw_possible_tokens(size, bits):
 
 
 def test_a_batch_draws_as_its_rows_do():
-    law = Law(1.0, top_p=0.9).probabilities(jnp.asarray(np.stack([logits(5000, seed) for seed in range(3)])))
+    law = SamplingConfig(1.0, top_p=0.9).probabilities(jnp.asarray(np.stack([logits(5000, seed) for seed in range(3)])))
     keys, position, draw = row_keys(0, 3), jnp.asarray([3, 5, 3], jnp.int32), jax.jit(Keys().categorical)
     together, _ = draw(keys, position, 1, law, jnp.ones(3, bool))
     for row in range(3):
@@ -187,7 +187,7 @@ def test_cuts_keep_what_sorting_keeps(k, p, steps):
     values = np.stack([logits(size, seed) for seed in range(2)])
     if steps:
         values = np.round(values / steps) * np.float32(steps)
-    whole, cut = (np.asarray(Law(1.0, *cuts).probabilities(jnp.asarray(values))) for cuts in [(), (k, p)])
+    whole, cut = (np.asarray(SamplingConfig(1.0, *cuts).probabilities(jnp.asarray(values))) for cuts in [(), (k, p)])
     for row in range(2):
         kept = kept_by_sorting(whole[row], k, p)
         # Sums in float32 may end a few tokens away, of all but no mass.
@@ -201,17 +201,17 @@ def test_cuts_keep_what_sorting_keeps(k, p, steps):
 
 def test_top_k_tells_apart_what_a_temperature_makes_equal():
     values = np.random.default_rng(0).permutation(np.linspace(-4, 4, 5000)).astype(np.float32)
-    law = np.asarray(Law(1e6, top_k=50).probabilities(jnp.asarray(values)))
+    law = np.asarray(SamplingConfig(1e6, top_k=50).probabilities(jnp.asarray(values)))
     np.testing.assert_array_equal(law > 0, values >= np.sort(values)[-50])
 
 
 def test_top_k_knows_one_zero():
-    law = Law(1.0, top_k=2).probabilities(jnp.asarray([-1.0, -0.0, 0.0, 0.0, -jnp.inf]))
+    law = SamplingConfig(1.0, top_k=2).probabilities(jnp.asarray([-1.0, -0.0, 0.0, 0.0, -jnp.inf]))
     np.testing.assert_allclose(law, [0, 1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
 
 
 def test_a_flat_law_is_cut_to_its_share():
-    cut = np.asarray(Law(1.0, top_p=0.3).probabilities(jnp.zeros((1, 1000))))[0]
+    cut = np.asarray(SamplingConfig(1.0, top_p=0.3).probabilities(jnp.zeros((1, 1000))))[0]
     assert np.flatnonzero(cut).tolist() == list(range(300))
     np.testing.assert_allclose(cut[:300], 1 / 300, rtol=1e-6)
 
@@ -221,7 +221,7 @@ def test_a_law_sums_up_to_1_with_a_long_tail(size):
     """Each token of the tail is less than float32 can add to the head."""
     values = np.full(size, np.log(2e-8), np.float32)
     values[0] = 0
-    for law in (Law(1.0), Law(1.0, top_p=0.999)):
+    for law in (SamplingConfig(1.0), SamplingConfig(1.0, top_p=0.999)):
         assert np.asarray(law.probabilities(jnp.asarray(values)), np.float64).sum() == pytest.approx(1, abs=1e-6)
 
 
@@ -262,7 +262,7 @@ def test_no_ratio_of_extremes_is_undefined(verification, first, second):
 def test_a_verified_draft_has_the_primarys_law_at_a_real_vocabulary(verification):
     """The law of the first token of a block of one draft, summed over every draft."""
     size = 262_144
-    law = Law(1.0, top_p=0.95)
+    law = SamplingConfig(1.0, top_p=0.95)
     p = law.probabilities(jnp.asarray(logits(size)))
     q = law.probabilities(jnp.asarray(0.7 * logits(size) + 0.5 * logits(size, 1)))
     one = jnp.ones(1, jnp.int32)
@@ -287,26 +287,31 @@ SMALL = [1e-8, 1e-9, 1e-10, 1e-30, 1e-38, 1e-45, 1e-46, 5e-324]
 def test_the_law_at_a_small_temperature_is_greedy(temperature, cuts):
     """Compiled, where products and sums are fused and rounded once."""
     for values in ([[1.5, -3.0, 7.25, 7.249, -40.0], [-1e4, -2e4, -3e4, -9999.0, -1e9]], [logits(4096) + 5] * 2):
-        law = jax.jit(Law(temperature, **cuts).probabilities)(jnp.asarray(values, jnp.float32))
-        np.testing.assert_array_equal(law, Law().probabilities(jnp.asarray(values, jnp.float32)))
+        law = jax.jit(SamplingConfig(temperature, **cuts).probabilities)(jnp.asarray(values, jnp.float32))
+        np.testing.assert_array_equal(law, SamplingConfig().probabilities(jnp.asarray(values, jnp.float32)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1e-10, 5e-324])
 def test_equal_logits_are_equally_probable_at_every_temperature(temperature):
-    law = Law(temperature).probabilities(jnp.asarray([[9.0, 9.0, -900.0, 9.0]]))
+    law = SamplingConfig(temperature).probabilities(jnp.asarray([[9.0, 9.0, -900.0, 9.0]]))
     np.testing.assert_allclose(law, [[1 / 3, 1 / 3, 0, 1 / 3]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1e39, 1e308])
 def test_the_law_at_a_great_temperature_is_flat(temperature):
-    law = Law(temperature).probabilities(jnp.asarray([[9.0, -9.0, 90.0, -jnp.inf]]))
+    law = SamplingConfig(temperature).probabilities(jnp.asarray([[9.0, -9.0, 90.0, -jnp.inf]]))
     np.testing.assert_allclose(law, [[1 / 3, 1 / 3, 1 / 3, 0]], rtol=1e-6)
 
 
 def test_infinite_logits_have_a_law():
     infinite = jnp.inf
     values = jnp.asarray([[infinite, 1.0, infinite, -infinite], [-infinite] * 4, [1.0, 1.0, -infinite, -infinite]])
-    for law in (Law(1.0), Law(1e-45), Law(1.0, top_k=2), Law(0.5, top_p=0.9)):
+    for law in (
+        SamplingConfig(1.0),
+        SamplingConfig(1e-45),
+        SamplingConfig(1.0, top_k=2),
+        SamplingConfig(0.5, top_p=0.9),
+    ):
         probabilities = np.asarray(law.probabilities(values))
         np.testing.assert_allclose(probabilities[0], [0.5, 0, 0.5, 0])
         np.testing.assert_allclose(probabilities[2], [0.5, 0.5, 0, 0])
@@ -327,11 +332,11 @@ def test_the_text_at_a_small_temperature_is_the_greedy_one(temperature, options)
     model, drafter_weights = random_decoder(SECONDARY, 1, jnp.float32)
     rows, new = 8, 16
 
-    def text(law: Law) -> np.ndarray:
-        engine = Engine(graph, Independent(model), law=law, width=3, **options)
+    def text(law: SamplingConfig) -> np.ndarray:
+        engine = Engine(graph, Independent(model), sampling=law, width=3, **options)
         prompts = jnp.asarray(np.random.default_rng(0).integers(0, PRIMARY.vocab_size, (rows, 4)), jnp.int32)
         state = engine.prefill(weights, drafter_weights, prompts, jnp.full(rows, 4), max_new_tokens=new)
         state = engine.decode(weights, drafter_weights, state, jnp.full(rows, 3 + new))
         return np.asarray(state.tokens)[:, 4 : 4 + new]
 
-    np.testing.assert_array_equal(text(Law(temperature)), text(Law()))
+    np.testing.assert_array_equal(text(SamplingConfig(temperature)), text(SamplingConfig()))

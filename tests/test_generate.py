@@ -10,7 +10,7 @@ from pairs import PRIMARY, decoder, tandem
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine
 from tandem.decoding.generate import generate
-from tandem.decoding.law import Law
+from tandem.decoding.sampling import SamplingConfig
 
 # Small models, but many programs to compile.
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_response_ends_before_a_stop_token():
 
 
 def test_samples_depend_on_seed_and_prompt_and_not_on_the_batch():
-    engine = Engine(GRAPH, law=Law(temperature=8.0))
+    engine = Engine(GRAPH, sampling=SamplingConfig(temperature=8.0))
 
     def run(batch_size: int, seed: int) -> list[list[list[int]]]:
         found = generate(engine, WEIGHTS, None, prompts(), 12, batch_size, samples=3, seed=seed)

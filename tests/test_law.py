@@ -22,11 +22,11 @@ from enumeration import (
 
 from tandem.config import Verification
 from tandem.decoding import engine as engine_module
-from tandem.decoding.chance import Keys, row_keys
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine, fan_out
-from tandem.decoding.law import Law
+from tandem.decoding.sampler import Keys, row_keys
+from tandem.decoding.sampling import SamplingConfig
 from tandem.decoding.stopping import Confidence
 from tandem.model.layout import trim
 
@@ -52,7 +52,7 @@ class TokenConfidence:
 
 EXACT = 1e-12
 WRONG = 1e-4  # what a planted fault changes at the least
-SAMPLING = Law(temperature=1.0)
+SAMPLING = SamplingConfig(temperature=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -69,20 +69,20 @@ def pair(kind: str, kept=None, **options):
     """An engine that draws by script, and the weights of both models; the drafter may draft the tokens `kept` alone."""
     graph, weights = random_decoder(PRIMARY, 0)
     if kind == "none":
-        return Engine(graph, chance=Scripted(), **options), weights, None
+        return Engine(graph, sampler=Scripted(), **options), weights, None
     if kind == "tandem":
         model, drafter_weights = trimmed(*random_tandem(1), kept)
         drafter = TandemDrafter(model)
     else:
         model, drafter_weights = trimmed(*random_decoder(SECONDARY, 1), kept)
         drafter = Independent(model)
-    return Engine(graph, drafter, chance=Scripted(), **{"gamma": 2, **options}), weights, drafter_weights
+    return Engine(graph, drafter, sampler=Scripted(), **{"gamma": 2, **options}), weights, drafter_weights
 
 
 def wrong_by(engine: Engine, weights, drafter_weights, new: int = 3) -> float:
     law = output_law(engine, weights, drafter_weights, PROMPT, new)
     assert sum(law.values()) == pytest.approx(1, abs=EXACT)
-    return distance(law, primary_law(engine.primary, weights, engine.law, PROMPT, new, engine.stop_tokens))
+    return distance(law, primary_law(engine.primary, weights, engine.sampling, PROMPT, new, engine.stop_tokens))
 
 
 CASES = {
@@ -106,11 +106,11 @@ CASES = {
         "independent",
         {"stop_tokens": (1,), "rule": Confidence(0.6), "verification": Verification.block},
     ),
-    "temperature and top-k": ("tandem", {"law": Law(temperature=1.5, top_k=2)}),
-    "top-p": ("independent", {"law": Law(temperature=0.8, top_p=0.9)}),
+    "temperature and top-k": ("tandem", {"sampling": SamplingConfig(temperature=1.5, top_k=2)}),
+    "top-p": ("independent", {"sampling": SamplingConfig(temperature=0.8, top_p=0.9)}),
     "top-p, block verification": (
         "tandem",
-        {"law": Law(temperature=1.2, top_p=0.8), "verification": Verification.block},
+        {"sampling": SamplingConfig(temperature=1.2, top_p=0.8), "verification": Verification.block},
     ),
     "trimmed vocabulary": ("tandem", {"kept": (0, 2)}),
     "trimmed vocabulary, independent, block verification": (
@@ -119,7 +119,7 @@ CASES = {
     ),
     "trimmed vocabulary, adaptive, top-k": (
         "tandem",
-        {"kept": (1, 2), "rule": Confidence(0.6), "law": Law(temperature=1.5, top_k=2)},
+        {"kept": (1, 2), "rule": Confidence(0.6), "sampling": SamplingConfig(temperature=1.5, top_k=2)},
     ),
 }
 
@@ -127,13 +127,13 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_law_of_the_output_is_the_primarys(case):
     kind, options = CASES[case]
-    assert wrong_by(*pair(kind, **{"law": SAMPLING, **options})) < EXACT
+    assert wrong_by(*pair(kind, **{"sampling": SAMPLING, **options})) < EXACT
 
 
 def test_adaptive_rows_stop_at_different_lengths():
     """Or the adaptive cases above would be the fixed ones under another name."""
-    engine, weights, drafter_weights = pair("tandem", law=SAMPLING, rule=Confidence(0.6))
-    engine = Engine(engine.primary, engine.drafter, gamma=2, law=SAMPLING, rule=Confidence(0.6))
+    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING, rule=Confidence(0.6))
+    engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, rule=Confidence(0.6))
     _, state = responses(engine, weights, drafter_weights, rows=64, new=3)
     drafted = np.asarray(state.blocks).sum(axis=(0, 2))
     assert drafted[0] == 0
@@ -163,8 +163,8 @@ ONE_IN_A_MILLION = 78.0
 
 @pytest.mark.parametrize("verification", Verification)
 def test_real_draws_follow_the_law(verification):
-    engine, weights, drafter_weights = pair("tandem", law=SAMPLING)
-    engine = Engine(engine.primary, engine.drafter, gamma=2, law=SAMPLING, verification=verification)
+    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+    engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, verification=verification)
     outputs, _ = responses(engine, weights, drafter_weights, rows=20_000, new=3)
     law = primary_law(engine.primary, weights, SAMPLING, PROMPT, 3)
     assert len(law) == VOCABULARY**3
@@ -174,16 +174,16 @@ def test_real_draws_follow_the_law(verification):
 def test_block_verification_accepts_more():
     counts = {}
     for verification in Verification:
-        engine, weights, drafter_weights = pair("tandem", law=SAMPLING)
-        engine = Engine(engine.primary, engine.drafter, gamma=2, law=SAMPLING, verification=verification)
+        engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+        engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, verification=verification)
         _, state = responses(engine, weights, drafter_weights, rows=20_000, new=1)
         counts[verification] = np.asarray(state.accepted_lengths).sum(axis=0) @ np.arange(3)
     assert counts[Verification.block] > counts[Verification.token]
 
 
 def test_a_row_draws_the_same_alone_and_among_others():
-    engine, weights, drafter_weights = pair("tandem", law=SAMPLING)
-    engine = Engine(engine.primary, engine.drafter, gamma=2, law=SAMPLING, rule=Confidence(0.6))
+    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+    engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, rule=Confidence(0.6))
     together, _ = responses(engine, weights, drafter_weights, rows=24, new=3)
     prompt, length = jnp.asarray([PROMPT], jnp.int32), jnp.asarray([len(PROMPT)], jnp.int32)
     for row in (0, 7, 23):
@@ -199,7 +199,7 @@ def test_a_row_draws_the_same_alone_and_among_others():
 
 def test_fault_a_drawn_draft_is_thrown_away(monkeypatch):
     """Rule 1: a stopping rule that unmakes the draft it has seen."""
-    engine, weights, drafter_weights = pair("tandem", law=SAMPLING, rule=TokenConfidence(0.5))
+    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING, rule=TokenConfidence(0.5))
     draft_block = engine.draft_block
 
     def faulty(*arguments):
@@ -213,7 +213,7 @@ def test_fault_a_drawn_draft_is_thrown_away(monkeypatch):
 
 def test_fault_q_is_not_the_law_that_the_draft_was_drawn_from(monkeypatch):
     """Rule 2: drafts are drawn from a colder law than the one in the ratio."""
-    engine, weights, drafter_weights = pair("tandem", law=SAMPLING)
+    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
     draw = engine._draw
 
     def faulty(chance, position, slot, logits, active):
@@ -229,7 +229,7 @@ def test_fault_after_a_rejection_the_primarys_whole_law_is_drawn_from(monkeypatc
     monkeypatch.setattr(
         engine_module, "residual", lambda p, q, weight, accepted, drafted: p[jnp.arange(len(p)), accepted]
     )
-    assert wrong_by(*pair("tandem", law=SAMPLING, verification=verification)) > WRONG
+    assert wrong_by(*pair("tandem", sampling=SAMPLING, verification=verification)) > WRONG
 
 
 def test_fault_the_free_token_comes_from_the_position_before(monkeypatch):
@@ -241,7 +241,7 @@ def test_fault_the_free_token_comes_from_the_position_before(monkeypatch):
         return residual(shifted, q, weight, accepted, drafted)
 
     monkeypatch.setattr(engine_module, "residual", faulty)
-    assert wrong_by(*pair("tandem", law=SAMPLING)) > WRONG
+    assert wrong_by(*pair("tandem", sampling=SAMPLING)) > WRONG
 
 
 class OneKey(Keys):
@@ -256,15 +256,15 @@ class OneKey(Keys):
 
 def test_fault_a_key_is_used_twice():
     """Rule 4; enumeration cannot see it, real draws can."""
-    engine, weights, drafter_weights = pair("tandem", law=SAMPLING)
-    engine = Engine(engine.primary, engine.drafter, gamma=2, law=SAMPLING, chance=OneKey())
+    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+    engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, sampler=OneKey())
     outputs, _ = responses(engine, weights, drafter_weights, rows=20_000, new=3)
     assert g_statistic(outputs, primary_law(engine.primary, weights, SAMPLING, PROMPT, 3)) > ONE_IN_A_MILLION
 
 
 def test_fault_a_stop_token_does_not_cut_its_block(monkeypatch):
     """Rule 4: what stands after a stop token is no part of the response."""
-    engine, weights, drafter_weights = pair("tandem", law=SAMPLING, stop_tokens=(2,))
+    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING, stop_tokens=(2,))
     end = engine._end
 
     def faulty(state, emitted, accepted, alive):
@@ -286,7 +286,7 @@ def test_fault_rows_share_a_position(monkeypatch):
         return write(buffer, new, jnp.broadcast_to(starts[0], starts.shape), **more)
 
     monkeypatch.setattr(cache, "write", faulty)
-    assert wrong_by(*pair("independent", law=SAMPLING)) > WRONG
+    assert wrong_by(*pair("independent", sampling=SAMPLING)) > WRONG
 
 
 def test_fault_a_draft_that_nearly_ties_is_accepted(monkeypatch):
@@ -314,13 +314,13 @@ def test_fault_a_draft_that_nearly_ties_is_accepted(monkeypatch):
 
 def test_laws_cut_and_renormalise():
     logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
-    np.testing.assert_allclose(Law(1.0).probabilities(logits), [[0.5, 0.3, 0.15, 0.05]], rtol=1e-12)
-    np.testing.assert_allclose(Law(1.0, top_k=2).probabilities(logits), [[0.625, 0.375, 0, 0]], rtol=1e-12)
-    np.testing.assert_allclose(Law(1.0, top_p=0.6).probabilities(logits), [[0.625, 0.375, 0, 0]], rtol=1e-12)
-    np.testing.assert_allclose(Law(1.0, top_p=0.01).probabilities(logits), [[1, 0, 0, 0]])
-    np.testing.assert_allclose(Law(0.0).probabilities(logits), [[1, 0, 0, 0]])
+    np.testing.assert_allclose(SamplingConfig(1.0).probabilities(logits), [[0.5, 0.3, 0.15, 0.05]], rtol=1e-12)
+    np.testing.assert_allclose(SamplingConfig(1.0, top_k=2).probabilities(logits), [[0.625, 0.375, 0, 0]], rtol=1e-12)
+    np.testing.assert_allclose(SamplingConfig(1.0, top_p=0.6).probabilities(logits), [[0.625, 0.375, 0, 0]], rtol=1e-12)
+    np.testing.assert_allclose(SamplingConfig(1.0, top_p=0.01).probabilities(logits), [[1, 0, 0, 0]])
+    np.testing.assert_allclose(SamplingConfig(0.0).probabilities(logits), [[1, 0, 0, 0]])
     squared = np.square([0.5, 0.3, 0.15, 0.05])
-    np.testing.assert_allclose(Law(0.5).probabilities(logits)[0], squared / squared.sum(), rtol=1e-12)
+    np.testing.assert_allclose(SamplingConfig(0.5).probabilities(logits)[0], squared / squared.sum(), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -337,4 +337,4 @@ def test_laws_cut_and_renormalise():
 )
 def test_laws_that_are_none_are_refused(options):
     with pytest.raises(ValueError, match="temperature and top_k must be at least 0"):
-        Law(**options)
+        SamplingConfig(**options)

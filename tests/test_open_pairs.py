@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -19,10 +20,14 @@ from small_tokenizers import write
 
 from launch.compose import compose
 from launch.experiment import build
+from launch.job_doctor import Pair
 from launch.run import main
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
 from tandem.model.importing import load_checkpoint
+from tandem.model.names import path_name
+from tandem.model.tandem import Tandem
+from tandem.pair import decoder_of
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = (
@@ -181,11 +186,45 @@ def test_weights_of_a_reference_are_the_checkpoints(models, tmp_path):
     )
 
 
+# --- job=doctor -------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_says_what_a_pair_is_and_takes(models, capsys, tmp_path):
+    words = [*pair(models, f"model.secondary.path={models['small']}"), f"runs_dir={tmp_path / 'runs'}"]
+    assert main([*words, "job=doctor"]) == 0
+    said = capsys.readouterr().out
+    large = load_checkpoint(models["large"])
+    assert f"{sum(leaf.size for leaf in jax.tree.leaves(large.weights)) / 1e6:,.1f}M weights, llama, 4 layers" in said
+    assert str(models["small"] / "config.json") in said
+    assert "begin    uv run launch/run.py model=tandem_pair model.primary.path=" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_doctor_says_what_will_not_work(capsys):
+    assert main(["job=doctor", "model=tandem_llama3_8b_1b", "platform=v5e_1"]) == 1
+    said = capsys.readouterr().out
+    assert "llama3_8b: 8,030.3M weights, llama, 32 layers of width 4096" in said
+    assert "will not work: llama3_8b is not here; name its directory by model.primary.path" in said
+    assert "will not work: training takes" in said
+
+
+def test_the_doctors_cost_ratio_is_what_training_and_drafting_have(models):
+    words = pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[0,3]")
+    experiment = compose(words)
+    config = decoder_of(experiment, experiment.model.primary)
+    two = Pair(config, replace(config, num_layers=2), shares=True, reads=2)
+    tandem = nnx.eval_shape(lambda: Tandem(config, two.secondary, [0, 3], rngs=nnx.Rngs(0)))
+    sizes = {path_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(tandem))}
+    assert two.trained == sum(size for name, size in sizes.items() if name != "secondary.embedding")
+    assert two.cost_ratio(None) > two.cost_ratio(100) > 0.25
+
+
 # --- a family of one new file -----------------------------------------------------------------------------------------
 
 # Run as a program: a family's file is found once in a process.
 FAMILY_PROGRAM = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +237,9 @@ from open_models import write_checkpoint
 from launch.run import main
 from tandem.architecture import DecoderConfig
 from tandem.model.importing import load_checkpoint
+from tandem.model.names import path_name
+from tandem.model.tandem import Tandem
+from tandem.pair import decoder_of
 from tandem.model.exporting import export_huggingface
 
 at = Path(sys.argv[2])
@@ -227,7 +269,17 @@ def test_a_family_of_one_new_file_is_read_trained_decoded_divided_and_written(me
     (tmp_path / "families" / "mine.py").write_text(example)
     large = f"model.primary.path={tmp_path / 'large'}"
     taken = ("model.secondary.source=from_primary", "model.secondary.layers=[0,3]", "train.batch_size=4")
-    words = [f"runs_dir={tmp_path}", "model=tandem_pair", large, *QUICK, *taken, *mesh, "data=text", f"data.path={text}", "name=it"]
+    words = [
+        f"runs_dir={tmp_path}",
+        "model=tandem_pair",
+        large,
+        *QUICK,
+        *taken,
+        *mesh,
+        "data=text",
+        f"data.path={text}",
+        "name=it",
+    ]
     flags = f"--xla_force_host_platform_device_count={4 if mesh else 1}"
     done = subprocess.run(
         [

@@ -14,11 +14,11 @@ from enumeration import PRIMARY, SECONDARY, Scripted, distance, output_law, prim
 from launch.compose import compose
 from launch.experiment import build
 from tandem.config import DecodeConfig, StopRule, Verification
-from tandem.decoding.chance import row_keys
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
 from tandem.decoding.engine import Engine, fan_out
-from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.sampler import row_keys
+from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import Draft, Oracle, remember
 from tandem.decoding.stopping.router import (
     NEXT,
@@ -44,7 +44,7 @@ from tandem.training.router import Traces, collect, fit, survival_of_blocks
 pytestmark = pytest.mark.slow
 
 PROMPT = [0, 2, 1]
-SAMPLING = Law(temperature=1.0)
+SAMPLING = SamplingConfig(temperature=1.0)
 
 
 def drafting(kind: str):
@@ -90,12 +90,12 @@ def test_the_law_of_the_output_is_the_primarys(case):
         graph, weights = random_decoder(PRIMARY, 0)
         drafter, drafter_weights, embedding = drafting(kind)
         router = random_router(embedding, threshold)
-        engine = Engine(graph, drafter, gamma=2, law=SAMPLING, rule=rule, chance=Scripted(), **options)
+        engine = Engine(graph, drafter, gamma=2, sampling=SAMPLING, rule=rule, sampler=Scripted(), **options)
         law = output_law(engine, weights, drafter_weights, PROMPT, 3, router)
         assert sum(law.values()) == pytest.approx(1, abs=1e-12)
         assert distance(law, primary_law(graph, weights, SAMPLING, PROMPT, 3, engine.stop_tokens)) < 1e-12
         # Or it would be a fixed length under another name.
-        engine = Engine(graph, drafter, gamma=2, law=SAMPLING, rule=rule)
+        engine = Engine(graph, drafter, gamma=2, sampling=SAMPLING, rule=rule)
         drafted = samples(engine, weights, drafter_weights, router, 64)[1].blocks.sum(axis=(0, 2))
         assert min(drafted[1:]) > 5
 
@@ -116,7 +116,7 @@ def test_each_sample_stops_by_itself():
         graph, weights = random_decoder(PRIMARY, 0)
         drafter, drafter_weights, embedding = drafting("tandem")
         router = random_router(embedding, 0.25)
-        engine = Engine(graph, drafter, gamma=2, law=SAMPLING, rule=Survival())
+        engine = Engine(graph, drafter, gamma=2, sampling=SAMPLING, rule=Survival())
         together, state = samples(engine, weights, drafter_weights, router, 16)
         assert len(set(np.asarray(state.secondary_runs).tolist())) >= 2
         for row in (0, 5):

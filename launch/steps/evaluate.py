@@ -120,9 +120,9 @@ class Evaluate(Step):
 
     def _law(self) -> Any:
         """The law that responses are drawn by: greedy, unless several programs are wanted."""
-        from tandem.decoding.law import GREEDY, Law
+        from tandem.decoding.sampling import GREEDY, SamplingConfig
 
-        return Law(temperature=self.mbpp.temperature) if self.mbpp and self.mbpp.samples > 1 else GREEDY
+        return SamplingConfig(temperature=self.mbpp.temperature) if self.mbpp and self.mbpp.samples > 1 else GREEDY
 
 
 def _number(value: float) -> float | None:
@@ -293,7 +293,7 @@ def _engine(primary: Any, drafter: Any, gamma: int, width: int, verify: bool, la
     """The engine of these arguments: what is compiled for one task serves the next."""
     from tandem.decoding.engine import Engine
 
-    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, law=law, stop_tokens=(stop,))
+    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, sampling=law, stop_tokens=(stop,))
 
 
 def _alone(context: Context, contestant: Contestant) -> Path:

@@ -33,18 +33,18 @@ class TrainRouter(Decoding):
     def run(self, context: Context) -> None:
         import jax.numpy as jnp
 
-        from tandem.decoding.law import Law
+        from tandem.decoding.sampling import SamplingConfig
         from tandem.measure.timing import Method, engine_for, run_prompts
         from tandem.model import checkpoint
         from tandem.training.router import ROUNDS, collect, fit
 
-        law = Law(**vars(self.sampling))
+        law = SamplingConfig(**vars(self.sampling))
         primary, weights = load_primary(own_primary(context.inputs, "drafter", "")[1], self.dtype)
         kept = kept_tokens(context.inputs["corpus"], self.vocabulary)
         folder = context.inputs["drafter"]
         own, own_weights = drafter(folder, self.drafter_kind, self.dtype, primary, weights, kept=kept)
         given = self.prompts_of(context, "train", self.texts)
-        method, total = Method(engine_for(primary, law=law), weights), 2 * len(given) + ROUNDS
+        method, total = Method(engine_for(primary, sampling=law), weights), 2 * len(given) + ROUNDS
         texts = []
         for first in range(0, len(given), ROWS):
             context.stop_between()

@@ -22,9 +22,9 @@ import numpy as np
 from flax import nnx
 
 from tandem.config import Verification
-from tandem.decoding.chance import Chance, Keys, row_keys
 from tandem.decoding.drafters import Drafter, Weights
-from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.sampler import Keys, Sampler, row_keys
+from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import UNKNOWN, Draft, Fixed, StoppingRule, remember
 from tandem.decoding.verification import acceptance, accepted_count, residual
 from tandem.model.cache import KVCache, write
@@ -78,11 +78,11 @@ class Engine:
         gamma: int = 0,
         width: int | None = None,
         verify: bool = True,
-        law: Law = GREEDY,
+        sampling: SamplingConfig = GREEDY,
         verification: Verification = Verification.token,
         rule: StoppingRule | None = None,
         stop_tokens: Sequence[int] = (),
-        chance: Chance | None = None,
+        sampler: Sampler | None = None,
     ):
         if gamma and drafter is None:
             raise ValueError("a block length above 0 needs a drafter")
@@ -93,8 +93,8 @@ class Engine:
         self.rule = Fixed() if rule is None else rule
         if not verify and not isinstance(self.rule, Fixed):
             raise ValueError("decoding that keeps every draft has blocks of one length")
-        self.law, self.verification, self.stop_tokens = law, verification, tuple(stop_tokens)
-        self.chance: Chance = Keys() if chance is None else chance
+        self.sampling, self.verification, self.stop_tokens = sampling, verification, tuple(stop_tokens)
+        self.sampler: Sampler = Keys() if sampler is None else sampler
         self.prefill = jax.jit(self._prefill, static_argnames="max_new_tokens")
         self.decode = jax.jit(self._decode, donate_argnames="state")
 
@@ -120,7 +120,7 @@ class Engine:
         decoder = nnx.merge(self.primary, weights)
         states, cache = read_prompts(decoder, prompts, length, ROWS)
         lengths = lengths.astype(jnp.int32)
-        if chance is None and not self.law.greedy:
+        if chance is None and not self.sampling.greedy:
             chance = row_keys(0, batch)
         return DecodingState(
             tokens=jnp.pad(prompts.astype(jnp.int32), ((0, 0), (0, length - width))),
@@ -173,7 +173,7 @@ class Engine:
         else:
             # The padding has logits too: engines of one width must also share the shape of this product.
             logits = decoder.logits(states[-1])[:, : self.gamma + 1]
-            if self.law.greedy:
+            if self.sampling.greedy:
                 targets = greedy(logits)
                 right = (drafts == targets[:, :-1]) & (jnp.arange(self.gamma) < drafted[:, None])
                 accepted = accepted_count(Verification.token, right)
@@ -217,7 +217,7 @@ class Engine:
             laws = block.laws
             if laws is not None:
                 laws = jax.lax.dynamic_update_slice_in_dim(
-                    laws, self.law.probabilities(logits)[:, None].astype(laws.dtype), index, axis=1
+                    laws, self.sampling.probabilities(logits)[:, None].astype(laws.dtype), index, axis=1
                 )
             tokens = jax.lax.dynamic_update_slice_in_dim(block.tokens, token[:, None], index, axis=1)
             drafted = block.drafted + carry.active
@@ -230,7 +230,7 @@ class Engine:
         first = state.position - (drafter.reach - 1)
         given = take(state.tokens, first, drafter.reach)
         laws = None
-        if self.verify and not self.law.greedy:
+        if self.verify and not self.sampling.greedy:
             shape = jax.eval_shape(lambda: drafter.draft(weights, state.drafter, given, first, 0, state.cache)[0])
             laws = jnp.zeros((batch, gamma, shape.shape[-1]), jnp.promote_types(shape.dtype, jnp.float32))
         block = Block(
@@ -253,23 +253,23 @@ class Engine:
         self, chance: Any, position: jax.Array, slot: jax.Array | int, logits: jax.Array, active: jax.Array
     ) -> tuple[jax.Array, Any]:
         """A token [B] by the law of `logits` [B, V]."""
-        if self.law.greedy:
+        if self.sampling.greedy:
             return greedy(logits), chance
-        return self.chance.categorical(chance, position, slot, self.law.probabilities(logits), active)
+        return self.sampler.categorical(chance, position, slot, self.sampling.probabilities(logits), active)
 
     def _verify(
         self, chance: Any, position: jax.Array, logits: jax.Array, block: Block, active: jax.Array
     ) -> tuple[jax.Array, jax.Array, Any]:
         """How many drafts are accepted [B], the token after them [B], and the state of random draws."""
-        p = self.law.probabilities(logits)
+        p = self.sampling.probabilities(logits)
         if block.laws is None:
             following, chance = self._draw(chance, position, self.gamma + 1, logits[:, 0], active)
             return block.drafted, following, chance
         chances, weight = acceptance(self.verification, p, block.laws, block.tokens, block.drafted)
-        events, chance = self.chance.bernoulli(chance, position, self.gamma, chances, active)
+        events, chance = self.sampler.bernoulli(chance, position, self.gamma, chances, active)
         accepted = accepted_count(self.verification, events)
         after = residual(p, block.laws, weight, accepted, block.drafted)
-        following, chance = self.chance.categorical(chance, position, self.gamma + 1, after, active)
+        following, chance = self.sampler.categorical(chance, position, self.gamma + 1, after, active)
         return accepted, following, chance
 
     def _end(self, state: DecodingState, emitted: jax.Array, accepted: jax.Array, alive: jax.Array) -> jax.Array:

@@ -51,7 +51,7 @@ def generate(
         filled = indices + [indices[-1]] * (rows - len(indices))
         written = _batch(
             engine, weights, drafter_weights, [prompts[i] for i in filled], max_new_tokens, stopped, samples,
-            None if engine.law.greedy else _keys(seed, filled, samples),
+            None if engine.sampling.greedy else _keys(seed, filled, samples),
         )  # fmt: skip
         for index, several in zip(indices, written, strict=False):
             responses[index] = several

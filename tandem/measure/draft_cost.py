@@ -97,7 +97,7 @@ def _loop(method: Method, state: DecodingState, blocks: int) -> Callable[[], Non
     if isinstance(rule_weights, RouterWeights):
         rule_weights = replace(rule_weights, threshold=jnp.full_like(rule_weights.threshold, -1))
     else:
-        options: dict[str, Any] = {"law": engine.law, "verification": engine.verification}
+        options: dict[str, Any] = {"sampling": engine.sampling, "verification": engine.verification}
         engine = engine_for(engine.primary, engine.drafter, engine.gamma, engine.width, **options)
     assert engine.drafter is not None
     drafter, rows = engine.drafter, state.position.shape[0]

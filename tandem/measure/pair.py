@@ -13,7 +13,7 @@ from tandem.decoding.drafters import Drafter
 from tandem.decoding.stopping import Confidence, Oracle, StoppingRule
 from tandem.decoding.stopping.router import Router, RouterWeights, Survival
 from tandem.measure.speed import autoregressive
-from tandem.measure.timing import Method, engine_for, law_of
+from tandem.measure.timing import Method, engine_for, sampling_of
 from tandem.model.decoder import Decoder
 
 # The rules that a router's predictions go into.
@@ -37,13 +37,13 @@ class Pair:
         """SPEED with at most `gamma` drafts; the `threshold` is the rule's."""
         rule, rule_weights = rule_of(stop, threshold, self.router)
         engine = engine_for(
-            self.primary, self.drafter, gamma, law=law_of(decode), verification=decode.verification, rule=rule
+            self.primary, self.drafter, gamma, sampling=sampling_of(decode), verification=decode.verification, rule=rule
         )
         return Method(engine, self.weights, self.drafter_weights, rule_weights)
 
     def plain(self, decode: DecodeConfig, width: int) -> Method:
         """Autoregressive decoding by passes of `width`."""
-        (method,) = autoregressive(self.primary, self.weights, [width], law_of(decode)).values()
+        (method,) = autoregressive(self.primary, self.weights, [width], sampling_of(decode)).values()
         return method
 
 

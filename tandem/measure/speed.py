@@ -18,12 +18,12 @@ from flax import nnx
 
 from tandem.config import DecodeConfig
 from tandem.decoding.drafters import Drafter
-from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance, theory
 from tandem.measure.controls import over_controls
 from tandem.measure.draft_cost import DraftCost, draft_costs, lengths_to
-from tandem.measure.timing import Method, Outcome, by_category, compare, engine_for, law_of, speedup
+from tandem.measure.timing import Method, Outcome, by_category, compare, engine_for, sampling_of, speedup
 from tandem.model.decoder import Decoder
 from tandem.model.layout import one_position, pack_matrices
 
@@ -48,7 +48,11 @@ class Candidate:
 
 
 def autoregressive(
-    primary: nnx.GraphDef[Decoder], weights: Any, widths: Sequence[int], law: Law = GREEDY, fastest: bool = True
+    primary: nnx.GraphDef[Decoder],
+    weights: Any,
+    widths: Sequence[int],
+    law: SamplingConfig = GREEDY,
+    fastest: bool = True,
 ) -> dict[str, Method]:
     """Autoregressive decoding at each of the widths; `fastest`: with matrices laid out as that width reads them best,
     which for width 1 is another arithmetic than that of wider passes."""
@@ -56,7 +60,7 @@ def autoregressive(
     for width in widths:
         narrow = fastest and width == 1
         graph, own = pack_matrices(*one_position(primary, weights)) if narrow else (primary, weights)
-        methods[f"{BASELINE}, width {width}"] = Method(engine_for(graph, width=width, law=law), own)
+        methods[f"{BASELINE}, width {width}"] = Method(engine_for(graph, width=width, sampling=law), own)
     return methods
 
 
@@ -135,7 +139,7 @@ class _Side:
 
     def __init__(self, name: str, graph: nnx.GraphDef[Decoder], weights: Any, gamma: int, decode: DecodeConfig):
         self.name, self.graph, self.weights = name, graph, weights
-        law = law_of(decode)
+        law = sampling_of(decode)
         widths = (gamma + 1,) if decode.exact else BASELINE_WIDTHS
         # Without drafts the methods are compared with passes of width 1, and must share their arithmetic.
         best = autoregressive(graph, weights, widths, law, fastest=gamma > 0 and not decode.exact)
@@ -152,7 +156,11 @@ class _Side:
         return fastest(self.baselines, outcomes)
 
     def speculative(self, one: Candidate, gamma: int, decode: DecodeConfig) -> Method:
-        options: dict[str, Any] = {"law": law_of(decode), "verification": decode.verification, "rule": one.rule}
+        options: dict[str, Any] = {
+            "sampling": sampling_of(decode),
+            "verification": decode.verification,
+            "rule": one.rule,
+        }
         engine = engine_for(self.graph, one.drafter, gamma, **options)
         return Method(engine, self.weights, one.weights, one.rule_weights)
 
@@ -190,7 +198,7 @@ def _row(
         "repetition_rate": repetition_rate(outcome.responses),
         "cache_bytes_per_token": cache_bytes_per_token(shown.method),
     }
-    if law_of(decode).greedy:
+    if sampling_of(decode).greedy:
         gap = divergence_gap(side.graph, side.weights, prompts, outcome, narrow, decode.num_samples)
         row |= {
             "identical_to_primary": identical(outcome, baseline if shown.name == BASELINE else exact),

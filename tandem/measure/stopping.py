@@ -14,7 +14,7 @@ from tandem.measure.costs import measure_costs
 from tandem.measure.draft_cost import draft_costs, lengths_to
 from tandem.measure.pair import RULED, Pair
 from tandem.measure.speed import BASELINE_WIDTHS, fastest, identical
-from tandem.measure.timing import Outcome, by_category, compare, law_of, run_prompts, speedup
+from tandem.measure.timing import Outcome, by_category, compare, run_prompts, sampling_of, speedup
 
 # Predicted acceptances to try for the router; the paper's is 0.8.
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -153,7 +153,7 @@ def stopping_tables(
     `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1,
     `over_fixed_decode` the same as measured.
     """
-    law, limit = law_of(decode), decode.gamma_max
+    law, limit = sampling_of(decode), decode.gamma_max
     chosen = _chosen(tuned, stops, tau, limit)
     widths = sorted({*BASELINE_WIDTHS, *(rule.gamma + 1 for rule in chosen)})
     plain = {width: f"autoregressive, width {width}" for width in widths}

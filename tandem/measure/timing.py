@@ -16,7 +16,7 @@ from flax import nnx
 from tandem.config import DecodeConfig, Verification
 from tandem.decoding.drafters import Drafter
 from tandem.decoding.engine import DecodingState, Engine, fan_out
-from tandem.decoding.law import GREEDY, Law
+from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance
 from tandem.model.decoder import Decoder
@@ -43,12 +43,12 @@ def engine_for(
     gamma: int = 0,
     width: int | None = None,
     verify: bool = True,
-    law: Law = GREEDY,
+    sampling: SamplingConfig = GREEDY,
     verification: Verification = Verification.token,
     rule: StoppingRule | None = None,
 ) -> Engine:
     """The engine of these arguments, the same for equal ones: what is compiled once serves all models of one shape."""
-    options: dict[str, Any] = {"law": law, "verification": verification, "rule": rule}
+    options: dict[str, Any] = {"sampling": sampling, "verification": verification, "rule": rule}
     return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, **options)
 
 
@@ -62,9 +62,9 @@ def bucket(length: int, least: int = 16) -> int:
     return max(least, 1 << (length - 1).bit_length())
 
 
-def law_of(decode: DecodeConfig) -> Law:
+def sampling_of(decode: DecodeConfig) -> SamplingConfig:
     """The law that the configuration describes."""
-    return Law(decode.temperature, decode.top_k, decode.top_p)
+    return SamplingConfig(decode.temperature, decode.top_k, decode.top_p)
 
 
 @dataclass
@@ -195,7 +195,7 @@ class Batch:
         for row, index in enumerate(group):
             given[row, : ends[row]] = prompts[index]
         keys = None
-        if not engine.law.greedy:
+        if not engine.sampling.greedy:
             own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
             keys = put(jnp.concatenate([jax.random.split(key, num_samples) for key in own]), "rows")
         rule_weights = method.rule_weights

@@ -290,12 +290,12 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Program:
 
     from tandem.decoding.drafters.tandem import TandemDrafter
     from tandem.decoding.engine import DecodingState, Engine
-    from tandem.measure.timing import bucket, law_of
+    from tandem.measure.timing import bucket, sampling_of
     from tandem.parallel.sharding import sharding, state_shardings, weight_shardings
 
     decode, config = experiment.decode, decoder_of(experiment, experiment.model.primary)
     dtype = products_dtype(decode.dtype)
-    options: dict[str, Any] = {"law": law_of(decode), "verification": decode.verification}
+    options: dict[str, Any] = {"sampling": sampling_of(decode), "verification": decode.verification}
     primary, weights = _decoder(config, dtype, untied=True)
     weights = _with(weights, weight_shardings(mesh, weights))
     drafter_weights = None

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tandem.decoding.law import Law
+from tandem.decoding.sampling import SamplingConfig
 from tandem.decoding.stopping import MEMORY, UNKNOWN
 from tandem.decoding.stopping.router import NEXT, THIS, Features, RouterWeights, features, log_odds, new_router
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
@@ -56,7 +56,7 @@ def collect(
     texts: np.ndarray,
     skip: int,
     gamma: int,
-    law: Law,
+    law: SamplingConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
     batch_size: int = 8,
 ) -> Traces:
@@ -82,7 +82,7 @@ def _read(
     model: nnx.GraphDef[Any],
     skip: int,
     gamma: int,
-    law: Law,
+    law: SamplingConfig,
     primary_weights: Any,
     weights: Any,
     texts: jax.Array,
@@ -104,7 +104,7 @@ def _read(
     own = slice(skip - 1, None)
     q, p, following, place = logits[:, own], decoder.logits(states[-1])[:, own], texts[:, 1:][:, own], place[own]
 
-    def common(law: Law) -> jax.Array:
+    def common(law: SamplingConfig) -> jax.Array:
         return jnp.sum(jnp.minimum(law.probabilities(p), law.probabilities(q)), axis=-1)
 
     accepted = common(law)
@@ -118,7 +118,7 @@ def _read(
     one = jnp.ones_like(kept)
     return Traces(
         features(q, _recent(kept, place)),
-        jnp.stack([common(Law(1.0)), accepted, after], axis=-1),
+        jnp.stack([common(SamplingConfig(1.0)), accepted, after], axis=-1),
         jnp.stack([one, one, kept * has_next], axis=-1),
         kept,
         jnp.broadcast_to(place, kept.shape),

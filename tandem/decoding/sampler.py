@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from tandem.decoding import inversion
 
 
-class Chance(Protocol):
+class Sampler(Protocol):
     """`active` [B] says for which rows the outcome counts."""
 
     def categorical(

@@ -15,7 +15,7 @@ from tandem.decoding import cuts
 
 
 @dataclass(frozen=True)
-class Law:
+class SamplingConfig:
     """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing; ties at the k-th token are all kept, and of ties
     at top_p's end as many as reach it.
 
@@ -54,4 +54,4 @@ class Law:
         return odds / jnp.sum(odds, axis=-1, keepdims=True)
 
 
-GREEDY = Law()
+GREEDY = SamplingConfig()
