@@ -20,6 +20,7 @@ from launch.steps.train_router import TrainRouter
 from launch.steps.tune_pair import TunePair
 from tandem.config import Experiment, Measure, StopRule
 from tandem.data.abstract_tokenizer import Tokenizer
+from tandem.data.chat import chat_template, encode_questions
 from tandem.data.tokenizer import load_tokenizer
 from tandem.data.vocabularies import same_vocabulary
 from tandem.decoding.drafters import LAST, PRETRAIN, is_head, named
@@ -197,6 +198,7 @@ def _prompted(experiment: Experiment) -> dict[str, Any]:
         "prompts": experiment.eval.prompts,
         "repeats": experiment.eval.repeats,
         "cache_tokens": decode.cache_tokens,
+        "chat": experiment.data.chat,
     }
 
 
@@ -254,7 +256,8 @@ def check_prompts(experiment: Experiment) -> None:
     tokenizer, decode = load_tokenizer(path), experiment.decode
     check_vocabulary(experiment, tokenizer)
     if experiment.prompt is not None:
-        length = len(tokenizer.encode_prompt(experiment.prompt))
+        template = chat_template(experiment.data.chat, tokenizer)
+        length = len(encode_questions(tokenizer, template, [experiment.prompt])[0])
         check_fits(length, decode.max_new_tokens, decode.cache_tokens, "prompt")
     sizes = (decode.prompt_tokens, decode.max_new_tokens, decode.cache_tokens)
-    encode_prompts(prompt_files(experiment), tokenizer, experiment.eval.prompts, *sizes)
+    encode_prompts(prompt_files(experiment), tokenizer, experiment.data.chat, experiment.eval.prompts, *sizes)

@@ -18,7 +18,9 @@ from launch.process import Stop
 from launch.steps.decode import check_fits, own_primary
 from launch.store import Store
 from tandem.config import Experiment
-from tandem.data.tokenizer import Tokenizer, load_tokenizer
+from tandem.data.abstract_tokenizer import Tokenizer
+from tandem.data.chat import chat_template, encode_questions
+from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import Interrupted
 from tandem.parallel.hosts import hosts
 
@@ -51,14 +53,18 @@ def generate(experiment: Experiment, stop: Stop) -> None:
         return
     directories = execute(targets, store, lambda record: None, stop)
     tokenizer = load_tokenizer(directories[corpus.name])
-    prompt = tokenizer.encode_prompt(experiment.prompt)
+    template = chat_template(experiment.data.chat, tokenizer)
+    (prompt,) = encode_questions(tokenizer, template, [experiment.prompt])
     check_fits(len(prompt), experiment.decode.max_new_tokens, experiment.decode.cache_tokens, "prompt")
     inputs = {**directories, "primary": directories[primary.name]}
-    answer(experiment, prompt, tokenizer, inputs, name or "", names[name] if name else "", stop)
+    # An answer in a chat begins a line; elsewhere it goes on where the prompt ends.
+    shown = experiment.prompt + ("\n" if template else "")
+    answer(experiment, shown, prompt, tokenizer, inputs, name or "", names[name] if name else "", stop)
 
 
 def answer(
     experiment: Experiment,
+    shown: str,
     prompt: np.ndarray,
     tokenizer: Tokenizer,
     inputs: Mapping[str, Path],
@@ -66,8 +72,9 @@ def answer(
     kind: str,
     stop: Stop,
 ) -> None:
-    """Decode and print; `name` and `kind` are those of the drafter, if there is one, and `inputs` are the folders of
-    the primary, of the drafter by its name, if it is trained, and of what its stopping rule needs."""
+    """Decode and print, after what is `shown` of the prompt; `name` and `kind` are those of the drafter, if there is
+    one, and `inputs` are the folders of the primary, of the drafter by its name, if it is trained, and of what its
+    stopping rule needs."""
     import jax
 
     from tandem.decoding.engine import Engine, fan_out
@@ -125,7 +132,7 @@ def answer(
     marks = TERMINAL_MARKS if sys.stdout.isatty() else PLAIN_MARKS
     samples = [Stream(tokenizer, marks) for _ in range(decode.num_samples)]
     begin = time.perf_counter()
-    show(experiment.prompt, end="", flush=True)
+    show(shown, end="", flush=True)
     while True:
         before = fetch(state.position)
         end = np.minimum(fetch(state.end), limit)

@@ -266,6 +266,8 @@ class DataConfig:
     # For speed, a file or several: lm1b, reddit, cnn_dailymail of tasks.data_dir, or paths (JSON lines with `prompt` or
     # `turns`; .txt, .tsv, .csv); null: cut from the held-out text.
     prompts: list[str] | None = None
+    # Whether prompts that are whole questions, of files and of job=generate, go through the primary's chat template.
+    chat: ChatMode = ChatMode.auto
 
 
 @dataclass

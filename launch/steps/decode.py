@@ -16,7 +16,8 @@ import numpy as np
 from launch.drafting import WEIGHTS, drafter, kept_tokens, load_primary, primary_of
 from launch.graph import NOT_MEANING, Context, Step
 from launch.steps.rules import load_router
-from tandem.config import DecodeConfig, Experiment, Verification
+from tandem.config import ChatMode, DecodeConfig, Experiment, Verification
+from tandem.data.chat import chat_template, encode_questions
 from tandem.data.files import Files
 from tandem.data.iterator import prompts
 from tandem.data.packing import open_tokens
@@ -75,6 +76,7 @@ class PromptedDecoding(Decoding):
     repeats: int
     # The length beyond which a prompt is refused.
     cache_tokens: int = field(metadata=NOT_MEANING)
+    chat: ChatMode = ChatMode.auto
 
     def decode_config(self, **more: Any) -> DecodeConfig:
         settings = {"max_new_tokens": self.max_new_tokens, **vars(self.sampling), **vars(self.speculation)}
@@ -85,7 +87,7 @@ class PromptedDecoding(Decoding):
         if files := context.files.get(PROMPTS):
             tokenizer = load_tokenizer(context.inputs["corpus"])
             sizes = (self.prompt_tokens, self.max_new_tokens, self.cache_tokens)
-            return encode_prompts(files, tokenizer, self.prompts, *sizes)
+            return encode_prompts(files, tokenizer, self.chat, self.prompts, *sizes)
         return self.prompts_of(context, "heldout", self.prompts), []
 
 
@@ -96,16 +98,28 @@ def prompt_files(experiment: Experiment) -> Files:
 
 
 def encode_prompts(
-    files: Files, tokenizer: Tokenizer, count: int, prompt_tokens: int, max_new_tokens: int, cache_tokens: int
+    files: Files,
+    tokenizer: Tokenizer,
+    chat: ChatMode,
+    count: int,
+    prompt_tokens: int,
+    max_new_tokens: int,
+    cache_tokens: int,
 ) -> tuple[list[np.ndarray], list[str]]:
-    """`count` prompts of each file as ids, and their categories. Raises ConfigurationError where one fits no cache."""
+    """`count` prompts of each file as ids, and their categories: whole ones as `chat` says, of texts the beginning.
+
+    Raises ConfigurationError where one fits no cache, or there is no chat template and must be one.
+    """
+    template = chat_template(chat, tokenizer)
     encoded, categories = [], []
     for category, path in files.entries:
-        for prompt in read_prompts(path, count, category, files):
-            ids = tokenizer.encode_prompt(prompt.text)
-            encoded.append(ids if prompt.whole else ids[:prompt_tokens])
+        found = list(read_prompts(path, count, category, files))
+        questions = iter(encode_questions(tokenizer, template, [prompt.text for prompt in found if prompt.whole]))
+        for prompt in found:
+            ids = next(questions) if prompt.whole else tokenizer.encode_prompt(prompt.text)[:prompt_tokens]
+            check_fits(len(ids), max_new_tokens, cache_tokens, f"data.prompts={path}: a prompt")
+            encoded.append(ids)
             categories.append(prompt.category)
-            check_fits(len(encoded[-1]), max_new_tokens, cache_tokens, f"data.prompts={path}: a prompt")
     return encoded, categories
 
 

@@ -109,6 +109,13 @@ def chat_template(mode: ChatMode, tokenizer: Tokenizer) -> ChatTemplate | None:
     raise ConfigurationError([f"{problem}, or put the template into chat_template.jinja beside tokenizer.json"])
 
 
+def encode_questions(tokenizer: Tokenizer, template: ChatTemplate | None, texts: Sequence[str]) -> list[np.ndarray]:
+    """The ids [n] int32 of prompts: each what a user says first, or without a template as it stands."""
+    if template is None:
+        return [tokenizer.encode_prompt(text) for text in texts]
+    return encode_chats(tokenizer, template, [[{"role": "user", "content": text}] for text in texts])
+
+
 def encode_chats(
     tokenizer: Tokenizer,
     template: ChatTemplate,
