@@ -31,6 +31,7 @@ __all__ = [
     "Interrupted",
     "Step",
     "describe",
+    "estimated",
     "execute",
     "needed",
     "picked",
@@ -285,6 +286,14 @@ def _agreed(decide: Callable[[], Path | None]) -> Path | None:
 
     told = hosts().agree(word)
     return None if told is None else Path(told)
+
+
+def estimated(targets: Iterable[Step], store: Store) -> float:
+    """Seconds that are left for the targets, of the steps that have an estimate."""
+    targets = list(targets)
+    wanted = needed(targets, store)
+    left = [step for step in topological(targets) if step.fingerprint in wanted and store.find(step) is None]
+    return sum(step.estimate_s or 0.0 for step in left)
 
 
 def describe(targets: Iterable[Step], store: Store) -> str:

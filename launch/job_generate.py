@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import numpy as np
 
 from launch.drafting import decoding, drafter, kept_tokens
 from launch.experiment import check_prompts, chosen_drafters, rule_of_run, rule_steps
-from launch.graph import describe, execute
+from launch.graph import describe, estimated, execute
 from launch.models import build_models, resolve_dtype
 from launch.process import Stop
+from launch.progress import duration
 from launch.steps.decode import check_fits, own_primary
 from launch.store import Store
-from tandem.config import Experiment
+from tandem.config import Experiment, StopRule
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import chat_template, encode_questions
 from tandem.data.tokenizer import load_tokenizer
@@ -27,6 +29,9 @@ from tandem.parallel.hosts import hosts
 # Accepted drafts: underlined on a terminal, between marks elsewhere.
 TERMINAL_MARKS = ("\x1b[4m", "\x1b[24m")
 PLAIN_MARKS = ("«", "»")
+# The longest that an answer waits for its drafter to be trained.
+PATIENCE_S = 3600.0
+LOOKUP = "prompt_lookup"
 # What decoding gives for a character whose bytes are not all there yet.
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
@@ -34,9 +39,11 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 def generate(experiment: Experiment, stop: Stop) -> None:
     """Answer `prompt` with the run's primary, drafted for by the last drafter that the configuration names.
 
-    Models that are not trained yet are trained first. `gamma=0` decodes without a drafter.
+    Models that are not trained yet are trained first, unless that takes longer than who asks will wait: then the text
+    itself drafts. `gamma=0` decodes without a drafter.
     """
-    assert experiment.prompt is not None  # validated
+    asked = experiment.prompt
+    assert asked is not None  # validated
     check_prompts(experiment)
     models = build_models(experiment)
     names = chosen_drafters(experiment, models) if experiment.gamma else {}
@@ -51,14 +58,19 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     if experiment.dry_run:
         print(describe(targets, store))
         return
+    if name in models and (seconds := estimated(targets, store)) > PATIENCE_S:
+        how = f"in about {duration(seconds)}; the same command with job=run and without prompt does it"
+        print(f"{name} is not trained yet ({how}): prompt_lookup drafts", file=sys.stderr)
+        name, names, targets = LOOKUP, {LOOKUP: LOOKUP}, targets[:2]
+        experiment = replace(experiment, decode=replace(experiment.decode, stop=StopRule.fixed))
     directories = execute(targets, store, lambda record: None, stop)
     tokenizer = load_tokenizer(directories[corpus.name])
     template = chat_template(experiment.data.chat, tokenizer)
-    (prompt,) = encode_questions(tokenizer, template, [experiment.prompt])
+    (prompt,) = encode_questions(tokenizer, template, [asked])
     check_fits(len(prompt), experiment.decode.max_new_tokens, experiment.decode.cache_tokens, "prompt")
     inputs = {**directories, "primary": directories[primary.name]}
     # An answer in a chat begins a line; elsewhere it goes on where the prompt ends.
-    shown = experiment.prompt + ("\n" if template else "")
+    shown = asked + ("\n" if template else "")
     answer(experiment, shown, prompt, tokenizer, inputs, name or "", names[name] if name else "", stop)
 
 

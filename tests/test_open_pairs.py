@@ -18,10 +18,15 @@ from flax import nnx
 from open_models import LARGE, SMALL, write_checkpoint
 from small_tokenizers import write
 
+from launch import job_generate
 from launch.compose import compose
 from launch.experiment import build
 from launch.job_doctor import Pair
 from launch.run import main
+from launch.steps.decode import encode_prompts
+from tandem.config import ChatMode
+from tandem.data.files import Files
+from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
 from tandem.model.importing import load_checkpoint
@@ -109,6 +114,40 @@ def test_an_answer_needs_no_training(models, tmp_path, capsys):
     assert main([*words, "drafter=independent", "decode.max_new_tokens=8", f"runs_dir={tmp_path}"]) == 0
     assert "tokens/s" in capsys.readouterr().err
     assert not list((tmp_path / "store").glob("tandem-*"))
+
+
+def test_an_answer_does_not_wait_for_hours(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(job_generate, "PATIENCE_S", -1.0)
+    words = pair(models, f"model.secondary.path={models['small']}", "job=generate", "prompt=hello hello", "gamma=2")
+    assert main([*words, "decode=router", "decode.max_new_tokens=8", f"runs_dir={tmp_path}"]) == 0
+    said = capsys.readouterr().err
+    assert "tandem_distil is not trained yet" in said
+    assert "prompt_lookup drafts" in said
+    assert "8 tokens in" in said
+    assert not list((tmp_path / "store").glob("tandem-*"))
+
+
+def test_a_chat_template_frames_whole_prompts_alone(models, tmp_path, capsys):
+    folder = tmp_path / "chat"
+    shutil.copytree(models["large"], folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}<|start|>{{ m.content }}<|end|>{% endfor %}")
+    tokenizer = load_tokenizer(folder)
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "hello <|end|>"}))
+    (tmp_path / "t.txt").write_text("hello hello hello\n")
+    files = Files([("q", tmp_path / "q.jsonl"), ("t", tmp_path / "t.txt")])
+    (asked, begun), _ = encode_prompts(files, tokenizer, ChatMode.auto, 1, 2, 4, 99)
+    start, end = tokenizer.special["<|start|>"], tokenizer.special["<|end|>"]
+    assert (asked[0], asked[-1], list(asked).count(end)) == (start, end, 1)  # a name in the question is text
+    assert len(begun) == 2
+    plain = encode_prompts(files, tokenizer, ChatMode.off, 1, 2, 4, 99)[0][0]
+    np.testing.assert_array_equal(plain, tokenizer.encode_prompt("hello <|end|>"))
+    words = pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[0]", "data.chat=on")
+    with pytest.raises(ConfigurationError, match=r"data\.chat=on: .* has no chat template"):
+        build(compose(words))
+    words = [f"model.primary.path={folder}" if word.startswith("model.primary.path") else word for word in words]
+    more = ("job=generate", "prompt=hello", "gamma=0", "decode.max_new_tokens=3", f"runs_dir={tmp_path / 'runs'}")
+    assert main([*words, *more]) == 0
+    assert capsys.readouterr().out.startswith("hello\n")
 
 
 def test_a_checkpoint_is_the_one_that_a_preset_states(models):
@@ -235,6 +274,10 @@ families.__path__.append(sys.argv[1])
 
 from open_models import write_checkpoint
 from launch.run import main
+from launch.steps.decode import encode_prompts
+from tandem.config import ChatMode
+from tandem.data.files import Files
+from tandem.data.tokenizer import load_tokenizer
 from tandem.architecture import DecoderConfig
 from tandem.model.importing import load_checkpoint
 from tandem.model.names import path_name
