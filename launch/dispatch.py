@@ -23,6 +23,7 @@ JOBS = {
     Job.tune: "launch.job_tune:tune",
     Job.compile: "launch.job_compile:compile_ahead",
     Job.doctor: "launch.job_doctor:doctor",
+    Job.export: "launch.job_export:export",
 }
 
 

@@ -16,7 +16,7 @@ from tandem.parallel.hosts import hosts, join, lost
 # arena for all threads, and the heap grows by 256 MiB.
 KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -8: 1, -2: 2**28}
 
-ON_DEVICES = (Job.run, Job.speed, Job.generate, Job.evaluate, Job.tune)
+ON_DEVICES = (Job.run, Job.speed, Job.generate, Job.evaluate, Job.tune, Job.export)
 
 
 @contextmanager

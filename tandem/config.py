@@ -26,6 +26,7 @@ class Job(StrEnum):
     tune = "tune"
     compile = "compile"
     doctor = "doctor"
+    export = "export"
 
 
 class Recipe(StrEnum):

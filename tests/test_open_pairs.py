@@ -8,8 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +31,7 @@ from tandem.data.files import Files
 from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
+from tandem.model.exporting import import_tandem
 from tandem.model.importing import load_checkpoint
 from tandem.model.names import path_name
 from tandem.model.tandem import Tandem
@@ -101,6 +104,34 @@ def test_a_secondary_of_the_primarys_layers_shares_its_embedding_in_every_stage(
         if kind == "tandem":  # began as the identity on the state that entered each layer, and moved from there
             kernels = jax.tree.leaves(weights["projections"])
             assert all(0 < np.abs(kernel - np.eye(LARGE.d_model)).max() < 0.2 for kernel in kernels)
+
+
+@pytest.mark.slow
+def test_what_was_trained_comes_out_as_it_is(models, text, tmp_path):
+    words = pair(models, f"model.secondary.path={models['small']}", "job=export", "train.seq_len=32")
+    code = main([*words, *QUICK, "data=text", f"data.path={text}", f"runs_dir={tmp_path}", "name=it"])
+    assert code == 0
+    out, store = tmp_path / "it" / "export", tmp_path / "store"
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["secondary_ce", "secondary_distil", "tandem_ce", "tandem_distil"]
+    )
+    kept = bytes_of(store.glob("finetune-*"), checkpoint.load_decoder)
+    weights = load_checkpoint(out / "secondary_distil").weights
+    assert {np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)} <= kept
+    graph, weights = import_tandem(out / "tandem_distil")
+    kept = bytes_of(store.glob("tandem-*"), checkpoint.load_tandem)
+    assert {np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)} <= kept
+    assert nnx.merge(graph, weights).layer_map == (2, 0, 3)
+    assert load_tokenizer(out / "tandem_distil").sha256 == load_tokenizer(models["large"]).sha256
+    (out / "tandem_distil" / "projections.safetensors").write_bytes(b"x")
+    with pytest.raises(EnvironmentFailure, match="not a tandem that was exported"):
+        import_tandem(out / "tandem_distil")
+
+
+def bytes_of(folders: Iterable[Path], load: Callable[[Path], tuple[Any, Any]]) -> set[bytes]:
+    """The weights of steps, each as its bytes."""
+    found = [load(folder / "weights.safetensors")[1] for folder in folders]
+    return {np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found)}
 
 
 def _names(path: Path) -> list[str]:
@@ -263,6 +294,7 @@ def test_the_doctors_cost_ratio_is_what_training_and_drafting_have(models):
 # Run as a program: a family's file is found once in a process.
 FAMILY_PROGRAM = """
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -279,6 +311,7 @@ from tandem.config import ChatMode
 from tandem.data.files import Files
 from tandem.data.tokenizer import load_tokenizer
 from tandem.architecture import DecoderConfig
+from tandem.model.exporting import import_tandem
 from tandem.model.importing import load_checkpoint
 from tandem.model.names import path_name
 from tandem.model.tandem import Tandem

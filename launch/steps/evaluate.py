@@ -73,7 +73,7 @@ class Evaluate(Step):
             tokenizer = load_tokenizer(context.inputs["corpus"])
             work = _Work(context, self, tokenizer)
             if info.kind is Kind.generate:
-                models = _writing(context, contestant, self.dtype, self._law(), tokenizer.eos_id)
+                models = _writing(context, contestant, self.dtype, self._law(), tokenizer.eos_ids)
                 lines = work.write(found, *models)
             else:
                 lines = work.rank(found, *_scoring(context, contestant, self.dtype))
@@ -273,27 +273,29 @@ def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any,
     return Scorer(primary, graph, contestant.gamma), (primary_weights, weights)
 
 
-def _writing(context: Context, contestant: Contestant, dtype: str, law: Any, stop: int) -> tuple[Any, Any, Any]:
+def _writing(
+    context: Context, contestant: Contestant, dtype: str, law: Any, stops: tuple[int, ...]
+) -> tuple[Any, Any, Any]:
     """The engine of a model, the weights of its primary and of its drafter."""
     from tandem.decoding.drafters.tandem import TandemDrafter
     from tandem.model.layout import pack_matrices
 
     if contestant.way in ALONE:
         graph, weights = pack_matrices(*decoding(_alone(context, contestant), "decoder", dtype))
-        return _engine(graph, None, 0, contestant.width, True, law, stop), weights, None
+        return _engine(graph, None, 0, contestant.width, True, law, stops), weights, None
     primary, primary_weights = pack_matrices(*decoding(_primary(context), "decoder", dtype))
     graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
     verify = contestant.way == "speed"
-    engine = _engine(primary, TandemDrafter(graph), contestant.gamma, contestant.width, verify, law, stop)
+    engine = _engine(primary, TandemDrafter(graph), contestant.gamma, contestant.width, verify, law, stops)
     return engine, primary_weights, weights
 
 
 @cache
-def _engine(primary: Any, drafter: Any, gamma: int, width: int, verify: bool, law: Any, stop: int) -> Any:
+def _engine(primary: Any, drafter: Any, gamma: int, width: int, verify: bool, law: Any, stops: tuple[int, ...]) -> Any:
     """The engine of these arguments: what is compiled for one task serves the next."""
     from tandem.decoding.engine import Engine
 
-    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, sampling=law, stop_tokens=(stop,))
+    return Engine(primary, drafter, gamma=gamma, width=width, verify=verify, sampling=law, stop_tokens=stops)
 
 
 def _alone(context: Context, contestant: Contestant) -> Path:
