@@ -241,6 +241,11 @@ def _train(train: TrainConfig, check: Checks) -> None:
     check.within("train.distil_weight", train.distil_weight, 0.0, 1.0)
     check.positive("train.temperature", train.temperature)
     check.positive("train.position_decay", train.position_decay)
+    if train.recorded_tokens is not None:
+        check.at_least("train.recorded_tokens", train.recorded_tokens, max(2, train.seq_len))
+        if train.primary is not PrimaryMode.frozen:
+            rule = f"is of a frozen primary, and train.primary={train.primary.value} trains it"
+            check.wrong("train.recorded_tokens", train.recorded_tokens, rule)
     if train.vocabulary is not None:
         check.at_least("train.vocabulary", train.vocabulary, 2)
 
@@ -375,6 +380,8 @@ def _platform(experiment: Experiment, decoders: Mapping[str, DecoderConfig], che
     if data * fsdp * tensor != platform.chips:
         mesh = f"platform.data={data} × platform.fsdp={fsdp} × platform.tensor={tensor}"
         check.wrong("platform.chips", platform.chips, f"must be {mesh}, which is {data * fsdp * tensor}")
+    if platform.hosts > 1 and experiment.train.recorded_tokens is not None:
+        check.wrong("train.recorded_tokens", experiment.train.recorded_tokens, "is read by one host, not by several")
     if platform.hosts * platform.chips_per_host != platform.chips:
         rule = f"× platform.chips_per_host={platform.chips_per_host} must be platform.chips={platform.chips}"
         check.wrong("platform.hosts", platform.hosts, rule)

@@ -64,6 +64,15 @@ def test_files_of_conf_open_with_a_command_that_works():
         compose_all(expand([word for word in words if word != "-m" and not word.startswith("data.data_dir")]))
 
 
+def test_recorded_states_are_of_a_frozen_primary_and_read_by_one_host():
+    said = problems("train=joint_both", "train.recorded_tokens=9999")
+    assert said == ["train.recorded_tokens=9999 is of a frozen primary, and train.primary=joint_both trains it"]
+    hosts = ("platform.hosts=2", "platform.chips=2", "platform.data=2")
+    assert problems("train.recorded_tokens=9999", *hosts) == [
+        "train.recorded_tokens=9999 is read by one host, not by several"
+    ]
+
+
 def test_defaults():
     experiment = compose([])
     assert (experiment.model.primary.name, experiment.model.secondary.name) == ("bison", "gecko")
@@ -215,6 +224,7 @@ UNFIT = [
     ),
     ("model.primary.source=from_primary", "is for the other models of the pair"),
     ("train.projection_init=identity", "needs models of one width (d_model), but bison has 384 and gecko 96"),
+    ("train.recorded_tokens=9", "train.recorded_tokens=9 must be at least 256"),
     ("train.vocabulary=1", "train.vocabulary=1 must be at least 2"),
     ("drafter.vocabulary=0", "drafter.vocabulary=0 must be at least 2"),
     ("scale.models.bison.family=lama", "scale.models.bison.family='lama' is not one of gemma2, gemma3, llama, mistral"),

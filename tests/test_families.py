@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -207,3 +208,10 @@ def test_damaged_files_are_named(tmp_path):
         llama2c_tokenizer(tmp_path / "tok.bin")
     with pytest.raises(EnvironmentFailure, match="does not exist"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_two_families_of_one_name_are_refused():
+    from tandem.model.families import family, register
+
+    with pytest.raises(ValueError, match="two families are called"):
+        register(replace(family("llama"), name="other"))
