@@ -47,8 +47,6 @@ def known_keys(data: Mapping[str, Any], cls: type = Experiment, where: str = "")
 
 def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], known: Sequence[str]) -> Any:
     """`data` as a `cls`, a dataclass; what is missing or wrong keeps its default."""
-    from omegaconf import Container, OmegaConf
-
     node, hints = _node(cls), _hints(cls)
     fields: dict[str, Any] = {}
     for name, value in data.items():
@@ -67,8 +65,8 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
                 for entry, entry_value in value.items():
                     if not is_dataclass(element):
                         with _converting(f"{key}.{entry}", element, entry_value, problems):
-                            node[name] = {entry: entry_value}
-                            fields[name][entry] = node[name][entry]
+                            node[name] = {entry: _listed(element, entry_value)}
+                            fields[name][entry] = _as_plain(node[name][entry])
                         continue
                     wrong = not isinstance(entry_value, Mapping)
                     if wrong:
@@ -76,13 +74,21 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
                     given = {} if wrong else entry_value
                     fields[name][entry] = _fill(cast(type, element), given, f"{key}.{entry}.", problems, known)
         else:
-            # `train.gamma=2` for a list of one.
-            single = _is_list(hint) and value is not None and not isinstance(value, list)
             with _converting(key, hint, value, problems):
-                node[name] = [value] if single else value
-                converted = node[name]
-                fields[name] = OmegaConf.to_object(converted) if isinstance(converted, Container) else converted
+                node[name] = _listed(hint, value)
+                fields[name] = _as_plain(node[name])
     return cls(**fields)
+
+
+def _listed(hint: Any, value: Any) -> Any:
+    """`train.gamma=2` for a list of one."""
+    return [value] if _is_list(hint) and value is not None and not isinstance(value, list) else value
+
+
+def _as_plain(value: Any) -> Any:
+    from omegaconf import Container, OmegaConf
+
+    return OmegaConf.to_object(value) if isinstance(value, Container) else value
 
 
 @contextmanager

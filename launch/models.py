@@ -17,6 +17,7 @@ from launch.steps.corpus import GIVEN_TOKENIZER, TEXTS, TOKENIZER, TokenizeCorpu
 from launch.steps.finetune import Finetune
 from launch.steps.pretrain import Pretrain
 from launch.steps.record import RecordPrimary
+from launch.steps.sample import SampleText
 from launch.steps.shipped import SHIPPED, Shipped
 from launch.steps.train import Distillation, Optimisation
 from launch.steps.train_head import TrainHead
@@ -51,6 +52,8 @@ STAGES = {1: "ce", 2: "distil"}
 
 # Floating-point operations a second that training reaches on two CPU cores, for the dry run's estimates.
 TRAINING_FLOPS = 1.2e11
+# Tokens a second that a model of SmolLM2's size writes there in large batches.
+SAMPLED_TOKENS = 330
 
 
 @dataclass
@@ -104,6 +107,8 @@ def _corpus(experiment: Experiment) -> Step:
     if side.source in CHECKPOINTS:
         files[GIVEN_TOKENIZER] = Files((path.name, path) for path in tokenizer_files(known_tokenizer(experiment) or ""))
         whose = f"tokenizer of {side.name}"
+        if data.corpus is Corpus.sampled:
+            return _sampled(experiment, files)
     elif tokenizer := known_tokenizer(experiment):
         files[GIVEN_TOKENIZER] = _shipped_file(Path(tokenizer))
         whose = f"shipped tokenizer of {vocab_size}"
@@ -124,6 +129,26 @@ def _corpus(experiment: Experiment) -> Step:
         text_feature=identity.get("text_feature"),
         path=data.path,
         data_dir=data.data_dir,
+    )
+
+
+def _sampled(experiment: Experiment, files: Mapping[str, Files]) -> Step:
+    """The corpus that the primary's checkpoint writes."""
+    data, side = experiment.data, experiment.model.primary
+    tokens = data.documents * data.document_tokens
+    return SampleText(
+        name="corpus",
+        inputs={"writer": _opened(experiment, side, f"{side.name}_checkpoint", {})},
+        files=files,
+        size=f"{tokens:,} tokens of its own",
+        estimate_s=tokens / SAMPLED_TOKENS,
+        openings=data.openings,
+        temperatures=data.temperatures,
+        documents=data.documents,
+        document_tokens=data.document_tokens,
+        heldout_fraction=data.heldout_fraction,
+        dtype=resolve_dtype(experiment.train.primary_dtype),
+        seed=experiment.seed,
     )
 
 
@@ -153,18 +178,22 @@ def _source(experiment: Experiment, side: SideConfig, corpus: Step, primary: Ste
             layers=side.layers,
         )
     if side.source in CHECKPOINTS:
-        path = checkpoint_of(side)
-        return OpenCheckpoint(
-            name=side.name,
-            inputs={"corpus": corpus},
-            files={CHECKPOINT: checkpoint_files(checkpoint_path(path))},
-            size=f"{_millions(decoder)}, {path}",
-            estimate_s=1,
-            decoder=decoder,
-            dtype=resolve_dtype(side.dtype),
-            path=str(checkpoint_path(path)),
-        )
+        return _opened(experiment, side, side.name, {"corpus": corpus})
     return _stand_in(experiment, side, corpus)
+
+
+def _opened(experiment: Experiment, side: SideConfig, name: str, inputs: Mapping[str, Step]) -> Step:
+    decoder, path = decoder_of(experiment, side), checkpoint_of(side)
+    return OpenCheckpoint(
+        name=name,
+        inputs=inputs,
+        files={CHECKPOINT: checkpoint_files(checkpoint_path(path))},
+        size=f"{_millions(decoder)}, {path}",
+        estimate_s=1,
+        decoder=decoder,
+        dtype=resolve_dtype(side.dtype),
+        path=str(checkpoint_path(path)),
+    )
 
 
 def checkpoint_of(side: SideConfig) -> str:

@@ -86,6 +86,7 @@ class Corpus(StrEnum):
     stdlib = "stdlib"
     text = "text"
     tfds = "tfds"
+    sampled = "sampled"
 
 
 class ChatMode(StrEnum):
@@ -263,6 +264,12 @@ class DataConfig:
     dataset: str | None = None  # tfds: follows `name`
     data_dir: str | None = None  # tfds: where prepared datasets are
     text_feature: str = "text"  # tfds
+    # sampled: what the primary's checkpoint writes after each of these beginnings, by kinds in equal parts; control
+    # tokens by their names.
+    openings: dict[str, list[str]] = field(default_factory=dict)
+    temperatures: list[float] = field(default_factory=list)  # sampled: in equal parts
+    documents: int = 0  # sampled
+    document_tokens: int = 0  # sampled: of each document, the opening with it
     heldout_fraction: float = 0.1
     # For speed, a file or several: lm1b, reddit, cnn_dailymail of tasks.data_dir, or paths (JSON lines with `prompt` or
     # `turns`; .txt, .tsv, .csv); null: cut from the held-out text.

@@ -262,11 +262,26 @@ def _data(experiment: Experiment, check: Checks) -> None:
             check.wrong("data.path", data.path, f"does not exist{_nearest_sibling(Path(data.path).expanduser())}")
         if not data.separator.strip():
             check.wrong("data.separator", data.separator, "must be a line that is not blank")
+    if data.corpus == Corpus.sampled:
+        _sampled(experiment, check)
     if data.corpus == Corpus.tfds:
         if data.dataset is None:
             check.problems.append("data=tfds needs data.name, as in data.name=lm1b:1.1.0")
         if data.data_dir is not None and "://" not in data.data_dir and not Path(data.data_dir).expanduser().is_dir():
             check.wrong("data.data_dir", data.data_dir, "is not a directory")
+
+
+def _sampled(experiment: Experiment, check: Checks) -> None:
+    data, side = experiment.data, experiment.model.primary
+    if side.source not in CHECKPOINTS:
+        rule = f"is what a checkpoint writes, and {side.name} learns from the corpus; choose a model with a checkpoint"
+        check.wrong("data.corpus", data.corpus.value, f"{rule}, as model=tandem_smollm2, or another data")
+    if not data.openings or not all(data.openings.values()):
+        check.wrong("data.openings", dict(data.openings), "must name kinds of beginnings, each with one or more")
+    if not data.temperatures or min(data.temperatures) <= 0:
+        check.wrong("data.temperatures", list(data.temperatures), "must be one or more numbers above 0")
+    check.at_least("data.documents", data.documents, 2)
+    check.at_least("data.document_tokens", data.document_tokens, 16)
 
 
 def _is_text(words: str) -> bool:

@@ -36,9 +36,24 @@ def pack(
 ) -> dict[str, Any]:
     """Tokenise `documents` into the folder `out`, and return what `meta.json` says about them.
 
-    `group` maps a document's name to what is held out as a whole. `meta.json` is written last: a folder without it is
-    unfinished.
-    Raises ConfigurationError where a split would be empty.
+    `group` maps a document's name to what is held out as a whole. Raises ConfigurationError where a split would be
+    empty.
+    """
+
+    def tokenised() -> Iterator[tuple[str, np.ndarray, int]]:
+        for chunk in _chunks(documents):
+            for document, ids in zip(chunk, tokenizer.encode_many([d.text for d in chunk]), strict=True):
+                yield group(document.name), np.append(ids, tokenizer.eos_id), len(document.text.encode())
+
+    return pack_ids(tokenised(), tokenizer, out, heldout_fraction)
+
+
+def pack_ids(
+    documents: Iterable[tuple[str, np.ndarray, int]], tokenizer: Tokenizer, out: Path, heldout_fraction: float
+) -> dict[str, Any]:
+    """The same of documents that are tokens: each the name of its group, its ids and its bytes as text.
+
+    `meta.json` is written last: a folder without it is unfinished.
     """
     out.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
@@ -48,15 +63,13 @@ def pack(
     groups: dict[str, set[str]] = {split: set() for split in SPLITS}
     files = {split: (out / f"{split}.bin").open("wb") for split in SPLITS}
     try:
-        for chunk in _chunks(documents):
-            for document, ids in zip(chunk, tokenizer.encode_many([d.text for d in chunk]), strict=True):
-                name = group(document.name)
-                split = "heldout" if is_heldout(name, heldout_fraction) else "train"
-                files[split].write(np.append(ids, tokenizer.eos_id).astype(dtype).tobytes())
-                starts[split].append(tokens[split])
-                tokens[split] += len(ids) + 1
-                size[split] += len(document.text.encode())
-                groups[split].add(name)
+        for name, ids, length in documents:
+            split = "heldout" if is_heldout(name, heldout_fraction) else "train"
+            files[split].write(ids.astype(dtype).tobytes())
+            starts[split].append(tokens[split])
+            tokens[split] += len(ids)
+            size[split] += length
+            groups[split].add(name)
     finally:
         for file in files.values():
             file.close()
