@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launch.graph import Step, picked
-from launch.models import Model, build_models, known_tokenizer, resolve_dtype
+from launch.models import STAGES, Model, build_models, known_tokenizer, resolve_dtype
 from launch.steps.agreement import Agreement
 from launch.steps.compare_rules import CompareRules
 from launch.steps.decode import PROMPTS, Sampling, Speculation, check_fits, encode_prompts, prompt_files
@@ -18,7 +18,7 @@ from launch.steps.speed import Speed
 from launch.steps.standalone import Standalone
 from launch.steps.train_router import TrainRouter
 from launch.steps.tune_pair import TunePair
-from tandem.config import Experiment, Measure, StopRule
+from tandem.config import Experiment, Measure, Stages, StopRule
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import chat_template, encode_questions
 from tandem.data.tokenizer import load_tokenizer
@@ -34,8 +34,17 @@ ROUTER_TEXTS, TUNE_PROMPTS = 512, 32
 def build(experiment: Experiment) -> list[Step]:
     """The steps whose results the experiment asks for; all others hang on them."""
     check_prompts(experiment)
-    models = build_models(experiment)
+    models = _measured(experiment, build_models(experiment))
     return [*(model.step for model in models.values()), *build_measures(experiment, models)]
+
+
+def _measured(experiment: Experiment, models: dict[str, Model]) -> dict[str, Model]:
+    """The rows of the tables; what is not among them is made where one of them is made from it."""
+    if experiment.eval.stages is Stages.all:
+        return models
+    ce, distil = (f"_{suffix}" for suffix in STAGES.values())
+    passed = {name for name in models if name.endswith(ce) and f"{name.removesuffix(ce)}{distil}" in models}
+    return {name: model for name, model in models.items() if name not in passed}
 
 
 def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[Step]:

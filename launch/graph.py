@@ -214,7 +214,8 @@ def execute(
             display.line(f"skipped  {step.name}: not needed any more")
         else:
             here.agree(lambda step=step: store.record("found", step))
-            display.line(f"found    {step.name} ({step.fingerprint})")
+            where = ", shipped" if directory.parent == store.shipped else ""
+            display.line(f"found    {step.name} ({step.fingerprint}{where})")
         if directory is not None:
             found[step.fingerprint] = directory
     return {name: found[fingerprint] for name, fingerprint in names.items() if fingerprint in found}
@@ -305,7 +306,7 @@ def describe(targets: Iterable[Step], store: Store) -> str:
     unknown = 0
     for step in topological(targets):
         state = store.state(step)
-        if state != "done" and step.fingerprint not in wanted:
+        if state in ("to run", "partial") and step.fingerprint not in wanted:
             state = "not needed"
         estimate = ""
         if state in ("to run", "partial"):

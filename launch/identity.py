@@ -7,10 +7,11 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from launch.store import SHIPPED_STEPS, Store
 from tandem.config import Experiment, Job, Measure
 
 # What a run is called, where it is kept and who watches it do not change what it computes.
-NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform", "sweep")
+NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform", "sweep", "use_shipped")
 
 
 def configuration_hash(experiment: Experiment) -> str:
@@ -26,6 +27,12 @@ def run_directory(experiment: Experiment) -> Path:
         figures = hashlib.sha256(json.dumps(asdict(experiment.platform), sort_keys=True).encode()).hexdigest()[:4]
         identity = f"compile-{experiment.platform.name}-{identity}{figures}"
     return Path(experiment.runs_dir).expanduser() / (experiment.name or identity)
+
+
+def store_of(experiment: Experiment) -> Store:
+    """Where its finished steps are, and are left."""
+    root = Path(experiment.runs_dir).expanduser() / "store"
+    return Store(root, SHIPPED_STEPS if experiment.use_shipped else None)
 
 
 def as_run(experiment: Experiment) -> Experiment | None:

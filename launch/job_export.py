@@ -6,11 +6,10 @@ from pathlib import Path
 
 from launch.drafting import WEIGHTS
 from launch.graph import describe, execute
-from launch.identity import run_directory
+from launch.identity import run_directory, store_of
 from launch.models import build_models
 from launch.process import Stop
 from launch.steps.checkpoint import OpenCheckpoint
-from launch.store import Store
 from tandem.config import Experiment
 from tandem.data.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_files
 from tandem.errors import EnvironmentFailure
@@ -28,7 +27,7 @@ def export(experiment: Experiment, stop: Stop) -> None:
     models = {name: model for name, model in build_models(experiment).items() if model.kind in KINDS}
     models = {name: model for name, model in models.items() if not isinstance(model.step, OpenCheckpoint)}
     targets = [model.step for model in models.values()]
-    store = Store(Path(experiment.runs_dir).expanduser() / "store")
+    store = store_of(experiment)
     if experiment.dry_run:
         print(describe(targets, store))
         return

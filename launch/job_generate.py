@@ -14,11 +14,11 @@ import numpy as np
 from launch.drafting import decoding, drafter, kept_tokens
 from launch.experiment import check_prompts, chosen_drafters, rule_of_run, rule_steps
 from launch.graph import describe, estimated, execute
+from launch.identity import store_of
 from launch.models import build_models, resolve_dtype
 from launch.process import Stop
 from launch.progress import duration
 from launch.steps.decode import check_fits, own_primary
-from launch.store import Store
 from tandem.config import Experiment, StopRule
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import chat_template, encode_questions
@@ -54,7 +54,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     if name in models:
         inputs = {"corpus": corpus, "primary": primary}
         targets += rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs).values()
-    store = Store(Path(experiment.runs_dir).expanduser() / "store")
+    store = store_of(experiment)
     if experiment.dry_run:
         print(describe(targets, store))
         return

@@ -10,11 +10,11 @@ from typing import Any
 from launch.compose import to_yaml
 from launch.experiment import build
 from launch.graph import Step, describe, execute
-from launch.identity import as_run, configuration_hash, run_directory
+from launch.identity import as_run, configuration_hash, run_directory, store_of
 from launch.mirror import mirror
 from launch.process import Stop
 from launch.results import gather
-from launch.store import Store, append_line, make_directory, world_errors, write_json_atomic, write_text_atomic
+from launch.store import append_line, make_directory, world_errors, write_json_atomic, write_text_atomic
 from sweeps.report import write_report
 from sweeps.tables import build_tables, to_text
 from tandem.config import Experiment
@@ -43,8 +43,7 @@ def carry_out(
     `complete` adds to the results what no step can know.
     """
     began = time.monotonic()
-    runs_dir = Path(experiment.runs_dir).expanduser()
-    store = Store(runs_dir / "store")
+    store = store_of(experiment)
     directory = run_directory(experiment)
     first_line = f"# configuration {configuration_hash(experiment)}\n"
     hosts().agree(lambda: _refuse_another_run(directory, first_line))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from launch.experiment import chosen_drafters, tune_step
 from launch.graph import RESULTS, describe, execute
-from launch.identity import run_directory
+from launch.identity import run_directory, store_of
 from launch.models import build_models
 from launch.process import Stop
-from launch.store import Store, make_directory, read_json, write_json_atomic
+from launch.store import make_directory, read_json, write_json_atomic
 from tandem.config import Experiment, StopRule
 from tandem.parallel.hosts import hosts
 
@@ -24,7 +23,7 @@ def tune(experiment: Experiment, stop: Stop) -> None:
     primary = models[experiment.model.primary.name].step
     inputs = {"corpus": primary.inputs["corpus"], "primary": primary}
     targets = {name: tune_step(experiment, name, models[name], inputs) for name in chosen_drafters(experiment, models)}
-    store = Store(Path(experiment.runs_dir).expanduser() / "store")
+    store = store_of(experiment)
     if experiment.dry_run:
         print(describe(list(targets.values()), store))
         return

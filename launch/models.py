@@ -260,7 +260,6 @@ def _recording(experiment: Experiment, corpus: Step, primary: Step) -> dict[str,
         tokens=train.recorded_tokens,
         seq_len=train.seq_len,
         primary_dtype=resolve_dtype(train.primary_dtype),
-        seed=experiment.seed,
     )
     return {"recording": step}
 
@@ -295,6 +294,7 @@ def _finetune(experiment: Experiment, name: str, stage: int, inputs: Mapping[str
         seed=experiment.seed,
         distillation=_distillation(train, stage),
         primary_dtype=resolve_dtype(train.primary_dtype) if stage == 2 else None,
+        watched_gamma=max(train.gamma),
         **_products(train),
     )
 
@@ -334,7 +334,8 @@ def _projection_init(experiment: Experiment) -> ProjectionInit:
 
 def _products(train: TrainConfig) -> dict[str, Any]:
     """The fields of training a decoder or a tandem that a head does not have."""
-    return {"dtype": resolve_dtype(train.dtype), "vocabulary": train.vocabulary}
+    stored = resolve_dtype(train.stored_dtype)
+    return {"dtype": resolve_dtype(train.dtype), "stored_dtype": stored, "vocabulary": train.vocabulary}
 
 
 def _reads_primary(train: TrainConfig, stage: int) -> bool:
@@ -368,6 +369,7 @@ def _heads(experiment: Experiment, kind: str, inputs: Mapping[str, Step]) -> dic
             seed=experiment.seed,
             distillation=_distillation(experiment.train, stage),
             primary_dtype=dtype,
+            stored_dtype=resolve_dtype(experiment.train.stored_dtype),
             head=head,
         )
         made[name] = Model(step, kind)

@@ -26,12 +26,15 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tandem
 from launch.checksums import ABOUT, FILES, damage, files_of
 from tandem.errors import EnvironmentFailure, Interrupted
 
 if TYPE_CHECKING:
     from launch.graph import Step
 
+# Finished steps that the package ships, found by fingerprint as a store's own are; `launch/ship.py` puts them there.
+SHIPPED_STEPS = Path(tandem.__file__).parent / "pretrained" / "steps"
 POLL_S = 0.2
 STALE_TRIES = 50
 
@@ -167,10 +170,11 @@ class Claim:
 
 
 class Store:
-    """Finished and unfinished steps under `root`, which is made when the first step is run."""
+    """Finished and unfinished steps under `root`, which is made when the first step is run. What is not finished there
+    may be among the finished steps of `shipped`, which are only read."""
 
-    def __init__(self, root: Path):
-        self.root = Path(root)
+    def __init__(self, root: Path, shipped: Path | None = None):
+        self.root, self.shipped = Path(root), shipped
         self.whole: set[str] = set()  # fingerprints of what has been compared with what was written
         self._damaged: dict[str, str] = {}  # of what has been found otherwise, and what is wrong
 
@@ -187,8 +191,11 @@ class Store:
         """The directory of the finished step, or None if it is not finished or its files are not those it left.
 
         Of the files the sizes are compared, and with `content` everything, once: what is found damaged then stays so.
+        Raises EnvironmentFailure where it is one that the package ships, and damaged.
         """
         directory, fingerprint = self.directory(step), step.fingerprint
+        if self.shipped and not directory.exists() and (self.shipped / directory.name).exists():
+            return self._find_shipped(step, self.shipped / directory.name, content)
         compare = content and fingerprint not in self.whole
         problem = self._damaged.get(fingerprint) or self._problem(step, directory, compare)
         if not problem and compare:
@@ -196,6 +203,15 @@ class Store:
         elif problem and directory.exists():
             self._damaged[fingerprint] = problem
         return None if problem else directory
+
+    def _find_shipped(self, step: Step, directory: Path, content: bool) -> Path:
+        compare = content and step.fingerprint not in self.whole
+        if problem := self._problem(step, directory, compare):
+            remedy = "restore it, or delete that folder to have the step done here"
+            raise EnvironmentFailure(f"{problem}; it is not what the package ships: {remedy}")
+        if compare:
+            self.whole.add(step.fingerprint)
+        return directory
 
     def _problem(self, step: Step, directory: Path, content: bool) -> str:
         try:
@@ -206,9 +222,9 @@ class Store:
         return damage(directory, content) if intact else f"{directory} has no readable {ABOUT}"
 
     def state(self, step: Step) -> str:
-        """One of `done`, `partial` (something to resume from), `to run`."""
-        if self.find(step) is not None:
-            return "done"
+        """One of `done`, `shipped`, `partial` (something to resume from), `to run`."""
+        if found := self.find(step):
+            return "done" if found.parent == self.root else "shipped"
         return "partial" if self.partial(step).is_dir() else "to run"
 
     def record(self, event: str, step: Step) -> None:

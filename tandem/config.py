@@ -89,6 +89,13 @@ class Corpus(StrEnum):
     sampled = "sampled"
 
 
+class Stages(StrEnum):
+    """Whose models are measured: those after each stage of training, or after the last alone."""
+
+    all = "all"
+    last = "last"
+
+
 class ChatMode(StrEnum):
     """Whether prompts go through the checkpoint's chat template: where it has one, always, never."""
 
@@ -172,6 +179,7 @@ class FurtherConfig(OptimizerConfig):
     gamma: list[int] = field(default_factory=lambda: [2])
     primary_dtype: DType = DType.auto
     dtype: DType = DType.float32
+    stored_dtype: DType = DType.float32
     vocabulary: int | None = None
     recorded_tokens: int | None = None
 
@@ -238,6 +246,8 @@ class TrainConfig(OptimizerConfig):
     primary_dtype: DType = DType.auto
     # The type of the trained models' products; their weights and the optimizer's state are float32.
     dtype: DType = DType.float32
+    # The type that trained weights are kept in, once a stage has ended.
+    stored_dtype: DType = DType.float32
     # How many tokens, the most frequent of the training text, the loss of decoders and tandems counts; null: all.
     vocabulary: int | None = None
     # Of how many tokens a frozen primary's states are kept on disk, to be read again and again; null: it reads along.
@@ -337,6 +347,7 @@ class EvalConfig:
 
     name: str = "paper"
     measures: list[Measure] = field(default_factory=lambda: list(Measure))
+    stages: Stages = Stages.all  # of training, whose models are measured
     gammas: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     sequences: int = 64  # of the training seq_len
     prompts: int = 32
@@ -425,5 +436,6 @@ class Experiment:
     gamma: int = 3
     tau: float = 0.8
     runs_dir: str = "runs"
+    use_shipped: bool = True
     dry_run: bool = False
     sweep: str | None = None

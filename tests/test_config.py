@@ -20,6 +20,7 @@ NEEDS = {"data=text": [f"data.path={CONF}"], "data=tfds": ["data.name=lm1b:1.1.0
 # Batches and heads that so many devices can divide.
 NEEDS["scale=smollm2"] = ["model=tandem_smollm2"]  # which has no stand-ins
 CHECKPOINT = Path(__file__).parent / "fixtures/families/llama"
+NEEDS["data=sampled"] = ["model=tandem_smollm2"]  # stand-ins write nothing before they are trained
 NEEDS["model=tandem_pair"] = [f"model.primary.path={CHECKPOINT}", f"model.secondary.path={CHECKPOINT}"]
 NEEDS |= {f"platform=v5e_{chips}": ["scale=pod"] for chips in (16, 64, 256)}
 OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]

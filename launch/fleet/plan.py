@@ -15,8 +15,7 @@ from pathlib import Path
 from launch.experiment import build
 from launch.fleet.interface import WORKER, SweepJob
 from launch.graph import Step, needed, topological
-from launch.identity import as_run, configuration_hash, run_directory
-from launch.store import Store
+from launch.identity import as_run, configuration_hash, run_directory, store_of
 from tandem.config import Experiment, TrackingMode
 from tandem.errors import ConfigurationError
 
@@ -56,7 +55,7 @@ def sweep_id(points: Sequence[Point], backend: str) -> str:
 def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
     """The jobs of the points and of the steps that they share. Raises `ConfigurationError` if two would clash."""
     points = _distinct(points)
-    store = Store(Path(points[0].experiment.runs_dir).expanduser() / "store")
+    store = store_of(points[0].experiment)
     missing = {}
     for number, point in enumerate(points):
         run = as_run(point.experiment)

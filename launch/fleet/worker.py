@@ -15,7 +15,7 @@ if __package__ in (None, ""):  # run as a file: the repository belongs on the pa
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from launch.dispatch import start
-from launch.identity import as_run
+from launch.identity import as_run, store_of
 from launch.platform import on_platform
 from launch.process import Stop, command_line, guarded
 from tandem.config import Experiment
@@ -56,7 +56,6 @@ def do_steps(experiment: Experiment, names: set[str], stop: Stop) -> None:
     """
     from launch.experiment import build
     from launch.graph import execute, topological
-    from launch.store import Store
 
     graph = topological(build(as_run(experiment) or experiment))
     targets = [step for step in graph if step.name in names]
@@ -64,7 +63,7 @@ def do_steps(experiment: Experiment, names: set[str], stop: Stop) -> None:
     if unknown:
         problem = "the code differs from where the sweep was planned"
         raise ConfigurationError([f"this experiment has no steps {', '.join(sorted(unknown))} here: {problem}"])
-    execute(targets, Store(Path(experiment.runs_dir).expanduser() / "store"), should_stop=stop)
+    execute(targets, store_of(experiment), should_stop=stop)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from launch.drafting import WEIGHTS, decoding
-from launch.graph import Context
+from launch.graph import NOT_MEANING, Context
 from launch.steps.train import FurtherTraining
 
 
@@ -15,6 +15,8 @@ class Finetune(FurtherTraining):
     """Stage 1 gives gecko_ce, stage 2 gecko_distil. Inputs: corpus, base, for stage 2 primary, and its recording."""
 
     kind: ClassVar[str] = "finetune"
+
+    watched_gamma: int = field(default=1, metadata=NOT_MEANING)  # of `watch`
 
     def run(self, context: Context) -> None:
         from flax import nnx
@@ -31,5 +33,8 @@ class Finetune(FurtherTraining):
         vocabulary = self.counted(context, config.vocab_size)
         loss = decoder_loss(graph, teacher, vocabulary=vocabulary, **self.loss_options)
         reads = [nnx.merge(teacher, teacher_weights).config.num_layers] if teacher is not None else []
-        weights = self.fit(context, loss, weights, teacher_weights, shared, reads)
-        checkpoint.save_decoder(context.out / WEIGHTS, config, weights, shared=shared)
+        watch = None
+        if teacher is not None:
+            watch = self.watch(context, teacher, graph, self.watched_gamma, lambda trained: (teacher_weights, trained))
+        weights = self.fit(context, loss, weights, teacher_weights, shared, reads, watch)
+        checkpoint.save_decoder(context.out / WEIGHTS, config, weights, self.stored_dtype, shared)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from launch.drafting import kept_tokens
 from launch.graph import Context, Step
 from launch.steps.record import RECORDING
 from tandem.config import Divergence, OptimizerConfig
-from tandem.data.iterator import Batches
+from tandem.data.iterator import Batches, heldout_windows
 from tandem.data.packing import open_tokens
+
+RUN = "tokens_per_run"  # of the primary, predicted
+WATCHED_WINDOWS = 16
+Watch = Callable[[Any], dict[str, float]]  # of trained weights
+WeightsOf = Callable[[Any], tuple[Any, Any]]
 
 
 class Optimisation(OptimizerConfig):
@@ -42,14 +48,26 @@ class Training(Step):
         tokens = open_tokens(context.inputs["corpus"] / "tokens", "train").array
         return Batches(tokens, self.optimizer.batch_size, self.optimizer.seq_len, seed)
 
-    def train(self, context: Context, loss: Any, trained: Any, fixed: Any, seed: int, batches: Any = None) -> Any:
+    def train(
+        self,
+        context: Context,
+        loss: Any,
+        trained: Any,
+        fixed: Any,
+        seed: int,
+        batches: Any = None,
+        watch: Watch | None = None,
+    ) -> Any:
         """The trained weights after all steps on `batches`, by default of the text; goes on from a checkpoint that an
         interrupted attempt has left."""
         from tandem.training.loop import CHECKPOINT, DAMAGED, train
 
+        watched: dict[str, float] = {}
+
         def report(step: int, total: int, metrics: dict[str, float]) -> None:
             context.log(step=step, **metrics)
-            shown = {"loss": metrics["cross_entropy"], "tokens/s": round(metrics["tokens_per_second"])}
+            watched.update({"tokens/run": metrics[RUN]} if RUN in metrics else {})
+            shown = {"loss": metrics["cross_entropy"], **watched, "tokens/s": round(metrics["tokens_per_second"])}
             context.progress(step, total, **shown)
 
         weights = train(
@@ -63,6 +81,7 @@ class Training(Step):
             report=report,
             say=context.display.line,
             should_stop=context.should_stop,
+            watch=watch,
         )
         # The optimizer's state is needed no more, and is three times the size of the weights.
         for name in (CHECKPOINT, f"{CHECKPOINT}{DAMAGED}"):
@@ -78,6 +97,7 @@ class FurtherTraining(Training):
     distillation: Distillation | None = None
     primary_dtype: str | None = None
     dtype: str = "float32"  # of the trained model's products
+    stored_dtype: str = "float32"  # of the weights that are left
     vocabulary: int | None = None  # how many tokens the loss counts, the most frequent; None: all
 
     def stage_seed(self, stage: int | None = None) -> int:
@@ -100,7 +120,37 @@ class FurtherTraining(Training):
         text = open_tokens(context.inputs["corpus"] / "tokens", "train").array
         return Vocabulary.most_frequent(text, self.vocabulary, size)
 
-    def fit(self, context: Context, loss: Any, weights: Any, fixed: Any, shared: Any, reads: Sequence[int]) -> Any:
+    def watch(self, context: Context, primary: Any, model: Any, gamma: int, weights_of: WeightsOf) -> Watch | None:
+        """What a user waits for, of what is being trained: the tokens of a run of the primary with blocks of `gamma`,
+        and the acceptance of each draft, as predicted from held-out text. `weights_of` gives the primary's weights and
+        the model's. None where there is no such text."""
+        from tandem.measure.prediction import predicted_acceptance
+        from tandem.measure.theory import expected_tokens
+
+        corpus = context.inputs["corpus"]
+        tokens, length = open_tokens(corpus / "tokens", "heldout").array, self.optimizer.seq_len
+        windows = heldout_windows(tokens, min(WATCHED_WINDOWS, (len(tokens) - 1) // length), length)
+        kept = kept_tokens(corpus, self.vocabulary)
+        if not len(windows):
+            return None
+
+        def watch(trained: Any) -> dict[str, float]:
+            read, weights = weights_of(trained)
+            accepted = predicted_acceptance(primary, read, model, weights, windows, gamma, kept)
+            return {RUN: expected_tokens(accepted), **{f"accepted_{k}": share for k, share in enumerate(accepted, 1)}}
+
+        return watch
+
+    def fit(
+        self,
+        context: Context,
+        loss: Any,
+        weights: Any,
+        fixed: Any,
+        shared: Any,
+        reads: Sequence[int],
+        watch: Watch | None,
+    ) -> Any:
         """`train`, but for what the model has `shared` with another; by the input `recording`, where there is one, of
         the primary's states after as many layers as each of `reads` says."""
         from flax import nnx
@@ -112,7 +162,8 @@ class FurtherTraining(Training):
         if folder := context.inputs.get("recording"):
             batches = Recording(folder / RECORDING, self.optimizer.batch_size, seed, reads)
         if shared is None:
-            return self.train(context, loss, weights, fixed, seed, batches)
+            return self.train(context, loss, weights, fixed, seed, batches, watch)
         weights, held = held_part(weights, shared.names)
-        weights = self.train(context, holding(loss), weights, {"held": held, "rest": fixed}, seed, batches)
+        whole = watch and (lambda trained: watch(nnx.merge_state(trained, held)))
+        weights = self.train(context, holding(loss), weights, {"held": held, "rest": fixed}, seed, batches, whole)
         return nnx.merge_state(weights, held)

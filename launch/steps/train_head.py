@@ -37,5 +37,6 @@ class TrainHead(FurtherTraining):
         else:
             graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
         loss = head_loss(graph, primary, **self.loss_options)
-        weights = self.train(context, loss, weights, primary_weights, self.stage_seed())
-        checkpoint.save_head(context.out / WEIGHTS, self.head, primary_config, weights)
+        watch = self.watch(context, primary, graph, self.head.depth, lambda trained: (primary_weights, trained))
+        weights = self.train(context, loss, weights, primary_weights, self.stage_seed(), watch=watch)
+        checkpoint.save_head(context.out / WEIGHTS, self.head, primary_config, weights, self.stored_dtype)

@@ -64,13 +64,18 @@ class TrainTandem(FurtherTraining):
             trained = {"tandem": weights, "primary": learning}
         stage_2 = self.distillation is not None
         reads = [*self.layer_map, *([primary_config.num_layers] if stage_2 else [])]
-        trained = self.fit(context, loss, trained, fixed, shared, reads)
+
+        def weights_of(trained: Any) -> tuple[Any, Any]:
+            return (nnx.merge_state(trained["primary"], fixed), trained["tandem"]) if joint else (fixed, trained)
+
+        watch = self.watch(context, primary, graph, max(self.gamma), weights_of)
+        trained = self.fit(context, loss, trained, fixed, shared, reads, watch)
         if joint:
             primary_weights = nnx.merge_state(trained["primary"], fixed)
-            checkpoint.save_decoder(context.out / PRIMARY, primary_config, primary_weights)
+            checkpoint.save_decoder(context.out / PRIMARY, primary_config, primary_weights, self.stored_dtype)
         weights = trained["tandem"] if joint else trained
-        path = context.out / WEIGHTS
-        checkpoint.save_tandem(path, primary_config, secondary_config, self.layer_map, weights, shared)
+        sizes = (primary_config, secondary_config, self.layer_map)
+        checkpoint.save_tandem(context.out / WEIGHTS, *sizes, weights, self.stored_dtype, shared)
 
     def _new(
         self,

@@ -45,6 +45,13 @@ class Batches:
         return self._epochs[epoch]
 
 
+def first_windows(tokens: np.ndarray, most: int, seq_len: int) -> np.ndarray:
+    """The windows [count, seq_len + 1] int32 that `tokens` begin with, one after the other, `most` at most."""
+    _require_window(tokens, seq_len, "training")
+    count = max(1, min(most, (len(tokens) - 1) // seq_len))
+    return _windows(tokens, np.arange(count) * seq_len, seq_len + 1)
+
+
 def heldout_windows(tokens: np.ndarray, count: int, seq_len: int) -> np.ndarray:
     """`count` evenly spaced windows [count, seq_len + 1] int32 of which no two predict the same token."""
     _require_window(tokens, seq_len, "held-out")

@@ -175,12 +175,13 @@ def save_tandem(
     secondary: DecoderConfig,
     layer_map: Sequence[int],
     weights: Any,
+    dtype: Any = None,
     shared: Shared | None = None,
 ) -> None:
     """Write a tandem's weights (secondary and projections) with what they were built for."""
     sizes = {"primary": primary.described, "secondary": secondary.described}
     about = {**sizes, "layer_map": list(layer_map)}
-    save(path, weights, about, shared=shared)
+    save(path, weights, about, dtype, shared=shared)
 
 
 def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tandem], Any]:
@@ -195,9 +196,9 @@ def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tand
     return graph, load(path, template)[0]
 
 
-def save_head(path: Path, config: Head, primary: DecoderConfig, weights: Any) -> None:
+def save_head(path: Path, config: Head, primary: DecoderConfig, weights: Any, dtype: Any = None) -> None:
     """Write the own weights of a head on a frozen primary, with what they were built for."""
-    save(path, weights, {"head": config.described, "primary": primary.described})
+    save(path, weights, {"head": config.described, "primary": primary.described}, dtype)
 
 
 def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[HeadModule], Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ Report = Callable[[int, int, dict[str, float]], None]
 CHECKPOINT = "training.safetensors"
 DAMAGED = ".damaged"
 WISHES = "wishes"
+WATCHED = 20
 
 
 def make_update(
@@ -95,13 +96,15 @@ def train(
     report: Report = lambda step, total, metrics: None,
     say: Callable[[str], None] = lambda line: None,
     should_stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[Weights], dict[str, float]] | None = None,
     report_every: int = 10,
     checkpoint_seconds: float = 120.0,
 ) -> Weights:
     """`trained` after `config.steps` steps on `batches(step)`, [B, T + 1] or a recording's; continues from a checkpoint
     in `folder` if one is there.
 
-    `report(step, total, metrics)` is called every `report_every` steps and at the last. A checkpoint that is damaged
+    `report(step, total, metrics)` is called every `report_every` steps and at the last; what `watch` finds of the
+    weights, `WATCHED` times or a little less, is among its metrics. A checkpoint that is damaged
     is moved aside, `say` is told so, and training begins anew. When `should_stop()` turns
     true the state is saved and Interrupted raised; the same call then goes on to bitwise the same weights. A loss
     that is not a number raises EnvironmentFailure with the step, and the last checkpoint stays. On a mesh it is
@@ -119,15 +122,16 @@ def train(
         state, metadata = checkpoint.load(folder / CHECKPOINT, state)
         first = metadata["step"]
 
-    def save(step: int, metrics: dict[str, jax.Array]) -> None:
+    def save(step: int, metrics: Mapping[str, Any]) -> None:
         _finite(step, metrics)  # the last good checkpoint must not be replaced by a diverged one
         checkpoint.save(folder / CHECKPOINT, state, {"step": step}, checksum=True)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     started = saved = time.monotonic()
-    pending: tuple[int, dict[str, jax.Array]] | None = None
+    pending: tuple[int, dict[str, Any]] | None = None
     wished: jax.Array | None = None
     shape = (config.batch_size, config.seq_len + 1)
+    watch_every = report_every * -(-config.steps // (report_every * WATCHED))
     for step in range(first, config.steps):
         batch = put_batch(partial(batches, step), shape)
         given = (state["trained"], state["optimizer"], fixed, batch, jnp.int32(step))
@@ -146,6 +150,9 @@ def train(
         else:
             stop, due = should_stop(), time.monotonic() - saved > checkpoint_seconds
         pending = (step + 1, metrics) if last or (step + 1) % report_every == 0 else None
+        if watch is not None and pending is not None and (last or (step + 1) % watch_every == 0):
+            metrics = {**metrics, **watch(state["trained"])}
+            pending = (step + 1, metrics)
         if stop and not last:
             if pending is not None:
                 _report(pending, config, schedule, report, first, started)
@@ -199,7 +206,7 @@ def _report(
     report(step, config.steps, values)
 
 
-def _finite(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+def _finite(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     values = {name: float(value) for name, value in metrics.items()}
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:

@@ -20,6 +20,9 @@ from flax import nnx
 
 from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model.decoder import Decoder
+from tandem.model.reading import read_prompts
+from tandem.model.stack import ROWS
+from tandem.parallel.sharding import put
 
 META = "meta.json"
 DONE = "done"  # how many windows are written; a recording that was stopped goes on from there
@@ -52,7 +55,8 @@ def record(
 
     @jax.jit
     def states(weights: Any, tokens: jax.Array) -> list[jax.Array]:
-        made = nnx.merge(primary, weights).states(tokens, reads[-1])
+        # As prompts are read: in pieces, of which none looks at what is behind it.
+        made, _ = read_prompts(nnx.merge(primary, weights), tokens, length, ROWS)
         return [made[layer].astype(jnp.bfloat16) for layer in reads]
 
     done = int((folder / DONE).read_text()) if (folder / DONE).exists() else 0
@@ -61,7 +65,7 @@ def record(
         if should_stop():
             raise Interrupted(f"stopped after {done} of {count} windows; the same command goes on from there")
         rows = np.minimum(np.arange(done, done + batch_size), count - 1)  # of one shape, the last too
-        for file, made in zip(files, states(weights, jnp.asarray(windows[rows, :-1])), strict=True):
+        for file, made in zip(files, states(weights, put(windows[rows, :-1], "rows")), strict=True):
             file[done : done + batch_size] = np.asarray(made)[: count - done]
         done = min(done + batch_size, count)
         if done == count or done // batch_size % 64 == 0:
