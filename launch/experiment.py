@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launch.graph import Step, picked
-from launch.models import STAGES, Model, build_models, known_tokenizer, resolve_dtype
+from launch.models import STAGES, Model, build_models, corpus_step, known_tokenizer, resolve_dtype
 from launch.steps.agreement import Agreement
 from launch.steps.compare_rules import CompareRules
 from launch.steps.decode import PROMPTS, Sampling, Speculation, check_fits, encode_prompts, prompt_files
@@ -50,7 +50,7 @@ def _measured(experiment: Experiment, models: dict[str, Model]) -> dict[str, Mod
 def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[Step]:
     """The measuring steps that `eval.measures` names."""
     evaluation, decode, pair = experiment.eval, experiment.decode, experiment.model
-    corpus = models[pair.primary.name].step.inputs["corpus"]
+    corpus = corpus_step(experiment)
     primary = models[pair.primary.name].step
     # A head only drafts: it is neither a model of its own nor read in block mode.
     drafting, models = models, {name: model for name, model in models.items() if not is_head(model.kind)}

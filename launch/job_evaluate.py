@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.graph import Step
 from launch.job_run import carry_out
-from launch.models import Model, build_models
+from launch.models import Model, build_models, corpus_step
 from launch.process import Stop
 from launch.results import cpu_identity
 from launch.steps.evaluate import Contestant, Evaluate
@@ -179,7 +179,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
         limit=evaluation.limit,
         parts=Places(placed.places),
     )
-    primary = models[pair.primary.name].step
+    primary, corpus = models[pair.primary.name].step, corpus_step(experiment)
     dtype = "bfloat16" if experiment.decode.dtype is DType.bfloat16 else "float32"
     questions = info.size or 0 if evaluation.limit is None else min(evaluation.limit, info.size or evaluation.limit)
 
@@ -187,7 +187,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
     asked = replace(info, size=None, source="", exemplars="")
 
     def step(contestant: Contestant, model: Step, **more: Step) -> Step:
-        common = {"examples": examples, "corpus": primary.inputs["corpus"], "primary": primary, "model": model}
+        common = {"examples": examples, "corpus": corpus, "primary": primary, "model": model}
         return Evaluate(
             name=f"{info.name} {contestant.name}",
             inputs={**common, **more},

@@ -7,7 +7,7 @@ from pathlib import Path
 from launch.drafting import WEIGHTS
 from launch.graph import describe, execute
 from launch.identity import run_directory, store_of
-from launch.models import build_models
+from launch.models import build_models, corpus_step
 from launch.process import Stop
 from launch.steps.checkpoint import OpenCheckpoint
 from tandem.config import Experiment
@@ -26,13 +26,13 @@ def export(experiment: Experiment, stop: Stop) -> None:
     """
     models = {name: model for name, model in build_models(experiment).items() if model.kind in KINDS}
     models = {name: model for name, model in models.items() if not isinstance(model.step, OpenCheckpoint)}
-    targets = [model.step for model in models.values()]
+    corpus = corpus_step(experiment)
+    targets = [corpus, *(model.step for model in models.values())]
     store = store_of(experiment)
     if experiment.dry_run:
         print(describe(targets, store))
         return
     directories = execute(targets, store, lambda record: None, stop)
-    (corpus,) = {step.inputs["corpus"].fingerprint: step.inputs["corpus"] for step in targets}.values()
     folder = directories[corpus.name]
     for name, model in models.items():
         into = run_directory(experiment) / "export" / name

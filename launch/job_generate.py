@@ -15,7 +15,7 @@ from launch.drafting import decoding, drafter, kept_tokens
 from launch.experiment import check_prompts, chosen_drafters, rule_of_run, rule_steps
 from launch.graph import describe, estimated, execute
 from launch.identity import store_of
-from launch.models import build_models, resolve_dtype
+from launch.models import build_models, corpus_step, known_tokenizer, resolve_dtype
 from launch.process import Stop
 from launch.progress import duration
 from launch.steps.decode import check_fits, own_primary
@@ -49,11 +49,14 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     names = chosen_drafters(experiment, models) if experiment.gamma else {}
     name = next(reversed(names), None)
     primary = models[experiment.model.primary.name].step
-    corpus = primary.inputs["corpus"]
-    targets = [corpus, primary, *([models[name].step] if name in models else [])]
+    corpus, known = corpus_step(experiment), known_tokenizer(experiment)
+    # A checkpoint's own words need no text.
+    alone = [primary] if known else [corpus, primary]
+    targets = alone
     if name in models:
         inputs = {"corpus": corpus, "primary": primary}
-        targets += rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs).values()
+        ruled = rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs)
+        targets = [corpus, primary, models[name].step, *ruled.values()]
     store = store_of(experiment)
     if experiment.dry_run:
         print(describe(targets, store))
@@ -61,10 +64,10 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     if name in models and (seconds := estimated(targets, store)) > PATIENCE_S:
         how = f"in about {duration(seconds)}; the same command with job=run and without prompt does it"
         print(f"{name} is not trained yet ({how}): prompt_lookup drafts", file=sys.stderr)
-        name, names, targets = LOOKUP, {LOOKUP: LOOKUP}, targets[:2]
+        name, names, targets = LOOKUP, {LOOKUP: LOOKUP}, alone
         experiment = replace(experiment, decode=replace(experiment.decode, stop=StopRule.fixed))
     directories = execute(targets, store, lambda record: None, stop)
-    tokenizer = load_tokenizer(directories[corpus.name])
+    tokenizer = load_tokenizer(known or directories[corpus.name])
     template = chat_template(experiment.data.chat, tokenizer)
     (prompt,) = encode_questions(tokenizer, template, [asked])
     check_fits(len(prompt), experiment.decode.max_new_tokens, experiment.decode.cache_tokens, "prompt")
@@ -106,7 +109,7 @@ def answer(
     drafting = drafter_weights = rule = rule_weights = None
     if kind:
         wanted = experiment.drafter
-        kept = kept_tokens(inputs["corpus"], wanted.vocabulary)
+        kept = kept_tokens(inputs["corpus"], wanted.vocabulary) if name in inputs else None
         drafting, drafter_weights = drafter(inputs.get(name), kind, dtype, graph, weights, wanted.ngram, kept)
         if found := rule_of_run(experiment):
             rule, rule_weights = found.load(inputs, name, drafting, drafter_weights)

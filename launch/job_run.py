@@ -9,10 +9,11 @@ from typing import Any
 
 from launch.compose import to_yaml
 from launch.experiment import build
-from launch.graph import Step, describe, execute
+from launch.graph import Step, describe, estimated, execute
 from launch.identity import as_run, configuration_hash, run_directory, store_of
 from launch.mirror import mirror
 from launch.process import Stop
+from launch.progress import duration
 from launch.results import gather
 from launch.store import append_line, make_directory, world_errors, write_json_atomic, write_text_atomic
 from sweeps.report import write_report
@@ -20,6 +21,9 @@ from sweeps.tables import build_tables, to_text
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.parallel.hosts import hosts
+
+# More than this is said before it is begun.
+LONG_S = 3600.0
 
 
 def run(experiment: Experiment, stop: Stop) -> None:
@@ -57,6 +61,8 @@ def carry_out(
         write_text_atomic(directory / "config.yaml", first_line + to_yaml(experiment))
 
     hosts().agree(begin)
+    if hosts().first and (seconds := estimated(targets, store)) > LONG_S:
+        print(f"about {duration(seconds)} of work is not done yet: dry_run=true lists it, train=short is a first look")
     if not hosts().first:
         if not (directory / "config.yaml").exists():
             raise EnvironmentFailure(

@@ -7,7 +7,7 @@ from typing import Any
 from launch.experiment import chosen_drafters, tune_step
 from launch.graph import RESULTS, describe, execute
 from launch.identity import run_directory, store_of
-from launch.models import build_models
+from launch.models import build_models, corpus_step
 from launch.process import Stop
 from launch.store import make_directory, read_json, write_json_atomic
 from tandem.config import Experiment, StopRule
@@ -21,7 +21,7 @@ def tune(experiment: Experiment, stop: Stop) -> None:
     rule, and write it as `tune.json` into the run's directory."""
     models = build_models(experiment)
     primary = models[experiment.model.primary.name].step
-    inputs = {"corpus": primary.inputs["corpus"], "primary": primary}
+    inputs = {"corpus": corpus_step(experiment), "primary": primary}
     targets = {name: tune_step(experiment, name, models[name], inputs) for name in chosen_drafters(experiment, models)}
     store = store_of(experiment)
     if experiment.dry_run:

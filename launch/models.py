@@ -67,7 +67,7 @@ class Model:
 def build_models(experiment: Experiment) -> dict[str, Model]:
     """Every model of the experiment by the name of its row (paper, table 1), in the order of the tables."""
     pair, train = experiment.model, experiment.train
-    corpus = _corpus(experiment)
+    corpus = corpus_step(experiment)
     primary = _source(experiment, pair.primary, corpus)
     base = {side.name: _source(experiment, side, corpus, primary) for side in sides(pair) if side is not pair.primary}
     name = pair.secondary.name
@@ -100,7 +100,8 @@ def resolve_dtype(dtype: DType) -> str:
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 
 
-def _corpus(experiment: Experiment) -> Step:
+def corpus_step(experiment: Experiment) -> Step:
+    """The training and the held-out text as tokens, with the tokenizer."""
     data, side = experiment.data, experiment.model.primary
     vocab_size = decoder_of(experiment, side).vocab_size
     files, whose = {}, f"own tokenizer of {vocab_size}"
@@ -138,7 +139,7 @@ def _sampled(experiment: Experiment, files: Mapping[str, Files]) -> Step:
     tokens = data.documents * data.document_tokens
     return SampleText(
         name="corpus",
-        inputs={"writer": _opened(experiment, side, f"{side.name}_checkpoint", {})},
+        inputs={"writer": _opened(experiment, side)},
         files=files,
         size=f"{tokens:,} tokens of its own",
         estimate_s=tokens / SAMPLED_TOKENS,
@@ -172,21 +173,20 @@ def _source(experiment: Experiment, side: SideConfig, corpus: Step, primary: Ste
         size = f"{_millions(decoder)}, layers {layers} of {experiment.model.primary.name}"
         return TakeLayers(
             name=side.name,
-            inputs={"primary": primary, "corpus": corpus},
+            inputs={"primary": primary},
             size=size,
             estimate_s=5,
             layers=side.layers,
         )
     if side.source in CHECKPOINTS:
-        return _opened(experiment, side, side.name, {"corpus": corpus})
+        return _opened(experiment, side)
     return _stand_in(experiment, side, corpus)
 
 
-def _opened(experiment: Experiment, side: SideConfig, name: str, inputs: Mapping[str, Step]) -> Step:
+def _opened(experiment: Experiment, side: SideConfig) -> Step:
     decoder, path = decoder_of(experiment, side), checkpoint_of(side)
     return OpenCheckpoint(
-        name=name,
-        inputs=inputs,
+        name=side.name,
         files={CHECKPOINT: checkpoint_files(checkpoint_path(path))},
         size=f"{_millions(decoder)}, {path}",
         estimate_s=1,

@@ -1,12 +1,18 @@
-"""Put the stand-ins that a finished run has pretrained into the package: `uv run python -m launch.ship runs/RUN`.
+"""Put what a finished run has made into the package.
 
-Weights are kept in float16, which is twice as small as what they were trained in; each gets a model card.
+    uv run python -m launch.ship runs/RUN                   the stand-ins that it has pretrained
+    uv run python -m launch.ship runs/RUN corpus NAME …     finished steps by name, as they are
+
+Of stand-ins weights are kept in float16, which is twice as small as what they were trained in. A finished step is found
+by its fingerprint (launch/store.py), and so only by a run that would make the very same. Each gets a model card.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,13 +21,14 @@ from typing import Any
 
 import yaml
 
-from launch.checksums import list_shipped, require_whole
+from launch.checksums import ABOUT, FILES, files_of, list_shipped, require_whole
 from launch.compose import from_container
 from launch.drafting import WEIGHTS
 from launch.graph import picked
 from launch.models import PRETRAINED
 from launch.steps.corpus import TOKENIZER
 from launch.steps.train import Optimisation
+from launch.store import SHIPPED_STEPS, write_json_atomic
 from tandem.config import DecoderConfig, OptimizerConfig
 from tandem.errors import ConfigurationError, UserError
 from tandem.model.parameters import parameter_count
@@ -44,6 +51,25 @@ measure of one: {parameters:,} weights, {layers} layers of width {width}, vocabu
 The text it learnt from is the Python standard library (Python Software Foundation License). It completes such code, for
 measuring how fast and how alike models predict it; it is of no other use.
 """
+
+STEP_CARD = """# {name}
+
+A finished step of kind `{kind}`, found by its fingerprint {fingerprint}.
+
+| | |
+|---|---|
+| made of | {made_of} |
+{measured}| made by | `{command}`, commit {commit}, {minutes:.0f} minutes |
+| hardware | {cpu}, {cores} cores, {memory_gb} GiB, JAX {jax}, Python {python} |
+
+What it was made with, beside what it is made of:
+
+```json
+{settings}
+```
+"""
+
+CARD_FILE, LOG = "README.md", "metrics.jsonl"
 
 
 def ship(run: Path) -> list[Path]:
@@ -77,6 +103,67 @@ def ship(run: Path) -> list[Path]:
         (target / f"{name}.md").write_text(card, encoding="utf-8")
         written += [target / f"{name}.safetensors", target / f"{name}.md"]
     return [*written, list_shipped(target)]
+
+
+def ship_steps(run: Path, names: Sequence[str]) -> list[Path]:
+    """Copy finished steps of a run to `SHIPPED_STEPS`, without their logs and without where they were made; the files
+    written."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    known = results["provenance"]["steps"]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigurationError([f"{run}: has no step {name}; it has {', '.join(known)}" for name in unknown])
+    written: list[Path] = []
+    for name in names:
+        (source,) = (run.parent / "store").glob(f"*-{known[name]}")
+        require_whole(source)
+        about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
+        target = SHIPPED_STEPS / source.name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(ABOUT, LOG))
+        kept = {key: value for key, value in about.items() if key not in ("host", "started")}
+        write_json_atomic(target / ABOUT, {**kept, FILES: files_of(target)})
+        (target / CARD_FILE).write_text(_step_card(name, kept, results, source), encoding="utf-8")
+        written += sorted(path for path in target.rglob("*") if path.is_file())
+    return written
+
+
+def _step_card(name: str, about: dict[str, Any], results: dict[str, Any], source: Path) -> str:
+    provenance = results["provenance"]
+    rows = [row for row in results.get("agreement", []) if row["name"] == name]
+    measured = [
+        f"| held-out text{_at(row)} | total variation {row['total_variation']:.3f}, relative accuracy "
+        f"{row['relative_accuracy']:.1%}, cross entropy {row['cross_entropy']:.3f} nats a token |"
+        for row in rows
+    ]
+    return STEP_CARD.format(
+        name=name,
+        kind=about["kind"],
+        fingerprint=about["fingerprint"],
+        made_of=", ".join(f"{role} {fingerprint}" for role, fingerprint in about["inputs"].items()),
+        settings=json.dumps(about["config"], indent=1, ensure_ascii=False),
+        measured="\n".join([*measured, ""]) if measured else "",
+        command=provenance["command"],
+        commit=provenance["commit"][:12],
+        minutes=_working_seconds(source) / 60 or about["seconds"] / 60,
+        **{key: provenance["hardware"][key] for key in ("cpu", "cores", "memory_gb", "python")},
+        jax=provenance["packages"]["jax"],
+    )
+
+
+def _at(row: dict[str, Any]) -> str:
+    return f", γ = {row['gamma']}" if row.get("gamma") else ""
+
+
+def _working_seconds(source: Path) -> float:
+    """How long a step was trained, pauses between attempts not counted."""
+    try:
+        lines = (source / LOG).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0.0
+    times = [json.loads(line)["time"] for line in lines]
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    usual = statistics.median(steps) if steps else 0.0
+    return sum(step for step in steps if step < 20 * usual)
 
 
 def _card(
@@ -125,11 +212,12 @@ def _card(
 
 def main(argv: Sequence[str]) -> int:
     try:
-        if len(argv) != 1:
-            raise ConfigurationError(["one argument: the directory of a finished run of train=pretrain"])
-        if not (Path(argv[0]) / "results.json").exists():
-            raise ConfigurationError([f"{argv[0]}: no finished run there (it has no results.json)"])
-        for path in ship(Path(argv[0])):
+        if not argv:
+            raise ConfigurationError(["what to ship: the directory of a finished run, and names of steps or none"])
+        run, names = Path(argv[0]), argv[1:]
+        if not (run / "results.json").exists():
+            raise ConfigurationError([f"{run}: no finished run there (it has no results.json)"])
+        for path in ship_steps(run, names) if names else ship(run):
             print(f"{path.stat().st_size / 1e6:8.3f} MB  {path}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
