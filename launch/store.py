@@ -231,6 +231,7 @@ class Store:
         """Append to log.jsonl what happened to a step."""
         entry = {"time": round(time.time(), 3), "event": event, "step": step.name, "kind": step.kind}
         entry |= {"fingerprint": step.fingerprint, "pid": os.getpid(), "host": socket.gethostname()}
+        make_directory(self.root)
         append_line(self.root / "log.jsonl", entry)
 
     @contextmanager

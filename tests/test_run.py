@@ -303,6 +303,13 @@ def graph(*words: str):
     return {step.name: step for step in topological(build(compose(list(words))))}
 
 
+def test_the_models_of_the_last_stage_alone_are_measured():
+    every, last = graph("scale=tiny"), graph("scale=tiny", "eval.stages=last")
+    assert set(every) == set(last)  # stage 2 begins with stage 1
+    assert every["agreement"].models.keys() - last["agreement"].models.keys() == {"gecko_ce", "tandem_ce"}
+    assert "tandem_ce" in graph("scale=tiny", "eval.stages=last", "train=ce")["agreement"].models
+
+
 def test_the_graph_shares_what_means_the_same():
     base = graph("scale=tiny")
     assert set(base) == TRAINED | {"corpus", "agreement", "speed", "standalone"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from plain_steps import plain
 
-from launch import checksums
+from launch import checksums, ship
 from launch.graph import Context, Step, describe, execute
 from launch.store import Store, append_line, read_json, read_lines, write_json_atomic
 from tandem.errors import EnvironmentFailure
@@ -55,6 +55,47 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)
+
+
+def test_a_step_that_the_package_ships_is_found_and_only_read(tmp_path):
+    """It is whole or refused: what is shipped is not made again in silence."""
+    packaged, store = tmp_path / "packaged", Store(tmp_path / "store", tmp_path / "packaged")
+    made = execute([step()], Store(packaged))["number/seven"]
+    assert (store.state(step()), Store(tmp_path / "store").state(step())) == ("shipped", "to run")
+    assert execute([step()], store) == {"number/seven": made}
+    assert "shipped" in describe([step()], store)
+    assert events(store) == ["found"]
+    (made / "value").write_text("8")
+    with pytest.raises(EnvironmentFailure, match="is not what the package ships: restore it, or delete that folder"):
+        execute([step()], Store(tmp_path / "store", packaged))
+    (tmp_path / "store" / made.name).mkdir(parents=True)  # a store's own comes first, and is made again if damaged
+    assert execute([step()], Store(tmp_path / "store", packaged))["number/seven"].parent == tmp_path / "store"
+
+
+def test_a_shipped_step_is_without_its_log_and_its_machine(tmp_path, monkeypatch):
+    def run(context: Context) -> None:
+        write_value(context)
+        context.log(step=1)
+
+    monkeypatch.setattr(ship, "SHIPPED_STEPS", tmp_path / "packaged")
+    execute([step(run)], Store(tmp_path / "runs" / "store"))
+    provenance = {
+        "steps": {"number/seven": step(run).fingerprint},
+        "command": "launch/run.py",
+        "commit": "0" * 40,
+        "hardware": {"cpu": "a CPU", "cores": 2, "memory_gb": 8, "python": "3.11"},
+        "packages": {"jax": "0"},
+    }
+    (tmp_path / "runs" / "it").mkdir()
+    write_json_atomic(tmp_path / "runs" / "it" / "results.json", {"provenance": provenance})
+    assert ship.main([str(tmp_path / "runs" / "it"), "number/eight"]) == 2
+    assert ship.main([str(tmp_path / "runs" / "it"), "number/seven"]) == 0
+    store = Store(tmp_path / "store", tmp_path / "packaged")
+    folder = execute([step(run)], store)["number/seven"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "step.json", "value"]
+    about = json.loads((folder / "step.json").read_text())
+    assert not {"host", "started"} & about.keys()
+    assert step(run).fingerprint in (folder / "README.md").read_text()
 
 
 SLOW_STEP = """
