@@ -65,7 +65,7 @@ def resolve_layer_map(experiment: Experiment) -> list[int]:
     the embedding. By default there are L_S layer numbers evenly spaced inside 1 … L_L, and beside each the embedding
     and the last layer but one. The ends are left out: states of the last layer are about a token that the secondary
     knows already, and measured worse. The paper reads one state a layer; the two beside it measured better
-    (docs/RESULTS.md). Layers of the primary's own read the states that entered them there.
+    (docs/log.md). Layers of the primary's own read the states that entered them there.
     """
     pair = experiment.model
     if pair.layer_map is not None:
