@@ -4,7 +4,7 @@ JAX is not imported: a dry run is this and what is measured (launch/experiment.p
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ STAGES = {1: "ce", 2: "distil"}
 
 # Floating-point operations a second that training reaches on two CPU cores, for the dry run's estimates.
 TRAINING_FLOPS = 1.2e11
+# The same of whole texts read by bfloat16 products, where the processor has them.
+READING_FLOPS = 5e11
 # Tokens a second that a model of SmolLM2's size writes there in large batches.
 SAMPLED_TOKENS = 330
 
@@ -73,7 +75,9 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
     name = pair.secondary.name
     models = {name: Model(base[name], "decoder")}
     if train.recipe is not Recipe.pretrain:
-        text = {"corpus": corpus, **_recording(experiment, corpus, primary)}
+        depth = decoder_of(experiment, pair.primary).num_layers
+        reads = (*resolve_layer_map(experiment), depth)
+        text = {"corpus": corpus, **_recording(experiment, "recording", reads, corpus, primary)}
         ce = _finetune(experiment, f"{name}_ce", 1, {**text, "base": base[name]})
         tandem_ce = _tandem(experiment, "tandem_ce", 1, {**text, "primary": primary, "secondary": base[name]})
         models |= {ce.name: Model(ce, "decoder"), "tandem_ce": Model(tandem_ce, "tandem")}
@@ -83,7 +87,7 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
             models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
         for kind in dict.fromkeys(named(entry)[0].name for entry in experiment.drafter.drafters):
             if is_head(kind):
-                models |= _heads(experiment, kind, {"corpus": corpus, "primary": primary})
+                models |= _heads(experiment, kind, corpus, primary)
     if pair.middle is not None:
         models[pair.middle.name] = Model(base[pair.middle.name], "decoder")
     return {**models, pair.primary.name: Model(primary, "decoder")}
@@ -243,19 +247,22 @@ def _ships(experiment: Experiment, side: SideConfig) -> bool:
     return wanted and side.source is Source.shipped and experiment.data.corpus is Corpus.stdlib
 
 
-def _recording(experiment: Experiment, corpus: Step, primary: Step) -> dict[str, Step]:
-    """The recording that all models learn from where the primary reads the text once (`train.recorded_tokens`)."""
+def _recording(
+    experiment: Experiment, name: str, layers: Sequence[int], corpus: Step, primary: Step
+) -> dict[str, Step]:
+    """The recording after these layers that models learn from where the primary reads the text once
+    (`train.recorded_tokens`)."""
     train, pair = experiment.train, experiment.model
     if train.recorded_tokens is None:
         return {}
     decoder = decoder_of(experiment, pair.primary)
-    reads = sorted({*resolve_layer_map(experiment), decoder.num_layers} - {0})
+    reads = sorted({*layers} - {0})
     disk = 2 * decoder.d_model * len(reads) * train.recorded_tokens
     step = RecordPrimary(
-        name="recording",
+        name=name,
         inputs={"corpus": corpus, "primary": primary},
         size=f"{train.recorded_tokens:,} tokens, {disk / 1e9:.1f} GB on disk",
-        estimate_s=2 * parameter_count(decoder) * train.recorded_tokens / TRAINING_FLOPS,
+        estimate_s=2 * parameter_count(decoder) * train.recorded_tokens / _reading_flops(train),
         reads=reads,
         tokens=train.recorded_tokens,
         seq_len=train.seq_len,
@@ -289,7 +296,7 @@ def _finetune(experiment: Experiment, name: str, stage: int, inputs: Mapping[str
         name=name,
         inputs=inputs,
         size=f"{_millions(size)}, {_tokens(optimizer):,} further tokens",
-        estimate_s=_further_seconds(optimizer, size, teacher),
+        estimate_s=_further_seconds(experiment, optimizer, size, teacher),
         optimizer=optimizer,
         seed=experiment.seed,
         distillation=_distillation(train, stage),
@@ -306,7 +313,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, 
     how = f"γ {' '.join(map(str, train.gamma))}, primary {train.primary.value}"
     size = decoder_of(experiment, pair.secondary)
     teacher = decoder_of(experiment, pair.primary) if train.recorded_tokens is None else None
-    seconds = _further_seconds(optimizer, size, teacher)
+    seconds = _further_seconds(experiment, optimizer, size, teacher)
     return TrainTandem(
         name=name,
         inputs=inputs,
@@ -333,7 +340,6 @@ def _projection_init(experiment: Experiment) -> ProjectionInit:
 
 
 def _products(train: TrainConfig) -> dict[str, Any]:
-    """The fields of training a decoder or a tandem that a head does not have."""
     stored = resolve_dtype(train.stored_dtype)
     return {"dtype": resolve_dtype(train.dtype), "stored_dtype": stored, "vocabulary": train.vocabulary}
 
@@ -342,35 +348,40 @@ def _reads_primary(train: TrainConfig, stage: int) -> bool:
     return stage == 2 and train.recorded_tokens is None
 
 
-def _heads(experiment: Experiment, kind: str, inputs: Mapping[str, Step]) -> dict[str, Model]:
+def _heads(experiment: Experiment, kind: str, corpus: Step, primary_step: Step) -> dict[str, Model]:
     """A head after stage 1 and, where the recipe has it, stage 2: by the names of their rows."""
     pair = experiment.model
     primary, secondary = decoder_of(experiment, pair.primary), decoder_of(experiment, pair.secondary)
     reads = len(resolve_layer_map(experiment))
-    head = head_of_size(kind, primary, secondary, reads, experiment.drafter.depth)
+    shared = pair.secondary.source is Source.from_primary
+    head, train = head_of_size(kind, primary, secondary, reads, experiment.drafter.depth, shared), experiment.train
     count = head.parameter_count(primary)
+    layers = (*head.reads(primary), primary.num_layers)
+    recording = _recording(experiment, f"recording_{kind}", layers, corpus, primary_step)
+    inputs: dict[str, Step] = {"corpus": corpus, "primary": primary_step, **recording}
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
-    a_token = 6 * count + 2 * parameter_count(primary) + 4 * head.depth * primary.d_model * primary.vocab_size
-    dtype = resolve_dtype(experiment.train.primary_dtype)
+    a_token = (6 * count + 4 * head.depth * primary.d_model * (train.vocabulary or primary.vocab_size)) / TRAINING_FLOPS
+    a_token += 0 if recording else 2 * parameter_count(primary) / _reading_flops(train)
+    dtype = resolve_dtype(train.primary_dtype)
     made: dict[str, Model] = {}
     for stage, suffix in STAGES.items():
         name = f"{kind}_{suffix}"
-        if stage == 2 and experiment.train.recipe is not Recipe.distil:
+        if stage == 2 and train.recipe is not Recipe.distil:
             break
-        optimizer = of_row(experiment.train, kind, stage)
+        optimizer = of_row(train, kind, stage)
         if stage == 2:
             inputs = {**inputs, "head": made[f"{kind}_ce"].step}
         step = TrainHead(
             name=name,
             inputs=inputs,
             size=f"{count / 1e6:.2g}M head on {pair.primary.name}, {_tokens(optimizer):,} tokens, {head.depth} drafts",
-            estimate_s=a_token * _tokens(optimizer) / TRAINING_FLOPS,
+            estimate_s=a_token * _tokens(optimizer),
             optimizer=optimizer,
             seed=experiment.seed,
-            distillation=_distillation(experiment.train, stage),
+            distillation=_distillation(train, stage),
             primary_dtype=dtype,
-            stored_dtype=resolve_dtype(experiment.train.stored_dtype),
             head=head,
+            **_products(train),
         )
         made[name] = Model(step, kind)
     return made
@@ -386,9 +397,21 @@ def _distillation(train: TrainConfig, stage: int) -> Distillation | None:
     return picked(Distillation, train) if stage == 2 else None
 
 
-def _further_seconds(optimizer: Optimisation, trained: DecoderConfig, read: DecoderConfig | None) -> float:
-    operations = 6 * parameter_count(trained) + (2 * parameter_count(read) if read else 0)
-    return operations * _tokens(optimizer) / TRAINING_FLOPS
+def _further_seconds(
+    experiment: Experiment, optimizer: Optimisation, trained: DecoderConfig, read: DecoderConfig | None
+) -> float:
+    """Of the embedding that a secondary shares with the primary the output matrix alone is computed with, forwards and
+    backwards, as far as the loss counts it."""
+    operations = 6 * parameter_count(trained)
+    if experiment.model.secondary.source is Source.from_primary:
+        counted = experiment.train.vocabulary or trained.vocab_size
+        operations += (4 * counted - 6 * trained.vocab_size) * trained.d_model
+    reading = 2 * parameter_count(read) / _reading_flops(experiment.train) if read else 0.0
+    return (operations / TRAINING_FLOPS + reading) * _tokens(optimizer)
+
+
+def _reading_flops(train: TrainConfig) -> float:
+    return READING_FLOPS if resolve_dtype(train.primary_dtype) == "bfloat16" else TRAINING_FLOPS
 
 
 def _tokens(config: OptimizerConfig) -> int:

@@ -14,7 +14,8 @@ from tandem.decoding.drafters import Head
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainHead(FurtherTraining):
-    """Stage 1 from random weights, stage 2 from stage 1. Inputs: corpus, primary, and for stage 2 head."""
+    """Stage 1 from random weights, stage 2 from stage 1. Inputs: corpus, primary, and for stage 2 head; and the
+    primary's recording."""
 
     kind: ClassVar[str] = "head"
 
@@ -33,10 +34,14 @@ class TrainHead(FurtherTraining):
             checkpoint.metadata(context.inputs["primary"] / WEIGHTS)["decoder"]
         )
         if self.distillation is None:
-            graph, weights = nnx.split(HeadModule(self.head, primary_config, rngs=nnx.Rngs(self.seed)))
+            graph, weights = nnx.split(
+                HeadModule(self.head, primary_config, dtype=self.dtype, rngs=nnx.Rngs(self.seed))
+            )
         else:
-            graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS)
-        loss = head_loss(graph, primary, **self.loss_options)
+            graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS, self.dtype)
+        vocabulary = self.counted(context, primary_config.vocab_size)
+        loss = head_loss(graph, primary, vocabulary=vocabulary, **self.loss_options)
         watch = self.watch(context, primary, graph, self.head.depth, lambda trained: (primary_weights, trained))
-        weights = self.train(context, loss, weights, primary_weights, self.stage_seed(), watch=watch)
+        reads = (*self.head.reads(primary_config), primary_config.num_layers)
+        weights = self.fit(context, loss, weights, primary_weights, None, reads, watch)
         checkpoint.save_head(context.out / WEIGHTS, self.head, primary_config, weights, self.stored_dtype)

@@ -278,6 +278,7 @@ def head_loss(
     distil_weight: float | None = None,
     temperature: float = 1.0,
     divergence: Divergence = Divergence.kl,
+    vocabulary: Vocabulary | None = None,
     remat: bool = False,
     scan_layers: bool = False,
 ) -> LossFunction:
@@ -286,6 +287,8 @@ def head_loss(
 
     `distil_weight` None is stage 1, a number is λ of stage 2, as for a tandem.
     """
+
+    kept = None if vocabulary is None else vocabulary.kept
 
     def loss(trained: Weights, fixed: Weights, batch: Batch, key: jax.Array):
         inputs, targets, recorded = _unpack(batch)
@@ -296,12 +299,12 @@ def head_loss(
             states = _states(decoder, inputs, depth, reads, False, scan_layers)
         else:
             states = {0: decoder.embed(inputs, SEQUENCES), **recorded}
-        teacher_logits = None if distil_weight is None else decoder.logits(states[depth])
+        teacher_logits = None if distil_weight is None else decoder.logits(states[depth], kept)
 
         def one(x: jax.Array, k: int) -> tuple[jax.Array, dict[str, jax.Array]]:
             teacher = None if teacher_logits is None else teacher_logits[:, k + 1 :]
-            weight = distil_weight or 0.0
-            return _mixed_loss(decoder.logits(x), targets[:, k + 1 :], teacher, weight, temperature, divergence)
+            given = (decoder.logits(x, kept), targets[:, k + 1 :], teacher, distil_weight or 0.0)
+            return _mixed_loss(*given, temperature, divergence, vocabulary=vocabulary)
 
         one = jax.checkpoint(one, static_argnums=1) if remat else one
         drafts = [one(x, k) for k, x in enumerate(head.unroll(decoder, inputs, states))]

@@ -344,16 +344,20 @@ def head_of(described: Mapping[str, Any]) -> Head:
     return head(sizes.pop("drafter"))(**sizes)
 
 
-def tandem_parameters(primary: DecoderConfig, secondary: DecoderConfig, reads: int) -> int:
-    """Trained weights of a tandem: the secondary with its embedding, and projections of `reads` states of the primary,
-    all its layers together."""
-    return parameter_count(secondary) + reads * primary.d_model * secondary.d_model
+def tandem_parameters(primary: DecoderConfig, secondary: DecoderConfig, reads: int, shared: bool = False) -> int:
+    """Trained weights of a tandem: the secondary with its embedding, unless that is `shared` with the primary, and
+    projections of `reads` states of the primary, all its layers together."""
+    embeddings = (1 if secondary.tie_embeddings else 2) * secondary.vocab_size * secondary.d_model
+    own = parameter_count(secondary) - (embeddings if shared else 0)
+    return own + reads * primary.d_model * secondary.d_model
 
 
-def head_of_size(name: str, primary: DecoderConfig, secondary: DecoderConfig, reads: int, depth: int) -> Head:
+def head_of_size(
+    name: str, primary: DecoderConfig, secondary: DecoderConfig, reads: int, depth: int, shared: bool = False
+) -> Head:
     """The head of that name with as many trained weights as the tandem of this pair whose layer map has `reads`
     entries, so that a table compares them: what the tandem spends on an embedding of its own, it has for its layers."""
-    return head(name).of_size(tandem_parameters(primary, secondary, reads), primary, secondary, depth)
+    return head(name).of_size(tandem_parameters(primary, secondary, reads, shared), primary, secondary, depth)
 
 
 def greatest_width(linear: int, quadratic: int, budget: int, multiple: int) -> int:
