@@ -32,11 +32,14 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(sample, "ROWS", 4)
 
 
+def graph(*words: str) -> dict[str, Step]:
+    return {step.name: step for step in topological(build(compose(list(words))))}
+
+
 def corpus(folder: Path, *words: str) -> Step:
     pair = ["model=tandem_pair", f"model.primary.path={folder}", "model.secondary.source=from_primary"]
     own = [f"data.documents={DOCUMENTS}", f"data.document_tokens={LENGTH}", "data.heldout_fraction=0.3"]
-    made = compose([*pair, "model.secondary.layers=[0]", "data=sampled", *own, *words])
-    step = {step.name: step for step in topological(build(made))}["corpus"]
+    step = graph(*pair, "model.secondary.layers=[0]", "data=sampled", *own, *words)["corpus"]
     return dataclasses.replace(step, openings=OPENINGS, temperatures=[0.5, 1.0])  # type: ignore[call-arg]
 
 
@@ -59,6 +62,17 @@ def test_documents_begin_with_an_opening_of_each_kind_in_turn(folder, tmp_path):
         begin = tuple(tokenizer.encode(opening, special=True).tolist())
         assert sum(document[: len(begin)] == begin for document in documents) == count
     assert not list(directory.glob("written*"))
+
+
+def test_kinds_of_documents_are_known_again(folder, tmp_path):
+    """By them prompts of held-out text are judged apart."""
+    directory = execute([corpus(folder)], Store(tmp_path))["corpus"]
+    tokens, tokenizer = open_tokens(directory / "tokens", "heldout"), load_tokenizer(directory)
+    c = tokenizer.encode("c")[0]
+    begins = ["b" if tokens.array[offset] == c else "a" for offset in tokens.offsets]
+    assert set(begins) == {"a", "b"}
+    assert sample.kinds_of(directory) == begins
+    assert sample.kinds_of(execute([graph("scale=tiny")["corpus"]], Store(tmp_path))["corpus"]) == []
 
 
 def test_writing_goes_on_where_it_stopped_with_the_same_text(folder, tmp_path):

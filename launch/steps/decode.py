@@ -16,6 +16,7 @@ import numpy as np
 from launch.drafting import WEIGHTS, drafter, kept_tokens, load_primary, primary_of
 from launch.graph import NOT_MEANING, Context, Step
 from launch.steps.rules import load_router
+from launch.steps.sample import kinds_of
 from tandem.config import ChatMode, DecodeConfig, Experiment, Verification
 from tandem.data.chat import chat_template, encode_questions
 from tandem.data.files import Files
@@ -60,9 +61,14 @@ class Decoding(Step):
 
     def prompts_of(self, context: Context, split: str, count: int) -> list[np.ndarray]:
         """`count` pieces of the text of a split, each of `prompt_tokens` ids."""
+        return list(self._cut(context, split, count))
+
+    def _cut(self, context: Context, split: str, count: int, documents: np.ndarray | None = None) -> np.ndarray:
+        """The same [count, prompt_tokens], of some `documents` alone where these are given by their numbers."""
         corpus = context.inputs["corpus"]
         tokens, line_end = open_tokens(corpus / "tokens", split), load_tokenizer(corpus).line_end
-        return list(prompts(tokens.array, tokens.offsets, count, self.prompt_tokens, self.seed, line_end))
+        sizes = (count, self.prompt_tokens, self.seed)
+        return prompts(tokens.array, tokens.offsets, *sizes, line_end, documents)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,12 +89,19 @@ class PromptedDecoding(Decoding):
         return DecodeConfig(**settings, **more)
 
     def given_prompts(self, context: Context) -> tuple[list[np.ndarray], list[str]]:
-        """The prompts, and their categories if they are of files."""
+        """The prompts, and their categories if they are of files or of a text of several kinds."""
         if files := context.files.get(PROMPTS):
             tokenizer = load_tokenizer(context.inputs["corpus"])
             sizes = (self.prompt_tokens, self.max_new_tokens, self.cache_tokens)
             return encode_prompts(files, tokenizer, self.chat, self.prompts, *sizes)
-        return self.prompts_of(context, "heldout", self.prompts), []
+        kinds = np.asarray(kinds_of(context.inputs["corpus"]))
+        found: list[np.ndarray] = []
+        categories: list[str] = []
+        for kind, count in zip(*np.unique(kinds, return_counts=True), strict=True):
+            wanted = min(int(count), -(-self.prompts // len(set(kinds))))
+            found += list(self._cut(context, "heldout", wanted, np.flatnonzero(kinds == kind)))
+            categories += [str(kind)] * wanted
+        return (found, categories) if categories else (self.prompts_of(context, "heldout", self.prompts), [])
 
 
 def prompt_files(experiment: Experiment) -> Files:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +20,15 @@ from tandem.data.tokenizer import copy_tokenizer, load_tokenizer
 # Documents of one opening and temperature that are written together.
 ROWS = 128
 WRITTEN, COUNT = "written.bin", "written"  # unfinished: the documents so far, and how many they are
+
+
+def kinds_of(corpus: Path) -> list[str]:
+    """The kinds of a sampled corpus' held-out documents, in their order; none of another corpus."""
+    about = json.loads((corpus / "tokens" / "meta.json").read_text(encoding="utf-8"))
+    named = [(group, *group.rpartition("/")[::2]) for group in about["heldout_groups"]]
+    if len(named) != about["heldout"]["documents"] or not all(kind and place.isdigit() for _, kind, place in named):
+        return []
+    return [kind for _, kind, _ in sorted(named, key=lambda each: int(each[2]))]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

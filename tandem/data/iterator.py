@@ -68,18 +68,26 @@ def heldout_windows(tokens: np.ndarray, count: int, seq_len: int) -> np.ndarray:
 
 
 def prompts(
-    tokens: np.ndarray, offsets: np.ndarray, count: int, length: int, seed: int, line_end: np.ndarray
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    count: int,
+    length: int,
+    seed: int,
+    line_end: np.ndarray,
+    documents: np.ndarray | None = None,
 ) -> np.ndarray:
     """Prompts [count, length] int32 from `count` different places, each the start of a line and inside one document.
 
-    `line_end` [V] bool says behind which tokens a line begins (`Tokenizer.line_end`).
+    `line_end` [V] bool says behind which tokens a line begins (`Tokenizer.line_end`). `documents` are the numbers of
+    those that prompts are of; all without it.
     Spread over the documents: each gives its next one only after all others have given as many as they can.
     """
     rng = np.random.default_rng(seed)
     # The last token of a document is its end, which no prompt may hold.
     ends = np.append(offsets[1:], len(tokens)) - 1
     pools = []
-    for start, end in zip(offsets, ends, strict=True):
+    chosen = slice(None) if documents is None else documents
+    for start, end in zip(offsets[chosen], ends[chosen], strict=True):
         lines = np.flatnonzero(line_end[tokens[start:end]]) + 1 + start
         candidates = np.append(start, lines)
         candidates = candidates[candidates + length <= end]
