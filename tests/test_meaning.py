@@ -48,6 +48,7 @@ def samples(tmp_path_factory) -> list[Step]:
         *build(compose(["scale=tiny", "decode=survival", "eval.stops=[router]", f"data.prompts={text}"])),
         *build(compose(["scale=laptop", "train=joint_both"])),
         *build(compose(["model=tandem_pair", checkpoint, *TAKEN, "train.recorded_tokens=999"])),
+        *build(compose(["model=tandem_pair", checkpoint, *TAKEN, "data=sampled"])),
         *build(compose(["scale=tiny", "data=text", f"data.path={text}"])),
         *job_compile.build(compose(["job=compile", "platform=v5e_1"])),
         *job_compile.build(compose(["job=compile", "platform=v5e_1", "train=pretrain"])),
