@@ -56,13 +56,17 @@ def _dot_backward(dtype: Any, saved: tuple[jax.Array, jax.Array], cotangent: jax
 
 
 def _transposed(rows: jax.Array) -> jax.Array:
-    """`rows` [N, D] as [D, N] in memory.
+    """`rows` [N, D] as [D, N], on a CPU in memory too.
 
     A CPU multiplies in bfloat16 only where the first operand lies along the contraction, and in float32 else, four
     times as slowly. XLA makes a plain transposition a part of the product; one of three axes it does not.
     """
-    halves = 1 if len(rows) % 2 else 2
-    return rows.reshape(halves, -1, rows.shape[1]).transpose(2, 0, 1).reshape(rows.shape[1], -1)
+
+    def moved(rows: jax.Array) -> jax.Array:
+        halves = 1 if len(rows) % 2 else 2
+        return rows.reshape(halves, -1, rows.shape[1]).transpose(2, 0, 1).reshape(rows.shape[1], -1)
+
+    return jax.lax.platform_dependent(rows, cpu=moved, default=jnp.transpose)
 
 
 _dot.defvjp(_dot_forward, _dot_backward)
