@@ -25,6 +25,7 @@ from launch.checksums import ABOUT, FILES, files_of, list_shipped, require_whole
 from launch.compose import from_container
 from launch.drafting import WEIGHTS
 from launch.graph import picked
+from launch.identity import NOT_MEANING
 from launch.models import PRETRAINED
 from launch.steps.corpus import TOKENIZER
 from launch.steps.train import Optimisation
@@ -59,7 +60,7 @@ A finished step of kind `{kind}`, found by its fingerprint {fingerprint}.
 | | |
 |---|---|
 | made of | {made_of} |
-{measured}| made by | `{command}`, commit {commit}, {minutes:.0f} minutes |
+{measured}| made by | `{command}`, commit {commit}{duration} |
 | hardware | {cpu}, {cores} cores, {memory_gb} GiB, JAX {jax}, Python {python} |
 
 What it was made with, beside what it is made of:
@@ -142,12 +143,17 @@ def _step_card(name: str, about: dict[str, Any], results: dict[str, Any], source
         made_of=", ".join(f"{role} {fingerprint}" for role, fingerprint in about["inputs"].items()),
         settings=json.dumps(about["config"], indent=1, ensure_ascii=False),
         measured="\n".join([*measured, ""]) if measured else "",
-        command=provenance["command"],
+        command=_command(provenance),
         commit=provenance["commit"][:12],
-        minutes=_working_seconds(source) / 60 or about["seconds"] / 60,
+        duration=f", {seconds / 60:.0f} minutes" if (seconds := _working_seconds(source)) else "",
         **{key: provenance["hardware"][key] for key in ("cpu", "cores", "memory_gb", "python")},
         jax=provenance["packages"]["jax"],
     )
+
+
+def _command(provenance: dict[str, Any]) -> str:
+    """The command of a run without the words that say where it is kept and who watches it."""
+    return " ".join(word for word in provenance["command"].split(" ") if word.partition("=")[0] not in NOT_MEANING)
 
 
 def _at(row: dict[str, Any]) -> str:
@@ -155,7 +161,7 @@ def _at(row: dict[str, Any]) -> str:
 
 
 def _working_seconds(source: Path) -> float:
-    """How long a step was trained, pauses between attempts not counted."""
+    """How long a step was trained, pauses between attempts not counted; 0 of one that leaves no log of it."""
     try:
         lines = (source / LOG).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -199,7 +205,7 @@ def _card(
         final=optimizer.final_rate,
         cross_entropy=row["cross_entropy"],
         accuracy=row["accuracy"],
-        command=provenance["command"],
+        command=_command(provenance),
         commit=provenance["commit"][:12],
         minutes=(times[-1] - times[0]) / 60,
         cpu=provenance["hardware"]["cpu"],

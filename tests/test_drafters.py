@@ -212,6 +212,18 @@ def test_heads_spend_what_the_tandem_spends(scale):
         assert abs(count - tandem_weights) <= 0.1 * tandem_weights, (kind, count, tandem_weights)
 
 
+def test_heads_of_a_pair_that_shares_its_embedding_spend_what_is_trained():
+    experiment = compose(["model=tandem_smollm2"])
+    primary, secondary = (
+        decoder_of(experiment, side) for side in (experiment.model.primary, experiment.model.secondary)
+    )
+    trained = checkpoint_sizes(primary, secondary, [0, 29]) - secondary.vocab_size * secondary.d_model
+    models = build_models(compose(["model=tandem_smollm2", "drafter=all"]))
+    for kind in HEADS:
+        count = models[f"{kind}_distil"].step.head.parameter_count(primary)  # type: ignore[attr-defined]
+        assert abs(count - trained) <= 0.1 * trained, (kind, count, trained)
+
+
 def checkpoint_sizes(primary, secondary, layer_map) -> int:
     from tandem.model.tandem import Tandem
 

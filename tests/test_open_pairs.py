@@ -87,9 +87,23 @@ def test_two_checkpoints_are_trained_measured_and_decode_as_the_primary(models, 
     assert all(row["identical_to_primary"] == 1 for row in results["speed"])
 
 
+def test_an_answer_of_a_checkpoint_needs_no_text(models, tmp_path, capsys):
+    """Nothing is tokenised, written or trained for what the text so far can draft."""
+    words = pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[0]", "data=sampled")
+    small = ["prompt=abc", "decode.max_new_tokens=3", "decode.cache_tokens=96", f"runs_dir={tmp_path}"]
+    assert main([*words, *small, "job=generate", "gamma=0"]) == 0
+    assert "3 tokens in" in capsys.readouterr().err
+    assert {path.name.partition("-")[0] for path in (tmp_path / "store").iterdir()} == {
+        "checkpoint",
+        "locks",
+        "log.jsonl",
+    }
+
+
 @pytest.mark.slow
 def test_a_secondary_of_the_primarys_layers_shares_its_embedding_in_every_stage(models, text, tmp_path):
     words = ("model.secondary.source=from_primary", "model.secondary.layers=[0,3]", "train.recorded_tokens=640")
+    words = (*words, "train.stored_dtype=bfloat16")
     results = run(tmp_path, text, *pair(models, *words), "train.vocabulary=100", "drafter.vocabulary=64")
     assert all(row["identical_to_primary"] == 1 for row in results["speed"])
     embedding = load_checkpoint(models["large"]).weights["embedding"][...]
@@ -100,6 +114,8 @@ def test_a_secondary_of_the_primarys_layers_shares_its_embedding_in_every_stage(
         weights = (checkpoint.load_tandem if kind == "tandem" else checkpoint.load_decoder)(path)[1]
         model = weights["secondary"] if kind == "tandem" else weights
         assert not any("embedding" in name for name in _names(path) if name != "__metadata__")
+        stored = {about["dtype"] for name, about in _header(path).items() if name != "__metadata__"}
+        assert stored == {"F32" if kind == "take_layers" else "BF16"}
         np.testing.assert_array_equal(model["embedding"][...], embedding)
         if kind == "tandem":  # began as the identity on the state that entered each layer, and moved from there
             kernels = jax.tree.leaves(weights["projections"])
@@ -135,9 +151,13 @@ def bytes_of(folders: Iterable[Path], load: Callable[[Path], tuple[Any, Any]]) -
 
 
 def _names(path: Path) -> list[str]:
+    return list(_header(path))
+
+
+def _header(path: Path) -> dict[str, Any]:
     header = path.read_bytes()
     length = int.from_bytes(header[:8], "little")
-    return list(json.loads(header[8 : 8 + length]))
+    return json.loads(header[8 : 8 + length])
 
 
 def test_an_answer_needs_no_training(models, tmp_path, capsys):

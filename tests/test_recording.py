@@ -5,15 +5,18 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from drafter_heads import SIZES
 from flax import nnx
 
 from tandem.architecture import DecoderConfig
+from tandem.data.iterator import first_windows
 from tandem.data.packing import most_frequent
 from tandem.errors import EnvironmentFailure, Interrupted
 from tandem.model.copying import SHARED_NAMES, take_layers
 from tandem.model.decoder import Decoder
+from tandem.model.heads import HeadModule
 from tandem.model.tandem import Tandem
-from tandem.training.objective import Vocabulary, decoder_loss, held_part, holding, tandem_loss
+from tandem.training.objective import Vocabulary, decoder_loss, head_loss, held_part, holding, tandem_loss
 from tandem.training.recording import Recording, record
 
 PRIMARY = DecoderConfig(num_layers=4, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48, vocab_size=64)
@@ -53,6 +56,26 @@ def test_what_is_recorded_trains_as_the_primary_beside_it(primary, windows, tmp_
         np.testing.assert_allclose(one, other, rtol=2e-3)  # states are kept in bfloat16
         leaves = zip(jax.tree.leaves(slope), jax.tree.leaves(live), strict=True)
         assert all(np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(b) + 1e-4 for a, b in leaves)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_head_learns_from_what_is_recorded_too(kind, primary, windows, tmp_path):
+    head = nnx.split(HeadModule(SIZES[kind], PRIMARY, rngs=nnx.Rngs(2)))
+    reads = (*SIZES[kind].reads(PRIMARY), PRIMARY.num_layers)
+    record(tmp_path, *primary, windows, reads, batch_size=4)
+    batch = Recording(tmp_path, 3, 0, reads)(0)
+    vocabulary = Vocabulary.most_frequent(windows, 20, 64)
+    loss = head_loss(head[0], primary[0], distil_weight=0.5, vocabulary=vocabulary)
+    one, other = (loss(head[1], primary[1], of, jax.random.key(0))[0] for of in (batch, batch["tokens"]))
+    np.testing.assert_allclose(one, other, rtol=2e-3)
+    everything = head_loss(head[0], primary[0], distil_weight=0.5)(head[1], primary[1], batch, jax.random.key(0))[0]
+    assert abs(one - everything) > 0.05
+
+
+def test_windows_begin_where_documents_of_their_length_do(windows):
+    text = np.arange(4 * 16)  # four documents of 16
+    np.testing.assert_array_equal(first_windows(text, 99, 16)[:, 0], [0, 16, 32])
+    np.testing.assert_array_equal(first_windows(text, 2, 16), [np.arange(17), np.arange(16, 33)])
 
 
 def test_every_epoch_visits_every_window_once(primary, windows, tmp_path):

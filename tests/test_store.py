@@ -81,7 +81,7 @@ def test_a_shipped_step_is_without_its_log_and_its_machine(tmp_path, monkeypatch
     execute([step(run)], Store(tmp_path / "runs" / "store"))
     provenance = {
         "steps": {"number/seven": step(run).fingerprint},
-        "command": "launch/run.py",
+        "command": "launch/run.py train=ce runs_dir=/tmp/elsewhere tracking=online",
         "commit": "0" * 40,
         "hardware": {"cpu": "a CPU", "cores": 2, "memory_gb": 8, "python": "3.11"},
         "packages": {"jax": "0"},
@@ -95,7 +95,9 @@ def test_a_shipped_step_is_without_its_log_and_its_machine(tmp_path, monkeypatch
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "step.json", "value"]
     about = json.loads((folder / "step.json").read_text())
     assert not {"host", "started"} & about.keys()
-    assert step(run).fingerprint in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert step(run).fingerprint in card
+    assert "`launch/run.py train=ce`" in card
 
 
 SLOW_STEP = """
