@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -55,8 +58,17 @@ def generate(
         )  # fmt: skip
         for index, several in zip(indices, written, strict=False):
             responses[index] = several
+        _give_back_memory()
         progress(begin + len(indices), len(order))
     return responses
+
+
+def _give_back_memory() -> None:
+    """What was freed goes back to the system. Of caches as large as a batch's glibc keeps what fits no later one, and
+    more with every batch: 16 GB after 45 batches of 128 texts of SmolLM2's."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _looks(most: int) -> Iterator[int]:
