@@ -63,7 +63,8 @@ def test_options_have_the_same_likelihoods_on_every_mesh(found, mesh):
     alone, here = found["1x1x1"]["scored"], found[mesh]["scored"]
     for name in ("decoder", "tandem"):
         assert len(alone[name]) == 10
-        np.testing.assert_allclose(here[name], alone[name], rtol=2e-6, atol=1e-6)
+        # Sums of float32 logarithms over a continuation: processors differ in the order of a product's terms.
+        np.testing.assert_allclose(here[name], alone[name], rtol=1e-5, atol=1e-5)
     assert not np.allclose(alone["tandem"], alone["decoder"], atol=1e-3)
 
 
