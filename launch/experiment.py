@@ -69,6 +69,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 sequences=evaluation.sequences,
                 seq_len=seq_len,
                 controls=controls(experiment, models),
+                vocabulary=experiment.drafter.vocabulary,
             )
         )
     inputs = {"corpus": corpus, "primary": primary}

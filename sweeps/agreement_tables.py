@@ -27,6 +27,8 @@ from sweeps.table import (
 
 def _agreement_notes(rows: list[Row]) -> list[str]:
     notes = ["Relative accuracy and total variation are against the primary's own predictions."]
+    if drafted := next((r["drafted_tokens"] for r in rows if r.get("drafted_tokens")), None):
+        notes.append(f"Both are of the law that drafts, over {drafted:,} tokens (drafter.vocabulary).")
     if several_primaries(rows):
         own = dict.fromkeys((r["name"], r["primary"]) for r in rows if r.get("gamma") is not None)
         notes.append("; ".join(f"{printable(name)} is against {printable(by)}" for name, by in own) + ".")

@@ -87,6 +87,19 @@ def test_agreement_is_that_computed_by_hand_whatever_the_batches(bison, gecko, b
     assert 0 < measured["total_variation"].mean() < 1, "models that agree or differ wholly would show little"
 
 
+def test_agreement_of_a_trimmed_drafter_is_of_the_law_that_it_drafts_by(bison, gecko):
+    kept = np.arange(1, GECKO.vocab_size, 3)
+    whole, trimmed = agreement.measure(*bison, [agreement.Reader(*gecko), agreement.Reader(*gecko, kept=kept)], WINDOWS)
+    own, logits = (np.asarray(nnx.merge(*model)(WINDOWS[:, :-1]), np.float64) for model in (gecko, bison))
+    p, q = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)), np.zeros_like(logits)
+    q[..., kept] = np.exp(own[..., kept] - np.logaddexp.reduce(own[..., kept], axis=-1, keepdims=True))
+    np.testing.assert_allclose(trimmed["total_variation"], np.abs(p - q).sum(axis=-1) / 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(trimmed["relative_accuracy"], q.argmax(axis=-1) == p.argmax(axis=-1))
+    for name in ("accuracy", "cross_entropy"):
+        np.testing.assert_array_equal(trimmed[name], whole[name])
+    assert trimmed["total_variation"].mean() > whole["total_variation"].mean()
+
+
 def test_the_primary_agrees_with_itself(bison):
     (measured,) = agreement.measure(*bison, [agreement.Reader(*bison)], WINDOWS, batch_size=5)
     np.testing.assert_array_equal(measured["relative_accuracy"], 1)

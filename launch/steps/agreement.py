@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from launch.drafting import WEIGHTS, primary_of
+from launch.drafting import WEIGHTS, kept_tokens, primary_of
 from launch.graph import Context, Step
 from tandem.data.iterator import heldout_windows
 from tandem.data.packing import open_tokens
@@ -27,7 +27,7 @@ class Agreement(Step):
     """
 
     kind: ClassVar[str] = "agreement"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     primary: str  # the name of its row
     models: Mapping[str, str]  # the kinds by the names of the rows
@@ -36,6 +36,7 @@ class Agreement(Step):
     seq_len: int
     # For each tandem the decoders blind to the primary with no more training than it.
     controls: Mapping[str, list[str]]
+    vocabulary: int | None = None  # how many tokens all but the primary draft, the most frequent; None: all
 
     def run(self, context: Context) -> None:
         from tandem.measure.agreement import Reader, edge_left, means, measure, paired_by_position
@@ -44,6 +45,7 @@ class Agreement(Step):
 
         tokens = open_tokens(context.inputs["corpus"] / "tokens", "heldout").array
         windows = heldout_windows(tokens, self.sequences, self.seq_len)
+        kept = kept_tokens(context.inputs["corpus"], self.vocabulary)
         run_primary = (self.primary, context.inputs[self.primary] / WEIGHTS)
         # By name and block length: the model, and the primary that it is compared with, by name and file.
         readers: dict[tuple[str, int | None], Reader] = {}
@@ -52,12 +54,13 @@ class Agreement(Step):
             folder = context.inputs[name]
             if kind == "decoder":
                 against[name, None] = run_primary
-                readers[name, None] = Reader(*checkpoint.load_decoder(folder / WEIGHTS))
+                drafted = None if name == self.primary else kept
+                readers[name, None] = Reader(*checkpoint.load_decoder(folder / WEIGHTS), kept=drafted)
                 continue
             model, own = checkpoint.load_tandem(folder / WEIGHTS), primary_of(folder, name, run_primary)
             for gamma in dict.fromkeys((*self.gammas, FRESH)):
                 against[name, gamma] = own
-                readers[name, gamma] = Reader(*model, gamma)
+                readers[name, gamma] = Reader(*model, gamma, kept)
             if own != run_primary:
                 against[own[0], None] = run_primary
                 readers[own[0], None] = Reader(*checkpoint.load_decoder(own[1]))
@@ -82,6 +85,8 @@ class Agreement(Step):
             about = {"name": name, "primary": against[name, gamma][0]}
             about |= {} if gamma is None else {"gamma": gamma}
             row = {**about, **means(values), "parameters": count, "tokens": windows[:, 1:].size}
+            if reader.kept is not None:
+                row["drafted_tokens"] = len(reader.kept)
             if gamma is not None:
                 held = [{"name": control, **means(measured[control, None])} for control in self.controls.get(name, ())]
                 row = below_controls(row, held)

@@ -1,7 +1,8 @@
 """How near a model's predictions are to the text and to the primary's (paper, table 1), over held-out windows.
 
 Per token, with p the primary's distribution and q the model's: cross entropy -log q(text); accuracy [argmax q = text];
-relative accuracy [argmax q = argmax p]; total variation ½ Σ |p - q|.
+relative accuracy [argmax q = argmax p]; total variation ½ Σ |p - q|. Of a model that drafts a part of the vocabulary
+alone the last two are of the law that it drafts by, which is zero elsewhere.
 """
 
 from __future__ import annotations
@@ -26,25 +27,34 @@ MEASURES = ("accuracy", "cross_entropy", "relative_accuracy", "total_variation")
 LEAST_EDGE = 0.01
 
 
-def token_measures(logits: jax.Array, primary_logits: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
-    """The four measures of each token, each [B, T], from logits [B, T, V] and the next tokens [B, T]."""
+def token_measures(
+    logits: jax.Array, primary_logits: jax.Array, targets: jax.Array, kept: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """The four measures of each token, each [B, T], from logits [B, T, V] and the next tokens [B, T]; `kept` [K] are
+    the tokens that are drafted, all without it."""
     choice = jnp.argmax(logits, axis=-1)
-    difference = jax.nn.softmax(logits) - jax.nn.softmax(primary_logits)
+    # The law that is drafted by, the primary's at the same tokens, and what the primary gives to all others.
+    q, p, missed, drafted = jax.nn.softmax(logits), jax.nn.softmax(primary_logits), 0.0, choice
+    if kept is not None:
+        q, p = jax.nn.softmax(logits[..., kept]), p[..., kept]
+        missed, drafted = 1 - jnp.sum(p, axis=-1), kept[jnp.argmax(q, axis=-1)]
     return {
         "accuracy": (choice == targets).astype(jnp.float32),
         "cross_entropy": cross_entropy(logits, targets),
-        "relative_accuracy": (choice == jnp.argmax(primary_logits, axis=-1)).astype(jnp.float32),
-        "total_variation": 0.5 * jnp.sum(jnp.abs(difference), axis=-1),
+        "relative_accuracy": (drafted == jnp.argmax(primary_logits, axis=-1)).astype(jnp.float32),
+        "total_variation": 0.5 * (jnp.sum(jnp.abs(q - p), axis=-1) + missed),
     }
 
 
 @dataclass
 class Reader:
-    """A model to measure with its weights; a tandem is read in block mode at block length `gamma`."""
+    """A model to measure with its weights; a tandem is read in block mode at block length `gamma`. `kept` are the
+    tokens that it drafts, all without them."""
 
     model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]
     weights: Any
     gamma: int | None = None
+    kept: np.ndarray | None = None
 
 
 def measure(
@@ -69,7 +79,8 @@ def measure(
         filled = put(np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)]), "batch")
         states, logits = read_primary(primary_weights, filled)
         for reader, program, own in zip(readers, programs, parts, strict=True):
-            measured = program(reader.weights, filled, states, logits, jnp.int32(reader.gamma or 0))
+            kept = None if reader.kept is None else jnp.asarray(reader.kept)
+            measured = program(reader.weights, filled, states, logits, jnp.int32(reader.gamma or 0), kept)
             own.append({name: fetch(measured[name]) for name in MEASURES})
         progress(min(begin + batch_size, len(windows)), len(windows))
     return [{name: np.concatenate([part[name] for part in own])[: len(windows)] for name in MEASURES} for own in parts]
@@ -94,7 +105,12 @@ def _reading(model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]) -> Callable[..
 
     @jax.jit
     def read(
-        weights: Any, window: jax.Array, states: list[jax.Array], primary_logits: jax.Array, gamma: jax.Array
+        weights: Any,
+        window: jax.Array,
+        states: list[jax.Array],
+        primary_logits: jax.Array,
+        gamma: jax.Array,
+        kept: jax.Array | None,
     ) -> dict[str, jax.Array]:
         tokens, targets = window[:, :-1], window[:, 1:]
         reader = nnx.merge(model, weights)
@@ -102,7 +118,7 @@ def _reading(model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]) -> Callable[..
             logits = reader(tokens, states, block_numbers(tokens.shape[1], gamma)[None])
         else:
             logits = reader(tokens)
-        return token_measures(logits, primary_logits, targets)
+        return token_measures(logits, primary_logits, targets, kept)
 
     return read
 
