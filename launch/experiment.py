@@ -12,7 +12,7 @@ from launch.graph import Step, picked
 from launch.models import STAGES, Model, build_models, corpus_step, known_tokenizer, resolve_dtype
 from launch.steps.agreement import Agreement
 from launch.steps.compare_rules import CompareRules
-from launch.steps.decode import PROMPTS, Sampling, Speculation, check_fits, encode_prompts, prompt_files
+from launch.steps.decode import PROMPTS, Room, Sampling, Speculation, encode_prompts, prompt_files
 from launch.steps.rules import NEEDS_ROUTER, Rule
 from launch.steps.speed import Speed
 from launch.steps.standalone import Standalone
@@ -207,9 +207,20 @@ def _prompted(experiment: Experiment) -> dict[str, Any]:
         "speculation": picked(Speculation, decode),
         "prompts": experiment.eval.prompts,
         "repeats": experiment.eval.repeats,
-        "cache_tokens": decode.cache_tokens,
+        "room": room_of(experiment),
         "chat": experiment.data.chat,
     }
+
+
+def room_of(experiment: Experiment) -> Room:
+    """What prompts and responses may take: decode.cache_tokens, and no more positions than a model was trained for."""
+    cache = experiment.decode.cache_tokens
+    room = Room(cache, f"decode.cache_tokens={cache}")
+    for side in reversed(sides(experiment.model)):
+        trained = decoder_of(experiment, side).context_length
+        if trained is not None and trained < room.positions:
+            room = Room(trained, f"the {trained} positions that {side.name} was trained for")
+    return room
 
 
 def _prompts_size(experiment: Experiment) -> str:
@@ -260,14 +271,15 @@ def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
 def check_prompts(experiment: Experiment) -> None:
     """Raises ConfigurationError where a prompt is too long for the cache. With a tokenizer that is yet to be trained
     that shows only in the step that reads the prompts."""
-    path = known_tokenizer(experiment)
+    decode, room, path = experiment.decode, room_of(experiment), known_tokenizer(experiment)
+    room.check("a held-out prompt", decode.prompt_tokens, decode.max_new_tokens)
     if path is None:
         return
-    tokenizer, decode = load_tokenizer(path), experiment.decode
+    tokenizer = load_tokenizer(path)
     check_vocabulary(experiment, tokenizer)
     if experiment.prompt is not None:
         template = chat_template(experiment.data.chat, tokenizer)
         length = len(encode_questions(tokenizer, template, [experiment.prompt])[0])
-        check_fits(length, decode.max_new_tokens, decode.cache_tokens, "prompt")
-    sizes = (decode.prompt_tokens, decode.max_new_tokens, decode.cache_tokens)
-    encode_prompts(prompt_files(experiment), tokenizer, experiment.data.chat, experiment.eval.prompts, *sizes)
+        room.check("prompt", length, decode.max_new_tokens)
+    sizes = (decode.prompt_tokens, decode.max_new_tokens)
+    encode_prompts(prompt_files(experiment), tokenizer, experiment.data.chat, experiment.eval.prompts, *sizes, room)

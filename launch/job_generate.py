@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from launch.drafting import decoding, drafter, kept_tokens
-from launch.experiment import check_prompts, chosen_drafters, rule_of_run, rule_steps
+from launch.experiment import check_prompts, chosen_drafters, room_of, rule_of_run, rule_steps
 from launch.graph import describe, estimated, execute
 from launch.identity import store_of
 from launch.models import build_models, corpus_step, known_tokenizer, resolve_dtype
 from launch.process import Stop
 from launch.progress import duration
-from launch.steps.decode import check_fits, own_primary
+from launch.steps.decode import own_primary
 from tandem.config import Experiment, StopRule
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import chat_template, encode_questions
@@ -70,7 +70,7 @@ def generate(experiment: Experiment, stop: Stop) -> None:
     tokenizer = load_tokenizer(known or directories[corpus.name])
     template = chat_template(experiment.data.chat, tokenizer)
     (prompt,) = encode_questions(tokenizer, template, [asked])
-    check_fits(len(prompt), experiment.decode.max_new_tokens, experiment.decode.cache_tokens, "prompt")
+    room_of(experiment).check("prompt", len(prompt), experiment.decode.max_new_tokens)
     inputs = {**directories, "primary": directories[primary.name]}
     # An answer in a chat begins a line; elsewhere it goes on where the prompt ends.
     shown = asked + ("\n" if template else "")

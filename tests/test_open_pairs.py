@@ -87,6 +87,17 @@ def test_two_checkpoints_are_trained_measured_and_decode_as_the_primary(models, 
     assert all(row["identical_to_primary"] == 1 for row in results["speed"])
 
 
+def test_no_prompt_goes_beyond_the_positions_that_a_checkpoint_was_trained_for(models, tmp_path, capsys):
+    words = pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[0]", "data=sampled")
+    few = [*words, "decode.cache_tokens=100000", f"runs_dir={tmp_path / 'runs'}"]
+    assert main([*few, "decode.max_new_tokens=3000"]) == 2
+    said = "a held-out prompt has 64 tokens; with decode.max_new_tokens=3000 that is more than the 2048 positions"
+    assert said in capsys.readouterr().err
+    assert main([*few, "job=generate", "decode.max_new_tokens=3", "prompt=" + "abc " * 2100]) == 2
+    assert re.search(r"prompt has \d+ tokens; with .* than the 2048 positions that", capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_answer_of_a_checkpoint_needs_no_text(models, tmp_path, capsys):
     """Nothing is tokenised, written or trained for what the text so far can draft."""
     words = pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[0]", "data=sampled")

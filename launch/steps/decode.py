@@ -71,6 +71,20 @@ class Decoding(Step):
         return prompts(tokens.array, tokens.offsets, *sizes, line_end, documents)
 
 
+@dataclass(frozen=True)
+class Room:
+    """The most positions that a prompt and its response may take, and what sets them, for messages."""
+
+    positions: int
+    why: str
+
+    def check(self, what: str, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Raises ConfigurationError where `what`, of so many tokens, and its response take more."""
+        if prompt_tokens + max_new_tokens > self.positions:
+            problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={max_new_tokens} that is more "
+            raise ConfigurationError([problem + f"than {self.why}"])
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PromptedDecoding(Decoding):
     """A step that decodes `prompts` pieces of the held-out text, or as many prompts of each of its files."""
@@ -80,8 +94,7 @@ class PromptedDecoding(Decoding):
     speculation: Speculation
     prompts: int
     repeats: int
-    # The length beyond which a prompt is refused.
-    cache_tokens: int = field(metadata=NOT_MEANING)
+    room: Room = field(metadata=NOT_MEANING)
     chat: ChatMode = ChatMode.auto
 
     def decode_config(self, **more: Any) -> DecodeConfig:
@@ -92,8 +105,8 @@ class PromptedDecoding(Decoding):
         """The prompts, and their categories if they are of files or of a text of several kinds."""
         if files := context.files.get(PROMPTS):
             tokenizer = load_tokenizer(context.inputs["corpus"])
-            sizes = (self.prompt_tokens, self.max_new_tokens, self.cache_tokens)
-            return encode_prompts(files, tokenizer, self.chat, self.prompts, *sizes)
+            sizes = (self.prompt_tokens, self.max_new_tokens)
+            return encode_prompts(files, tokenizer, self.chat, self.prompts, *sizes, self.room)
         kinds = np.asarray(kinds_of(context.inputs["corpus"]))
         found: list[np.ndarray] = []
         categories: list[str] = []
@@ -117,11 +130,11 @@ def encode_prompts(
     count: int,
     prompt_tokens: int,
     max_new_tokens: int,
-    cache_tokens: int,
+    room: Room,
 ) -> tuple[list[np.ndarray], list[str]]:
     """`count` prompts of each file as ids, and their categories: whole ones as `chat` says, of texts the beginning.
 
-    Raises ConfigurationError where one fits no cache, or there is no chat template and must be one.
+    Raises ConfigurationError where one is too long, or there is no chat template and must be one.
     """
     template = chat_template(chat, tokenizer)
     encoded, categories = [], []
@@ -130,17 +143,10 @@ def encode_prompts(
         questions = iter(encode_questions(tokenizer, template, [prompt.text for prompt in found if prompt.whole]))
         for prompt in found:
             ids = next(questions) if prompt.whole else tokenizer.encode_prompt(prompt.text)[:prompt_tokens]
-            check_fits(len(ids), max_new_tokens, cache_tokens, f"data.prompts={path}: a prompt")
+            room.check(f"data.prompts={path}: a prompt", len(ids), max_new_tokens)
             encoded.append(ids)
             categories.append(prompt.category)
     return encoded, categories
-
-
-def check_fits(prompt_tokens: int, max_new_tokens: int, cache_tokens: int, what: str) -> None:
-    """Raises ConfigurationError where a prompt and its response take more than the cache."""
-    if prompt_tokens + max_new_tokens > cache_tokens:
-        problem = f"{what} has {prompt_tokens} tokens; with decode.max_new_tokens={max_new_tokens} that is more "
-        raise ConfigurationError([problem + f"than decode.cache_tokens={cache_tokens}"])
 
 
 def own_primary(inputs: Mapping[str, Path], model: str, primary: str) -> tuple[str, Path]:
