@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launch.graph import Step, picked
+from launch.memory import PairSize
 from launch.models import STAGES, Model, build_models, corpus_step, known_tokenizer, resolve_dtype
 from launch.steps.agreement import Agreement
 from launch.steps.compare_rules import CompareRules
@@ -188,7 +189,8 @@ def _decoding(experiment: Experiment) -> dict[str, Any]:
     """The fields that all steps have which decode."""
     decode = experiment.decode
     return {
-        "dtype": resolve_dtype(decode.dtype),
+        "dtype": (dtype := resolve_dtype(decode.dtype)),
+        "memory_bytes": PairSize.of(experiment).serving_bytes(dtype),
         "seed": experiment.seed,
         "prompt_tokens": decode.prompt_tokens,
         "max_new_tokens": decode.max_new_tokens,

@@ -54,7 +54,7 @@ class Step:
     used: it is left out of the fingerprint, so a feature that comes later changes nothing of what there is, and a
     default never comes to be another. `version` is raised when the same fields come to mean something else.
     `files` are all files outside of the store that `run` opens, through its context, by their roles.
-    `name`, `size` and `estimate_s` are for people. Of several hosts the first alone does a step that is
+    `name`, `size`, `estimate_s` and `memory_bytes` are for people. Of several hosts the first alone does a step that is
     `on_devices=False`; all do the others, whose arrays lie on the devices of all.
     """
 
@@ -67,6 +67,7 @@ class Step:
     files: Mapping[str, Files] = field(default_factory=dict)
     size: str = ""
     estimate_s: float | None = None
+    memory_bytes: float = 0.0  # of weights that it holds, at least
 
     def run(self, context: Context) -> None:
         """Compute, and leave files in `context.out`."""
@@ -289,12 +290,16 @@ def _agreed(decide: Callable[[], Path | None]) -> Path | None:
     return None if told is None else Path(told)
 
 
-def estimated(targets: Iterable[Step], store: Store) -> float:
-    """Seconds that are left for the targets, of the steps that have an estimate."""
+def unfinished(targets: Iterable[Step], store: Store) -> list[Step]:
+    """The steps that are left to do for the targets, inputs first."""
     targets = list(targets)
     wanted = needed(targets, store)
-    left = [step for step in topological(targets) if step.fingerprint in wanted and store.find(step) is None]
-    return sum(step.estimate_s or 0.0 for step in left)
+    return [step for step in topological(targets) if step.fingerprint in wanted and store.find(step) is None]
+
+
+def estimated(targets: Iterable[Step], store: Store) -> float:
+    """Seconds that are left for the targets, of the steps that have an estimate."""
+    return sum(step.estimate_s or 0.0 for step in unfinished(targets, store))
 
 
 def describe(targets: Iterable[Step], store: Store) -> str:

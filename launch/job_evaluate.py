@@ -15,6 +15,7 @@ from typing import Any
 
 from launch.graph import Step
 from launch.job_run import carry_out
+from launch.memory import PairSize
 from launch.models import Model, build_models, corpus_step
 from launch.process import Stop
 from launch.results import cpu_identity
@@ -193,6 +194,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
             inputs={**common, **more},
             size=f"{questions:,} questions",
             estimate_s=_seconds(experiment, contestant, questions),
+            memory_bytes=PairSize.of(experiment).serving_bytes(dtype),
             info=asked,
             contestant=contestant,
             dtype=dtype,

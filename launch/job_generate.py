@@ -13,8 +13,9 @@ import numpy as np
 
 from launch.drafting import decoding, drafter, kept_tokens
 from launch.experiment import check_prompts, chosen_drafters, room_of, rule_of_run, rule_steps
-from launch.graph import describe, estimated, execute
+from launch.graph import describe, estimated, execute, unfinished
 from launch.identity import store_of
+from launch.memory import PairSize, require_memory
 from launch.models import build_models, corpus_step, known_tokenizer, resolve_dtype
 from launch.process import Stop
 from launch.progress import duration
@@ -66,6 +67,9 @@ def generate(experiment: Experiment, stop: Stop) -> None:
         print(f"{name} is not trained yet ({how}): prompt_lookup drafts", file=sys.stderr)
         name, names, targets = LOOKUP, {LOOKUP: LOOKUP}, alone
         experiment = replace(experiment, decode=replace(experiment.decode, stop=StopRule.fixed))
+    wanted = {step.name: step.memory_bytes for step in unfinished(targets, store)}
+    wanted["the answer"] = PairSize.of(experiment).serving_bytes(resolve_dtype(experiment.decode.dtype))
+    hosts().agree(lambda: require_memory(wanted, experiment.platform))
     directories = execute(targets, store, lambda record: None, stop)
     tokenizer = load_tokenizer(known or directories[corpus.name])
     template = chat_template(experiment.data.chat, tokenizer)

@@ -9,8 +9,9 @@ from typing import Any
 
 from launch.compose import to_yaml
 from launch.experiment import build
-from launch.graph import Step, describe, estimated, execute
+from launch.graph import Step, describe, estimated, execute, unfinished
 from launch.identity import as_run, configuration_hash, run_directory, store_of
+from launch.memory import require_memory
 from launch.mirror import mirror
 from launch.process import Stop
 from launch.progress import duration
@@ -55,6 +56,9 @@ def carry_out(
     if experiment.dry_run:
         print(describe(targets, store))
         return
+
+    wanted = {step.name: step.memory_bytes for step in unfinished(targets, store)}
+    hosts().agree(lambda: require_memory(wanted, experiment.platform))
 
     def begin() -> None:
         make_directory(directory)

@@ -12,6 +12,7 @@ from typing import Any
 import tandem
 from launch.checksums import require_shipped
 from launch.graph import Step, picked
+from launch.memory import BYTES, TRAINED_BYTES, PairSize
 from launch.steps.checkpoint import CHECKPOINT, OpenCheckpoint, TakeLayers
 from launch.steps.corpus import GIVEN_TOKENIZER, TEXTS, TOKENIZER, TokenizeCorpus
 from launch.steps.finetune import Finetune
@@ -140,19 +141,20 @@ def corpus_step(experiment: Experiment) -> Step:
 def _sampled(experiment: Experiment, files: Mapping[str, Files]) -> Step:
     """The corpus that the primary's checkpoint writes."""
     data, side = experiment.data, experiment.model.primary
-    tokens = data.documents * data.document_tokens
+    tokens, dtype = data.documents * data.document_tokens, resolve_dtype(experiment.train.primary_dtype)
     return SampleText(
         name="corpus",
         inputs={"writer": _opened(experiment, side)},
         files=files,
         size=f"{tokens:,} tokens of its own",
         estimate_s=tokens / SAMPLED_TOKENS,
+        memory_bytes=_weights(decoder_of(experiment, side), dtype),
         openings=data.openings,
         temperatures=data.temperatures,
         documents=data.documents,
         document_tokens=data.document_tokens,
         heldout_fraction=data.heldout_fraction,
-        dtype=resolve_dtype(experiment.train.primary_dtype),
+        dtype=dtype,
         seed=experiment.seed,
     )
 
@@ -229,6 +231,7 @@ def _stand_in(experiment: Experiment, side: SideConfig, corpus: Step) -> Step:
         inputs={"corpus": corpus},
         size=f"{_millions(config)} stand-in, {_tokens(optimizer):,} tokens from scratch{why}",
         estimate_s=6 * parameter_count(config) * _tokens(optimizer) / TRAINING_FLOPS,
+        memory_bytes=TRAINED_BYTES * parameter_count(config),
         decoder=config,
         optimizer=optimizer,
         seed=experiment.seed,
@@ -257,16 +260,18 @@ def _recording(
         return {}
     decoder = decoder_of(experiment, pair.primary)
     reads = sorted({*layers} - {0})
+    dtype = resolve_dtype(train.primary_dtype)
     disk = 2 * decoder.d_model * len(reads) * train.recorded_tokens
     step = RecordPrimary(
         name=name,
         inputs={"corpus": corpus, "primary": primary},
         size=f"{train.recorded_tokens:,} tokens, {disk / 1e9:.1f} GB on disk",
         estimate_s=2 * parameter_count(decoder) * train.recorded_tokens / _reading_flops(train),
+        memory_bytes=_weights(decoder, dtype),
         reads=reads,
         tokens=train.recorded_tokens,
         seq_len=train.seq_len,
-        primary_dtype=resolve_dtype(train.primary_dtype),
+        primary_dtype=dtype,
     )
     return {"recording": step}
 
@@ -297,6 +302,7 @@ def _finetune(experiment: Experiment, name: str, stage: int, inputs: Mapping[str
         inputs=inputs,
         size=f"{_millions(size)}, {_tokens(optimizer):,} further tokens",
         estimate_s=_further_seconds(experiment, optimizer, size, teacher),
+        memory_bytes=_training_bytes(experiment),
         optimizer=optimizer,
         seed=experiment.seed,
         distillation=_distillation(train, stage),
@@ -319,6 +325,7 @@ def _tandem(experiment: Experiment, name: str, stage: int, inputs: Mapping[str, 
         inputs=inputs,
         size=f"{_millions(size)}, {_tokens(optimizer):,} further tokens, {how}",
         estimate_s=seconds * (1 if frozen else 2),
+        memory_bytes=_training_bytes(experiment),
         optimizer=optimizer,
         seed=experiment.seed,
         distillation=_distillation(train, stage),
@@ -376,6 +383,7 @@ def _heads(experiment: Experiment, kind: str, corpus: Step, primary_step: Step) 
             inputs=inputs,
             size=f"{count / 1e6:.2g}M head on {pair.primary.name}, {_tokens(optimizer):,} tokens, {head.depth} drafts",
             estimate_s=a_token * _tokens(optimizer),
+            memory_bytes=TRAINED_BYTES * count + _weights(primary, dtype),
             optimizer=optimizer,
             seed=experiment.seed,
             distillation=_distillation(train, stage),
@@ -408,6 +416,15 @@ def _further_seconds(
         operations += (4 * counted - 6 * trained.vocab_size) * trained.d_model
     reading = 2 * parameter_count(read) / _reading_flops(experiment.train) if read else 0.0
     return (operations / TRAINING_FLOPS + reading) * _tokens(optimizer)
+
+
+def _training_bytes(experiment: Experiment) -> int:
+    train = experiment.train
+    return PairSize.of(experiment).training_bytes(train.primary, resolve_dtype(train.primary_dtype))
+
+
+def _weights(config: DecoderConfig, dtype: str) -> int:
+    return BYTES[dtype] * parameter_count(config)
 
 
 def _reading_flops(train: TrainConfig) -> float:

@@ -23,7 +23,7 @@ from small_tokenizers import write
 from launch import job_generate
 from launch.compose import compose
 from launch.experiment import build
-from launch.job_doctor import Pair
+from launch.memory import PairSize
 from launch.run import main
 from launch.steps.decode import encode_prompts
 from tandem.config import ChatMode
@@ -85,6 +85,17 @@ def test_two_checkpoints_are_trained_measured_and_decode_as_the_primary(models, 
     speed = {row["name"]: row for row in results["speed"]}
     assert {"secondary", "secondary_distil", "tandem_distil"} <= speed.keys()
     assert all(row["identical_to_primary"] == 1 for row in results["speed"])
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_anything_is_written(models, tmp_path, capsys):
+    words = pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[0]", *QUICK, "data=sampled")
+    few = [*words, f"runs_dir={tmp_path / 'runs'}", "platform.memory_bytes=10000"]
+    assert main(few) == 1
+    said = r"error: [\w ]+ takes \d[\d.]* [kM]B of memory for weights alone, and there are 10 kB free on local"
+    assert re.search(said, capsys.readouterr().err)
+    assert main([*few, "job=generate", "prompt=abc", "decode.max_new_tokens=3"]) == 1
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_no_prompt_goes_beyond_the_positions_that_a_checkpoint_was_trained_for(models, tmp_path, capsys):
@@ -313,7 +324,7 @@ def test_the_doctors_cost_ratio_is_what_training_and_drafting_have(models):
     words = pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[0,3]")
     experiment = compose(words)
     config = decoder_of(experiment, experiment.model.primary)
-    two = Pair(config, replace(config, num_layers=2), shares=True, reads=2)
+    two = PairSize(config, replace(config, num_layers=2), shares=True, reads=2)
     tandem = nnx.eval_shape(lambda: Tandem(config, two.secondary, [0, 3], rngs=nnx.Rngs(0)))
     sizes = {path_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(tandem))}
     assert two.trained == sum(size for name, size in sizes.items() if name != "secondary.embedding")
