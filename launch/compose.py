@@ -84,6 +84,11 @@ def compose_all(jobs: Sequence[Sequence[str]]) -> list[Experiment]:
     return experiments
 
 
+def keys_of(overrides: Sequence[str]) -> list[str]:
+    """The keys, not groups, that the words set; what cannot be read is none."""
+    return [key for key, _ in _sort([word for word in overrides if not word.startswith(PROMPT)], [])[1]]
+
+
 def from_container(data: Mapping[str, Any]) -> Experiment:
     """The experiment in a composed and resolved configuration. Raises `ConfigurationError` with all that is wrong."""
     return _experiment(data, [])

@@ -24,12 +24,14 @@ from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import chat_template, encode_questions
 from tandem.data.tokenizer import load_tokenizer
 from tandem.data.vocabularies import same_vocabulary
-from tandem.decoding.drafters import LAST, PRETRAIN, is_head, named
+from tandem.decoding.drafters import LAST, PRETRAIN, drafting_with, is_head, named
 from tandem.errors import ConfigurationError
 from tandem.pair import CHECKPOINTS, checkpoint_path, decoder_of, sides
+from tandem.validate_drafters import longest_block
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
 ROUTER_TEXTS, TUNE_PROMPTS = 512, 32
+PAPER_TAU = 0.8
 
 
 def build(experiment: Experiment) -> list[Step]:
@@ -84,7 +86,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 inputs={**inputs, **{name: model.step for name, model in trained.items()}, **ruled},
                 estimate_s=90,
                 drafters=drafters,
-                gamma=experiment.gamma if decode.stop is StopRule.fixed else decode.gamma_max,
+                gamma=experiment.gamma,
                 exact=decode.exact,
                 rule=rule_of_run(experiment),
                 ngram=experiment.drafter.ngram if "prompt_lookup" in drafters.values() else None,
@@ -102,8 +104,8 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 estimate_s=120,
                 drafters={name: model.kind for name, model in compared.items()},
                 stops=evaluation.stops,
-                gamma_max=decode.gamma_max,
-                tau=experiment.tau if StopRule.router in evaluation.stops else None,
+                gamma_max=longest_block(experiment)[1],
+                tau=_router_tau(experiment) if StopRule.router in evaluation.stops else None,
                 vocabulary=experiment.drafter.vocabulary,
                 **_prompted(experiment),
             )
@@ -135,7 +137,7 @@ def rule_steps(
     for name, model in drafters.items():
         if stop in NEEDS_ROUTER:
             made[f"router_{name}"] = _router(experiment, name, model, inputs)
-        if stop is StopRule.survival:
+        if stop is StopRule.survival and (experiment.tau is None or experiment.decode.stop is not stop):
             made[f"tune_{name}"] = tune_step(experiment, name, model, inputs)
     return made
 
@@ -150,10 +152,9 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
         primary=experiment.model.primary.name,
         drafter=name,
         drafter_kind=model.kind,
-        sampling=picked(Sampling, decode),
+        sampling=Sampling.of(decode),
         speculation=picked(Speculation, decode),
-        gamma_max=decode.gamma_max,
-        confidence=decode.confidence,
+        gamma_max=longest_block(experiment)[1],
         prompts=TUNE_PROMPTS,
         after=ROUTER_TEXTS,
         vocabulary=experiment.drafter.vocabulary,
@@ -163,22 +164,30 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
 
 def rule_of_run(experiment: Experiment) -> Rule | None:
     """The rule of `decode.stop`; None for blocks of γ drafts."""
-    decode = experiment.decode
-    thresholds = {StopRule.router: experiment.tau, StopRule.confidence: decode.confidence}
-    return None if decode.stop is StopRule.fixed else Rule(decode.stop, thresholds.get(decode.stop, 0.0))
+    stop = experiment.decode.stop
+    return None if stop is StopRule.fixed else Rule(stop, experiment.tau)
+
+
+def _router_tau(experiment: Experiment) -> float:
+    """τ of the paper's router in a comparison of rules: the run's where that is its rule."""
+    return experiment.tau or PAPER_TAU if experiment.decode.stop is StopRule.router else PAPER_TAU
 
 
 def _router(experiment: Experiment, name: str, model: Model, inputs: Mapping[str, Step]) -> Step:
     decode = experiment.decode
     tokens = ROUTER_TEXTS * decode.max_new_tokens
+    # One serves all block lengths that it has learned from.
+    limit = max(longest_block(experiment)[1], experiment.eval.gamma_max)
+    if drafting_with(model.kind).bounded:
+        limit = min(limit, experiment.drafter.depth)
     return TrainRouter(
         name=f"router_{name}",
         inputs={**inputs, "drafter": model.step},
-        size=f"{tokens:,} tokens of the primary's own, up to {decode.gamma_max} drafts",
+        size=f"{tokens:,} tokens of the primary's own, up to {limit} drafts",
         estimate_s=60,
         drafter_kind=model.kind,
-        sampling=picked(Sampling, decode),
-        gamma_max=decode.gamma_max,
+        sampling=Sampling.of(decode),
+        gamma_max=limit,
         texts=ROUTER_TEXTS,
         vocabulary=experiment.drafter.vocabulary,
         **_decoding(experiment),
@@ -205,7 +214,7 @@ def _prompted(experiment: Experiment) -> dict[str, Any]:
         "files": {PROMPTS: files} if files else {},
         "size": _prompts_size(experiment),
         "primary": experiment.model.primary.name,
-        "sampling": picked(Sampling, decode),
+        "sampling": Sampling.of(decode),
         "speculation": picked(Speculation, decode),
         "prompts": experiment.eval.prompts,
         "repeats": experiment.eval.repeats,

@@ -74,15 +74,20 @@ class Step:
         raise NotImplementedError
 
     @cached_property
-    def meaning(self) -> Record:
-        """What is hashed. Raises `EnvironmentFailure` where a file cannot be read."""
+    def config(self) -> Record:
+        """The step's own fields as plain data, without those at their defaults."""
         base = {spec.name for spec in fields(Step)}
         own = [spec for spec in fields(self) if spec.name not in base and spec.metadata != NOT_MEANING]
         values = {spec.name: (getattr(self, spec.name), spec.default) for spec in own}
+        return {name: _plain(value) for name, (value, default) in values.items() if value != default}
+
+    @cached_property
+    def meaning(self) -> Record:
+        """What is hashed. Raises `EnvironmentFailure` where a file cannot be read."""
         return {
             "kind": self.kind,
             "version": self.version,
-            "config": {name: _plain(value) for name, (value, default) in values.items() if value != default},
+            "config": self.config,
             "inputs": {role: step.fingerprint for role, step in self.inputs.items()},
             "read": {role: files.meaning for role, files in self.files.items()},
         }

@@ -70,7 +70,7 @@ def build(experiment: Experiment) -> list[Step]:
         dtype=decode.dtype,
         prompt_tokens=decode.prompt_tokens,
         max_new_tokens=decode.max_new_tokens,
-        sampling=picked(Sampling, decode),
+        sampling=Sampling.of(decode),
         speculation=picked(Speculation, decode),
         size=f"{size}, {len(CompileDecoding.programs)} programs",
         estimate_s=5 + 2 * layers,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.drafting import WEIGHTS
-from launch.graph import describe, execute
+from launch.graph import Step, describe, execute
 from launch.identity import run_directory, store_of
-from launch.models import build_models, corpus_step
+from launch.models import Model, build_models, corpus_step
 from launch.process import Stop
 from launch.steps.checkpoint import OpenCheckpoint
 from tandem.config import Experiment
@@ -18,27 +18,33 @@ from tandem.parallel.hosts import hosts
 KINDS = ("decoder", "tandem")
 
 
+def build(experiment: Experiment) -> list[Step]:
+    """What is exported, with the tokenizer that goes beside it."""
+    return [corpus_step(experiment), *(model.step for model in _exported(experiment).values())]
+
+
 def export(experiment: Experiment, stop: Stop) -> None:
     """Write each decoder and tandem of the run into `export/NAME` of its directory: a decoder in the layout of
     `transformers`, a tandem as tandem/model/exporting.py says. What is not trained yet is trained first.
 
     An open checkpoint is there already, and heads have no such form: both are left out.
     """
-    models = {name: model for name, model in build_models(experiment).items() if model.kind in KINDS}
-    models = {name: model for name, model in models.items() if not isinstance(model.step, OpenCheckpoint)}
-    corpus = corpus_step(experiment)
-    targets = [corpus, *(model.step for model in models.values())]
-    store = store_of(experiment)
+    targets, store = build(experiment), store_of(experiment)
     if experiment.dry_run:
         print(describe(targets, store))
         return
     directories = execute(targets, store, lambda record: None, stop)
-    folder = directories[corpus.name]
-    for name, model in models.items():
+    folder = directories[targets[0].name]
+    for name, model in _exported(experiment).items():
         into = run_directory(experiment) / "export" / name
         _write(into, directories[name] / WEIGHTS, model.kind, folder, experiment)
         if hosts().first:
             print(f"exported {into}")
+
+
+def _exported(experiment: Experiment) -> dict[str, Model]:
+    models = {name: model for name, model in build_models(experiment).items() if model.kind in KINDS}
+    return {name: model for name, model in models.items() if not isinstance(model.step, OpenCheckpoint)}
 
 
 def _write(into: Path, weights: Path, kind: str, corpus: Path, experiment: Experiment) -> None:

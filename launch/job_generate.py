@@ -117,7 +117,6 @@ def answer(
         drafting, drafter_weights = drafter(inputs.get(name), kind, dtype, graph, weights, wanted.ngram, kept)
         if found := rule_of_run(experiment):
             rule, rule_weights = found.load(inputs, name, drafting, drafter_weights)
-            gamma = decode.gamma_max
     engine = Engine(
         graph,
         drafting,

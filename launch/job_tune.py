@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launch.experiment import chosen_drafters, tune_step
-from launch.graph import RESULTS, describe, execute
+from launch.graph import RESULTS, Step, describe, execute
 from launch.identity import run_directory, store_of
 from launch.models import build_models, corpus_step
 from launch.process import Stop
@@ -16,14 +16,15 @@ from tandem.parallel.hosts import hosts
 TITLES = ("rule", "γ or γ_max", "threshold", "tokens per primary run", "drafts", "c", "v", "predicted speedup")
 
 
+def build(experiment: Experiment) -> list[Step]:
+    """A step for each drafter."""
+    return list(_steps(experiment).values())
+
+
 def tune(experiment: Experiment, stop: Stop) -> None:
     """Measure α by position, c and v(W) of the run's pair with each drafter, print what they make of each stopping
     rule, and write it as `tune.json` into the run's directory."""
-    models = build_models(experiment)
-    primary = models[experiment.model.primary.name].step
-    inputs = {"corpus": corpus_step(experiment), "primary": primary}
-    targets = {name: tune_step(experiment, name, models[name], inputs) for name in chosen_drafters(experiment, models)}
-    store = store_of(experiment)
+    targets, store = _steps(experiment), store_of(experiment)
     if experiment.dry_run:
         print(describe(list(targets.values()), store))
         return
@@ -37,6 +38,13 @@ def tune(experiment: Experiment, stop: Stop) -> None:
     make_directory(directory)
     write_json_atomic(directory / "tune.json", found)
     print(f"\ntune     {directory / 'tune.json'}")
+
+
+def _steps(experiment: Experiment) -> dict[str, Step]:
+    models = build_models(experiment)
+    primary = models[experiment.model.primary.name].step
+    inputs = {"corpus": corpus_step(experiment), "primary": primary}
+    return {name: tune_step(experiment, name, models[name], inputs) for name in chosen_drafters(experiment, models)}
 
 
 def describe_pair(name: str, result: dict[str, Any]) -> str:
@@ -67,9 +75,8 @@ def overrides(row: dict[str, Any]) -> str:
     stop = StopRule(row["stop"])
     if stop is StopRule.fixed:
         return f"gamma={row['gamma']}"
-    words = f"decode.stop={stop} decode.gamma_max={row['gamma']}"
-    key = {StopRule.router: "tau", StopRule.confidence: "decode.confidence"}.get(stop)
-    return f"{words} {key}={row['threshold']:g}" if key else words
+    words = f"decode={stop} gamma={row['gamma']}"
+    return words if stop is StopRule.survival else f"{words} tau={row['threshold']:g}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

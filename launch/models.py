@@ -26,6 +26,7 @@ from launch.steps.train_tandem import TrainTandem
 from tandem.config import (
     Corpus,
     DecoderConfig,
+    Divergence,
     DType,
     Experiment,
     OptimizerConfig,
@@ -55,6 +56,8 @@ STAGES = {1: "ce", 2: "distil"}
 TRAINING_FLOPS = 1.2e11
 # The same of whole texts read by bfloat16 products, where the processor has them.
 READING_FLOPS = 5e11
+# The share of an accelerator's peak that training and reading reach, as long as nothing was compiled for it.
+UTILISATION = 0.4
 # Tokens a second that a model of SmolLM2's size writes there in large batches.
 SAMPLED_TOKENS = 330
 
@@ -230,7 +233,7 @@ def _stand_in(experiment: Experiment, side: SideConfig, corpus: Step) -> Step:
         name=name,
         inputs={"corpus": corpus},
         size=f"{_millions(config)} stand-in, {_tokens(optimizer):,} tokens from scratch{why}",
-        estimate_s=6 * parameter_count(config) * _tokens(optimizer) / TRAINING_FLOPS,
+        estimate_s=6 * parameter_count(config) * _tokens(optimizer) / _training_flops(experiment),
         memory_bytes=TRAINED_BYTES * parameter_count(config),
         decoder=config,
         optimizer=optimizer,
@@ -266,7 +269,7 @@ def _recording(
         name=name,
         inputs={"corpus": corpus, "primary": primary},
         size=f"{train.recorded_tokens:,} tokens, {disk / 1e9:.1f} GB on disk",
-        estimate_s=2 * parameter_count(decoder) * train.recorded_tokens / _reading_flops(train),
+        estimate_s=2 * parameter_count(decoder) * train.recorded_tokens / _reading_flops(experiment),
         memory_bytes=_weights(decoder, dtype),
         reads=reads,
         tokens=train.recorded_tokens,
@@ -367,8 +370,9 @@ def _heads(experiment: Experiment, kind: str, corpus: Step, primary_step: Step) 
     recording = _recording(experiment, f"recording_{kind}", layers, corpus, primary_step)
     inputs: dict[str, Step] = {"corpus": corpus, "primary": primary_step, **recording}
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
-    a_token = (6 * count + 4 * head.depth * primary.d_model * (train.vocabulary or primary.vocab_size)) / TRAINING_FLOPS
-    a_token += 0 if recording else 2 * parameter_count(primary) / _reading_flops(train)
+    operations = 6 * count + 4 * head.depth * primary.d_model * (train.vocabulary or primary.vocab_size)
+    a_token = operations / _training_flops(experiment)
+    a_token += 0 if recording else 2 * parameter_count(primary) / _reading_flops(experiment)
     dtype = resolve_dtype(train.primary_dtype)
     made: dict[str, Model] = {}
     for stage, suffix in STAGES.items():
@@ -402,7 +406,10 @@ def of_row(train: TrainConfig, row: str, stage: int) -> Optimisation:
 
 
 def _distillation(train: TrainConfig, stage: int) -> Distillation | None:
-    return picked(Distillation, train) if stage == 2 else None
+    if stage != 2:
+        return None
+    tempered = train.divergence is Divergence.kl
+    return Distillation(train.distil_weight, train.temperature if tempered else 1.0, train.divergence)
 
 
 def _further_seconds(
@@ -414,8 +421,8 @@ def _further_seconds(
     if experiment.model.secondary.source is Source.from_primary:
         counted = experiment.train.vocabulary or trained.vocab_size
         operations += (4 * counted - 6 * trained.vocab_size) * trained.d_model
-    reading = 2 * parameter_count(read) / _reading_flops(experiment.train) if read else 0.0
-    return (operations / TRAINING_FLOPS + reading) * _tokens(optimizer)
+    reading = 2 * parameter_count(read) / _reading_flops(experiment) if read else 0.0
+    return (operations / _training_flops(experiment) + reading) * _tokens(optimizer)
 
 
 def _training_bytes(experiment: Experiment) -> int:
@@ -427,8 +434,14 @@ def _weights(config: DecoderConfig, dtype: str) -> int:
     return BYTES[dtype] * parameter_count(config)
 
 
-def _reading_flops(train: TrainConfig) -> float:
-    return READING_FLOPS if resolve_dtype(train.primary_dtype) == "bfloat16" else TRAINING_FLOPS
+def _training_flops(experiment: Experiment) -> float:
+    platform = experiment.platform
+    return UTILISATION * platform.peak_flops * platform.chips if platform.peak_flops else TRAINING_FLOPS
+
+
+def _reading_flops(experiment: Experiment) -> float:
+    quick = experiment.platform.peak_flops is None and resolve_dtype(experiment.train.primary_dtype) == "bfloat16"
+    return READING_FLOPS if quick else _training_flops(experiment)
 
 
 def _tokens(config: OptimizerConfig) -> int:

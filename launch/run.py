@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run as a file: the repository belongs on the pa
 from launch.compose import CONF, CONFIG_NAME, compose_all, expand, for_hydra, from_container, to_yaml
 from launch.dispatch import start
 from launch.process import Stop, command_line, guarded
+from launch.unread import refuse_unread
 from tandem.errors import ConfigurationError
 
 PROGRAM = "uv run launch/run.py"
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options = _parse(arguments)
     # Every job of a multirun is checked before the first one starts.
-    experiments = compose_all(expand(options.overrides) if options.multirun else [options.overrides])
+    jobs = expand(options.overrides) if options.multirun else [options.overrides]
+    experiments = compose_all(jobs)
+    refuse_unread(experiments, jobs)
     if options.cfg:
         print("---\n".join(to_yaml(experiment) for experiment in experiments), end="")
         return 0

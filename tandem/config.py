@@ -321,10 +321,10 @@ class DecodeConfig:
     top_k: int = 0
     top_p: float = 1.0
     verification: Verification = Verification.token
-    # Fixed: blocks of `gamma` drafts. Otherwise of at most `gamma_max`; the router's threshold is `tau`.
     stop: StopRule = StopRule.fixed
-    gamma_max: int = 8
-    confidence: float = 0.4  # the least probability to draft on after, with stop=confidence
+    # What `gamma` and `tau` start from: drafts of a block, with a rule the most of them; the rule's threshold.
+    gamma: int = 3
+    tau: float | None = None
     num_samples: int = 1  # responses to each prompt, which share its prefill
     batch_size: int = 1  # prompts decoded together
     # Compare with autoregressive decoding by passes as wide as verification: equality is then bit for bit.
@@ -353,8 +353,11 @@ class EvalConfig:
     prompts: int = 32
     standalone_gamma: int = 3
     repeats: int = 3  # timed repetitions after one warm-up
-    # Stopping rules to compare with the best fixed block length, on the prompts of speed.
+    # Stopping rules to compare with the best fixed block length, on the prompts of speed. The longest block that
+    # routers learn from, and that this and job=tune try where `decode` has no rule, whose `gamma` is that.
     stops: list[StopRule] = field(default_factory=list)
+    gamma_max: int = 8
+    job: Job = Job.run  # what `job` starts from
     # Of job=evaluate: suites of downstream tasks or single ones (docs/tasks.md), exemplars in a prompt, and how many
     # examples of a task, from its first (null: all).
     tasks: list[str] = field(default_factory=list)
@@ -417,7 +420,8 @@ class TrackingConfig:
 
 @dataclass
 class Experiment:
-    """All that a run is. `gamma` is the block length of decoding and `tau` the router's threshold (paper section 3)."""
+    """All that a run is. `gamma` is the block length of decoding, with a stopping rule the longest, and `tau` the
+    threshold of that rule, null where it has none or finds it by tuning (paper section 3)."""
 
     model: PairConfig = field(default_factory=PairConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
@@ -434,7 +438,7 @@ class Experiment:
     name: str | None = None
     seed: int = 0
     gamma: int = 3
-    tau: float = 0.8
+    tau: float | None = None
     runs_dir: str = "runs"
     use_shipped: bool = True
     dry_run: bool = False

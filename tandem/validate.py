@@ -32,7 +32,7 @@ from tandem.data.prompts import PROMPT_SETS, prompt_file
 from tandem.decoding.drafters import head_names
 from tandem.model.families import family_names
 from tandem.pair import CHECKPOINTS, STAND_INS, decoder_of, sides
-from tandem.validate_drafters import check_drafters, drafting_is_stopped
+from tandem.validate_drafters import check_drafters, drafting_is_stopped, longest_block
 
 LARGEST_SEED = 2**31 - 1
 
@@ -44,7 +44,8 @@ def validate(experiment: Experiment) -> list[str]:
     """Everything that is wrong with an experiment, a sentence each: key, value, what is allowed."""
     check = Checks()
     check.at_least("gamma", experiment.gamma, 0)
-    check.within("tau", experiment.tau, 0.0, 1.0)
+    if experiment.tau is not None:
+        check.within("tau", experiment.tau, 0.0, 1.0)
     check.within("seed", experiment.seed, 0, LARGEST_SEED)
     name = experiment.name
     if name is not None and (name in ("", ".", "..", "store") or set(name) & set("/\\\0")):
@@ -360,6 +361,9 @@ def _tasks(experiment: Experiment, check: Checks) -> None:
     check.positive("eval.mbpp.timeout", experiment.eval.mbpp.timeout)
     if experiment.eval.limit is not None:
         check.at_least("eval.limit", experiment.eval.limit, 1)
+    if experiment.eval.tasks and experiment.job in (Job.run, Job.speed):
+        rule = f"is read by job=evaluate, and not by job={experiment.job}"
+        check.wrong("eval.tasks", [str(task) for task in experiment.eval.tasks], rule)
     if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):
         check.wrong("eval.tasks", experiment.eval.tasks, "names something twice")
     directory = experiment.tasks.data_dir
@@ -370,16 +374,17 @@ def _tasks(experiment: Experiment, check: Checks) -> None:
 
 def _stopping(experiment: Experiment, check: Checks) -> None:
     decode, stops = experiment.decode, experiment.eval.stops
-    check.at_least("decode.gamma_max", decode.gamma_max, 1)
-    check.within("decode.confidence", decode.confidence, 0.0, 1.0)
+    check.at_least("eval.gamma_max", experiment.eval.gamma_max, 1)
+    if experiment.tau is None and decode.stop in (StopRule.router, StopRule.confidence):
+        check.wrong("tau", "null", f"must be a threshold for decode.stop={decode.stop}; decode={decode.stop} has one")
     if decode.stop is StopRule.oracle:
         check.wrong("decode.stop", "oracle", "needs the response before it is made; compare with it by eval.stops")
     greedy = decode.temperature == 0 or decode.top_k == 1
     if StopRule.oracle in stops and not greedy:
         check.wrong("eval.stops", "oracle", f"needs greedy decoding, not decode.temperature={decode.temperature}")
-    if drafting_is_stopped(experiment) and decode.gamma_max > decode.max_new_tokens:
-        rule = f"must be at most decode.max_new_tokens={decode.max_new_tokens}"
-        check.wrong("decode.gamma_max", decode.gamma_max, rule)
+    key, longest = longest_block(experiment)
+    if drafting_is_stopped(experiment) and longest > decode.max_new_tokens:
+        check.wrong(key, longest, f"must be at most decode.max_new_tokens={decode.max_new_tokens}")
 
 
 def _platform(experiment: Experiment, decoders: Mapping[str, DecoderConfig], check: Checks) -> None:

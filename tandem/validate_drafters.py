@@ -43,12 +43,20 @@ def drafting_is_stopped(experiment: Experiment) -> bool:
     return decode.stop is not StopRule.fixed or bool(stops) or experiment.job is Job.tune
 
 
+def longest_block(experiment: Experiment) -> tuple[str, int]:
+    """The most drafts of a block that some rule stops, and the key that says so."""
+    if experiment.decode.stop is StopRule.fixed:
+        return "eval.gamma_max", experiment.eval.gamma_max
+    return "gamma", experiment.gamma
+
+
 def _stopped(experiment: Experiment, entry: str, one: type[Architecture], check: Checks) -> None:
     decode, stops = experiment.decode, experiment.eval.stops
     learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
     if learned and not one.has_law:
         rule = "has no law for a router to read; use decode.stop=fixed with it"
         check.wrong("drafter.drafters", entry, rule)
-    elif drafting_is_stopped(experiment) and one.bounded and decode.gamma_max > experiment.drafter.depth:
-        rule = f"must be at most drafter.depth, the heads of {one.name}"
-        check.wrong("decode.gamma_max", decode.gamma_max, rule)
+        return
+    key, longest = longest_block(experiment)
+    if key != "gamma" and drafting_is_stopped(experiment) and one.bounded and longest > experiment.drafter.depth:
+        check.wrong(key, longest, f"must be at most drafter.depth, the heads of {one.name}")

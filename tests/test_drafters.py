@@ -303,7 +303,7 @@ def test_a_setting_of_prompt_lookup_changes_the_speed_step_alone():
         (["drafter=medusa", "gamma=6"], "drafter.depth=5 must be at least gamma=6: medusa's heads"),
         (
             ["drafter=medusa", "decode=survival"],
-            "decode.gamma_max=8 must be at most drafter.depth, the heads of medusa",
+            "drafter.depth=5 must be at least gamma=8: medusa's heads",
         ),
         (
             ["drafter=prompt_lookup", "eval=stopping"],

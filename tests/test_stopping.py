@@ -143,7 +143,7 @@ def pair():
 
 @pytest.mark.parametrize("stop", [StopRule.router, StopRule.survival, StopRule.confidence, StopRule.oracle])
 def test_greedy_output_is_the_primarys_bit_for_bit(pair, stop):
-    decode = DecodeConfig(max_new_tokens=24, gamma_max=5)
+    decode = DecodeConfig(max_new_tokens=24, gamma=5)
     plain = run_prompts(pair.plain(decode, 6), PROMPTS, 24)
     method = replace(pair.method(decode, 5, stop, 0.3), reference=plain.responses if stop is StopRule.oracle else None)
     outcome = run_prompts(method, PROMPTS, 24, batch_size=3)
@@ -152,7 +152,7 @@ def test_greedy_output_is_the_primarys_bit_for_bit(pair, stop):
 
 
 def test_no_rule_wastes_fewer_drafts_than_the_oracle(pair):
-    decode = DecodeConfig(max_new_tokens=24, gamma_max=5)
+    decode = DecodeConfig(max_new_tokens=24, gamma=5)
     plain, fixed = (run_prompts(method, PROMPTS, 24) for method in (pair.plain(decode, 6), pair.method(decode, 5)))
     oracle = run_prompts(replace(pair.method(decode, 5, StopRule.oracle), reference=plain.responses), PROMPTS, 24)
     wasted = oracle.blocks.sum(axis=1) @ np.arange(6) - oracle.lengths @ np.arange(6)
@@ -339,7 +339,7 @@ def test_a_draft_of_a_short_block_bears_more_of_what_a_block_costs():
 
 @pytest.mark.slow
 def test_tuning_and_the_comparison_of_rules(pair):
-    decode = DecodeConfig(max_new_tokens=16, gamma_max=3)
+    decode = DecodeConfig(max_new_tokens=16, gamma=3)
     tuned = tune(pair, PROMPTS[:2], decode)
     assert len(tuned["acceptance_by_position"]) == 3
     assert set(tuned["cost_ratio"]) == set(tuned["cost_ratio_with_router"]) == {"1", "2", "3"}
@@ -379,7 +379,7 @@ def test_tuning_and_the_comparison_of_rules(pair):
 
 
 def test_oracle_weights_follow_prompts_of_any_length(pair):
-    decode = DecodeConfig(max_new_tokens=8, gamma_max=3)
+    decode = DecodeConfig(max_new_tokens=8, gamma=3)
     plain = run_prompts(pair.plain(decode, 4), PROMPTS, 8)
     method = Method(Engine(pair.primary, pair.drafter, gamma=3, rule=Oracle()), pair.weights, pair.drafter_weights)
     together = run_prompts(replace(method, reference=plain.responses), PROMPTS, 8, batch_size=3)
@@ -393,11 +393,12 @@ def test_oracle_weights_follow_prompts_of_any_length(pair):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["decode.gamma_max=0"], "decode.gamma_max=0 must be at least 1"),
-        (["decode.confidence=1.5"], "decode.confidence=1.5 must be from 0.0 to 1.0"),
+        (["eval.gamma_max=0"], "eval.gamma_max=0 must be at least 1"),
+        (["decode=confidence", "tau=1.5"], "tau=1.5 must be from 0.0 to 1.0"),
+        (["decode.stop=router"], "tau='null' must be a threshold for decode.stop=router; decode=router has one"),
         (["decode.stop=oracle"], "decode.stop='oracle' needs the response before it is made"),
         (["eval.stops=[oracle]", "decode.temperature=1"], "eval.stops='oracle' needs greedy decoding"),
-        (["decode=survival", "decode.gamma_max=200"], "must be at most decode.max_new_tokens=128"),
+        (["decode=survival", "gamma=200"], "must be at most decode.max_new_tokens=128"),
         (["eval.stops=[router,router]"], "names something twice"),
     ],
 )

@@ -23,9 +23,12 @@ from hypothesis import strategies
 
 from hydra_plugins.tandem_local.launcher import LocalLauncherConf
 from launch.compose import CONF, compose, compose_all, expand
+from launch.experiment import build
+from launch.fleet.interface import Sweep, SweepJob
 from launch.fleet.local import LocalOptions
 from launch.fleet.machine import divide, memory_total_gb, visible_gpus
 from launch.fleet.plan import Point, plan, shared_groups, submitted_hash
+from launch.fleet.sweep import estimate
 from launch.graph import Step, topological
 from tandem.errors import ConfigurationError
 
@@ -458,18 +461,33 @@ def points_of(*words: str) -> list[Point]:
 
 
 def test_a_grid_over_gamma_and_tau_shares_everything_but_the_report(tmp_path):
-    planned = plan(points_of("scale=tiny", "gamma=2,4", "tau=0.7,0.8", f"runs_dir={tmp_path}"), "sweep-0", 5.0)
+    words = ("scale=tiny", "decode=router", "drafter=tandem", "gamma=2,4", "tau=0.7,0.8", f"runs_dir={tmp_path}")
+    planned = plan(points_of(*words), "sweep-0", 5.0)
     titles = {job.title: job for job in planned.jobs}
     models = titles["corpus, gecko, bison, otter, gecko_ce, tandem_ce, gecko_distil, tandem_distil"]
     assert models.waits_for == ()
-    assert titles["speed, for gamma=2"].waits_for == (models.id,)
+    # A router that has learned from longer blocks serves the shorter ones.
+    assert titles["router_tandem_distil"].waits_for == (models.id,)
     point = titles["gamma=4 tau=0.7"]
-    assert set(point.waits_for) == {
-        titles[name].id for name in (models.title, "speed, for gamma=4", "agreement", "standalone")
-    }
+    shared = (models.title, "router_tandem_distil", "agreement", "standalone")
+    assert set(point.waits_for) == {titles[name].id for name in shared}
     assert point.overrides[-1] == "tracking.group=sweep-0"
     assert point.expects == submitted_hash(compose(point.overrides))
-    assert len(planned.jobs) == 5 + 4
+    assert len(planned.jobs) == 4 + 4
+
+
+def test_work_on_accelerators_is_estimated_by_their_rate_and_price():
+    jobs = (SweepJob("p000", "one", (), "", (), estimate_s=9 * 86400.0), SweepJob("p001", "two", (), "", ()))
+    made = Sweep("sweep-0", "jobset", {"price_per_chip_hour": 1.2}, (), "", jobs)
+    on_tpu, here = (list(estimate(made, compose([f"platform={name}"]).platform)) for name in ("v5e_16", "local"))
+    assert on_tpu[0] == "about 216 h 00 min of work, 3,456.0 chip-hours, 4,147 at 1.2 each"
+    assert on_tpu[1] == "a job of it takes more than a week (9 days) on platform=v5e_16"
+    assert here[0] == "about 216 h 00 min of work"
+    seconds = {}
+    for name in ("local", "v5e_16"):
+        graph = build(compose([f"platform={name}", "scale=pod"]))
+        seconds[name] = sum(step.estimate_s or 0.0 for step in topological(graph))
+    assert seconds["v5e_16"] < seconds["local"] / 1000
 
 
 def test_large_shared_steps_run_beside_each_other():

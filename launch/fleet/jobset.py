@@ -44,6 +44,7 @@ class JobSetOptions:
     grace_s: int = 30
     keep_hours: float = 12.0
     poll_s: float = 15.0
+    price_per_chip_hour: float | None = None
     env: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
 

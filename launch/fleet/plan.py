@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from launch.experiment import build
 from launch.fleet.interface import WORKER, SweepJob
@@ -33,10 +34,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs; `redo` are those whose earlier success is void, since what they made is not in the store any more."""
+    """The jobs; `redo` are those whose earlier success is void, since what they made is not in the store any more.
+    `equal` are the points that mean the same as an earlier one, by their titles, and that one's."""
 
     jobs: tuple[SweepJob, ...]
     redo: frozenset[str]
+    equal: Mapping[str, str]
 
 
 def submitted_hash(experiment: Experiment) -> str:
@@ -55,11 +58,15 @@ def sweep_id(points: Sequence[Point], backend: str) -> str:
 def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
     """The jobs of the points and of the steps that they share. Raises `ConfigurationError` if two would clash."""
     points = _distinct(points)
+    titles, graphs = _titles(points), [_targets(point) for point in points]
+    first: dict[Any, int] = {}
+    alike = [first.setdefault(_meaning(*pair), number) for number, pair in enumerate(zip(points, graphs, strict=True))]
+    equal = {titles[number]: titles[same] for number, same in enumerate(alike) if same != number}
+    kept = sorted(set(alike))
+    points = [points[number] for number in kept]
     store = store_of(points[0].experiment)
     missing = {}
-    for number, point in enumerate(points):
-        run = as_run(point.experiment)
-        targets = build(run) if run is not None else []
+    for number, targets in enumerate(graphs[number] for number in kept):
         wanted = needed(targets, store)
         missing[f"p{number:03d}"] = [
             step for step in topological(targets) if step.fingerprint in wanted and store.find(step) is None
@@ -71,7 +78,6 @@ def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
     for id, steps in missing.items():
         for step in steps:
             users.setdefault(step.fingerprint, []).append(by_id[id])
-    titles = _titles(points)
     jobs = []
     for group in groups:
         inputs = {where.get(step.fingerprint) for made in group for step in made.inputs.values()}
@@ -81,14 +87,25 @@ def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
         job = _job(_group_id(group), _title(names, users[group[0].fingerprint], points), composer, sweep, names)
         waits_for = tuple(sorted(id for id in inputs if id not in (None, job.id)))
         jobs.append(replace(job, waits_for=waits_for, estimate_s=_seconds(group)))
-    for (id, steps), title in zip(missing.items(), titles, strict=True):
+    for (id, steps), title in zip(missing.items(), (titles[number] for number in kept), strict=True):
         own = [step for step in steps if step.fingerprint not in where]
         waits_for = tuple(sorted({where[step.fingerprint] for step in steps if step.fingerprint in where}))
         jobs.append(replace(_job(id, title, by_id[id], sweep), waits_for=waits_for, estimate_s=_seconds(own)))
     # Whether this machine sees the store decides whether something missing there is to be made again.
     sees = store.root.is_dir()
     redo = {_group_id(group) for group in groups} | {id for id, point in by_id.items() if _gone(point)}
-    return Plan(tuple(jobs), frozenset(redo if sees else ()))
+    return Plan(tuple(jobs), frozenset(redo if sees else ()), equal)
+
+
+def _targets(point: Point) -> list[Step]:
+    run = as_run(point.experiment)
+    return build(run) if run is not None else []
+
+
+def _meaning(point: Point, targets: Sequence[Step]) -> Any:
+    """What two points have in common that are one: steps and directory's name, or without steps the whole."""
+    steps = frozenset(step.fingerprint for step in targets)
+    return (steps, point.experiment.name) if steps else submitted_hash(point.experiment)
 
 
 def shared_groups(missing: Mapping[str, Sequence[Step]], small_s: float) -> list[list[Step]]:

@@ -75,6 +75,7 @@ class QueuedResourcesOptions:
     delete_after_minutes: int = 30
     max_preemptions: int = 20
     poll_s: float = 30.0
+    price_per_chip_hour: float | None = None
     env: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
 

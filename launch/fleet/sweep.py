@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from launch.compose import CONF, CONFIG_NAME, expand, for_hydra
@@ -17,13 +17,14 @@ from launch.fleet.scheduler import Scheduler, exit_code
 from launch.fleet.state import SweepDirectory, sweeps_root
 from launch.fleet.table import LiveTable, rows, summary, to_lines
 from launch.progress import duration
-from tandem.config import Experiment, Job
+from tandem.config import Experiment, Job, PlatformConfig
 from tandem.errors import ConfigurationError, EnvironmentFailure
 
 if TYPE_CHECKING:
     from launch.fleet.hydra_launcher import FleetLauncher
     from launch.process import Stop
 
+WEEK_S = 7 * 24 * 3600.0
 SWEEP_JOBS = (Job.sweep_status, Job.sweep_logs, Job.sweep_cancel, Job.sweep_resume)
 
 
@@ -72,13 +73,32 @@ def sweep(
     backend = open_backend(launcher.backend, launcher.options, directory)
     planned = plan(points, id, backend.start_s)
     made = Sweep(id, launcher.backend, dict(launcher.options), tuple(typed), os.getcwd(), planned.jobs)
+    said = [*_equal(planned.equal), *estimate(made, experiments[0].platform)]
     if experiments[0].dry_run:
-        print(preview(made, backend))
+        print("".join(f"# {line}\n" for line in said) + preview(made, backend))
         return 0
+    print("".join(f"{line}\n" for line in said), end="")
     with directory.driving():
         made = _same_jobs_if_under_way(made, directory)
         directory.write(made)
         return drive(made, directory, backend, stop, planned.redo)
+
+
+def _equal(points: Mapping[str, str]) -> list[str]:
+    return [f"{point} means the same as {other}, and is run once with it" for point, other in points.items()]
+
+
+def estimate(made: Sweep, platform: PlatformConfig) -> Iterator[str]:
+    """What the jobs take together, in hours, and on accelerators in chip-hours and by the launcher's price."""
+    seconds = sum(job.estimate_s for job in made.jobs)
+    text, price = f"about {duration(seconds)} of work", made.options.get("price_per_chip_hour")
+    if platform.peak_flops is not None:
+        hours = seconds / 3600 * platform.chips
+        text += f", {hours:,.1f} chip-hours" + ("" if price is None else f", {hours * price:,.0f} at {price:g} each")
+    yield text
+    longest = max((job.estimate_s for job in made.jobs), default=0.0)
+    if longest > WEEK_S:
+        yield f"a job of it takes more than a week ({longest / 86400:,.0f} days) on platform={platform.name}"
 
 
 def drive(made: Sweep, directory: SweepDirectory, backend: Backend, stop: Stop, redo: Iterable[str] = ()) -> int:

@@ -29,7 +29,7 @@ class CompareRules(PromptedDecoding):
     def run(self, context: Context) -> None:
         from tandem.measure.stopping import stopping_tables
 
-        decode = self.decode_config(gamma_max=self.gamma_max)
+        decode = self.decode_config(gamma=self.gamma_max)
         given, categories = self.given_prompts(context)
         tables: dict[str, list[dict[str, Any]]] = {}
         for done, (name, kind) in enumerate(self.drafters.items()):

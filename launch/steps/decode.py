@@ -37,8 +37,13 @@ class Sampling:
     """The law that tokens are drawn from."""
 
     temperature: float
-    top_k: int
-    top_p: float
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @classmethod
+    def of(cls, decode: DecodeConfig) -> Sampling:
+        """The configured law; greedy decoding cuts nothing."""
+        return cls(0.0) if decode.temperature == 0 else cls(decode.temperature, decode.top_k, decode.top_p)
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,9 @@ class PromptedDecoding(Decoding):
 
 def prompt_files(experiment: Experiment) -> Files:
     """The files that `data.prompts` names, in their order, by the categories that prompts without one are given."""
-    directory = experiment.tasks.data_dir
-    return Files([(file_category(name), prompt_file(name, directory)) for name in experiment.data.prompts or ()])
+    asked = experiment.data.prompts
+    directory = experiment.tasks.data_dir if asked else None
+    return Files([(file_category(name), prompt_file(name, directory)) for name in asked or ()])
 
 
 def encode_prompts(

@@ -17,10 +17,10 @@ NEEDS_ROUTER = (StopRule.router, StopRule.survival)
 
 @dataclass(frozen=True)
 class Rule:
-    """When a block's drafting stops; the threshold of `survival` is the one that tuning has found."""
+    """When a block's drafting stops; without a threshold `survival` has the one that tuning has found."""
 
     stop: StopRule
-    threshold: float = 0.0
+    threshold: float | None = None
 
     def load(self, inputs: Mapping[str, Path], name: str, drafter: Any, drafter_weights: Any) -> tuple[Any, Any]:
         """The rule for the drafter `name` and the rule's weights. Inputs: what it needs of router_… and tune_…"""
@@ -29,8 +29,9 @@ class Rule:
         router, threshold = None, self.threshold
         if self.stop in NEEDS_ROUTER:
             router = load_router(inputs[f"router_{name}"], drafter, drafter_weights)
-        if self.stop is StopRule.survival:
+        if self.stop is StopRule.survival and threshold is None:
             threshold = read_json(inputs[f"tune_{name}"] / RESULTS)["survival"]
+        assert threshold is not None  # validated
         return rule_of(self.stop, threshold, router)
 
 

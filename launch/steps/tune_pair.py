@@ -16,7 +16,7 @@ class TunePair(Decoding):
     name, and router_… of it."""
 
     kind: ClassVar[str] = "tune"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
 
     primary: str  # the name of its row
     drafter: str
@@ -24,7 +24,6 @@ class TunePair(Decoding):
     sampling: Sampling
     speculation: Speculation
     gamma_max: int
-    confidence: float
     prompts: int
     after: int  # prompts whose continuations the router has learned: others are measured
     vocabulary: int | None = None  # how many tokens are drafted, the most frequent; None: all
@@ -34,8 +33,7 @@ class TunePair(Decoding):
 
         decode = DecodeConfig(
             max_new_tokens=self.max_new_tokens,
-            gamma_max=self.gamma_max,
-            confidence=self.confidence,
+            gamma=self.gamma_max,
             **vars(self.sampling),
             **vars(self.speculation),
         )

@@ -18,9 +18,11 @@ from tandem.measure.timing import Outcome, by_category, compare, run_prompts, sa
 
 # Predicted acceptances to try for the router; the paper's is 0.8.
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+# Probabilities of the drafter's own to try for confidence.
+CONFIDENCES = (0.2, 0.4, 0.6)
 # Thresholds c·θ to try for survival beside the one that theory asks for, which trusts the predictions.
 THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2)
-# Limits to try, as far as `decode.gamma_max` goes.
+# Limits to try, as far as `decode.gamma` goes.
 LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 # Prompts that are timed; counts of tokens and drafts are taken from all.
 TIMED_PROMPTS = 8
@@ -40,7 +42,7 @@ def tune(
     verification cost no more than a pass of width 1 (v = 1), as on an accelerator. `survival` is the best threshold at
     the limit that is configured. Shorter limits are predicted from blocks of the longest.
     """
-    gamma_max = decode.gamma_max
+    gamma_max = decode.gamma
     total = 10 + len(TAUS) * (pair.router is not None)
     costs = measure_costs(
         pair,
@@ -99,7 +101,7 @@ def tune(
     def thresholds(stop: StopRule, flat: bool) -> Sequence[float]:
         if stop is StopRule.survival:
             return (*THRESHOLDS, optimal(gamma_max, flat))
-        return {StopRule.router: TAUS, StopRule.confidence: (decode.confidence,)}.get(stop, (0.0,))
+        return {StopRule.router: TAUS, StopRule.confidence: CONFIDENCES}.get(stop, (0.0,))
 
     def best_survival(flat: bool) -> float:
         rows = [proposal(StopRule.survival, at, gamma_max, flat) for at in thresholds(StopRule.survival, flat)]
@@ -153,7 +155,7 @@ def stopping_tables(
     `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1,
     `over_fixed_decode` the same as measured.
     """
-    law, limit = sampling_of(decode), decode.gamma_max
+    law, limit = sampling_of(decode), decode.gamma
     chosen = _chosen(tuned, stops, tau, limit)
     widths = sorted({*BASELINE_WIDTHS, *(rule.gamma + 1 for rule in chosen)})
     plain = {width: f"autoregressive, width {width}" for width in widths}

@@ -1,0 +1,192 @@
+"""Keys that were set and that nothing reads: found from what making the graph reads, not from a list.
+
+The graph is made of an experiment that notes which of its fields are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import import_module
+from io import StringIO
+from typing import Any
+
+from launch.compose import compose, groups, keys_of
+from launch.graph import Step
+from launch.identity import NOT_MEANING, as_run
+from tandem.config import Experiment, Job
+from tandem.errors import ConfigurationError, UserError
+
+# What makes the graph of a job; of the others nothing is known.
+GRAPHS = {
+    Job.run: "launch.experiment:build",
+    Job.speed: "launch.experiment:build",
+    Job.evaluate: "launch.job_evaluate:build",
+    Job.tune: "launch.job_tune:build",
+    Job.compile: "launch.job_compile:build",
+    Job.export: "launch.job_export:build",
+}
+# Groups whose options are tried, for a key of none of them, and the longest that is looked for a reader of a key.
+DECIDING = ("decode", "eval", "drafter", "train", "data")
+PATIENCE_S = 1.0
+
+
+def refuse_unread(experiments: Sequence[Experiment], jobs: Sequence[Sequence[str]]) -> None:
+    """Raises ConfigurationError for each key that the words of `jobs` set and that none of their experiments reads."""
+    unread: dict[str, int] = {}  # and a job that sets it
+    for number, words in enumerate(jobs):
+        unread |= {key: number for key in keys_of(words) if key not in unread and not _says_who(key)}
+    for experiment, words in zip(experiments, jobs, strict=True):
+        if left := [key for key in unread if key in keys_of(words)]:
+            read = reads(experiment)
+            for key in left:
+                if read is None or _covers(read, key) or _covers(read, *_follow(experiment, words, key)):
+                    del unread[key]
+    if unread:
+        raise ConfigurationError([_refusal(experiments[at], jobs[at], key) for key, at in unread.items()])
+
+
+def reads(experiment: Experiment) -> set[str] | None:
+    """The dotted keys that the experiment's job reads; None where that is not known."""
+    if experiment.job not in GRAPHS:
+        return None
+    module, function = GRAPHS[experiment.job].split(":")
+    watched = copy.copy(as_run(experiment) or experiment)
+    watched.dry_run = True  # nothing is fetched
+    read: set[str] = set()
+    try:
+        with redirect_stderr(StringIO()):  # which the job itself will say
+            targets = getattr(import_module(module), function)(_watched(watched, "", read))
+    except (UserError, ImportError):
+        return None  # and that as well
+    for step in _all(targets):
+        _ = step.config
+    return read
+
+
+def _says_who(key: str) -> bool:
+    """Whether a key says where and as what a job runs: it is read in any case."""
+    return key.partition(".")[0] in (*NOT_MEANING, "hydra") or key.rpartition(".")[2] == "name"
+
+
+def _covers(read: Iterable[str], *keys: str) -> bool:
+    """Whether any of the keys, or what it is an entry of, is read."""
+    return any(key == one or key.startswith(f"{one}.") for key in keys for one in read)
+
+
+def _follow(experiment: Experiment, words: Sequence[str], key: str) -> list[str]:
+    """The keys that start from this one and take its value along."""
+    others = [word for word in words if word.lstrip("+").partition("=")[0] != key]
+    try:
+        without = dict(_leaves(compose(others)))
+    except ConfigurationError:
+        return []
+    return [name for name, value in _leaves(experiment) if without.get(name) != value]
+
+
+def _refusal(experiment: Experiment, words: Sequence[str], key: str) -> str:
+    """What is not read, by what, and by what it would be."""
+    first, options, until = key.partition(".")[0], groups(), time.monotonic() + PATIENCE_S
+    followers = [key, *_follow(experiment, words, key)]
+
+    def read_by(words: Sequence[str]) -> bool:
+        try:
+            read = reads(compose(words)) if time.monotonic() < until else None
+        except ConfigurationError:
+            return False
+        return read is not None and _covers(read, *followers)
+
+    for word in words:
+        if word.partition("=")[0] != key and read_by([other for other in words if other != word]):
+            return f"{key} is not read with {word}, and is without it"
+    for group in dict.fromkeys([*({first} & {*options}), "job", *DECIDING]):
+        kept = [word for word in words if word.partition("=")[0] != group]
+        tried = [job.value for job in GRAPHS] if group == "job" else options[group]
+        if found := [option for option in tried if read_by([*kept, f"{group}={option}"])]:
+            now = experiment.job.value if group == "job" else getattr(experiment, group).name
+            return f"{key} is not read by {group}={now}; it is by {', '.join(found)}"
+    return f"{key} is not read by anything that this job does"
+
+
+def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    entries = (
+        node.items()
+        if isinstance(node, Mapping)
+        else ((field.name, getattr(node, field.name)) for field in fields(node))
+    )
+    for name, value in entries:
+        if is_dataclass(value) or isinstance(value, Mapping):
+            yield from _leaves(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
+
+
+def _watched(node: Any, where: str, read: set[str]) -> Any:
+    """A copy of a dataclass of the schema that notes in `read` which of its keys are read."""
+    made = copy.copy(node)
+    for name, value in vars(node).items():
+        at = f"{where}{name}."
+        if is_dataclass(value):
+            value = _watched(value, at, read)
+        elif isinstance(value, dict) and any(map(is_dataclass, value.values())):
+            value = {entry: _watched(inner, f"{at}{entry}.", read) for entry, inner in value.items()}
+        elif isinstance(value, dict):
+            value = _Entries(value, at, read)
+        object.__setattr__(made, name, value)
+    object.__setattr__(made, "_noting", (read, where))
+    object.__setattr__(made, "__class__", _watching(type(node)))
+    return made
+
+
+class _Entries(dict):
+    """A dictionary that notes which of its entries are read; what reads it otherwise reads all."""
+
+    def __init__(self, entries: Mapping[str, Any], where: str, read: set[str]):
+        super().__init__(entries)
+        self._note = lambda *names: read.update(f"{where}{name}" for name in names)
+
+    def __getitem__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._note(name)
+        return super().get(name, default)
+
+    def items(self) -> Any:
+        self._note(*super().keys())
+        return super().items()
+
+    def __iter__(self) -> Iterator[str]:
+        self._note(*super().keys())
+        return super().__iter__()
+
+
+@cache
+def _watching(cls: type) -> type:
+    names = frozenset(field.name for field in fields(cls))
+
+    def read(self: Any, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if name in names and not is_dataclass(value) and not isinstance(value, dict):
+            found, where = object.__getattribute__(self, "_noting")
+            found.add(f"{where}{name}")
+        return value
+
+    return type(cls.__name__, (cls,), {"__getattribute__": read})
+
+
+def _all(targets: Iterable[Step]) -> list[Step]:
+    """The targets and all that they hang on."""
+    found: dict[int, Step] = {}
+    waiting = list(targets)
+    while waiting:
+        step = waiting.pop()
+        if id(step) not in found:
+            found[id(step)] = step
+            waiting.extend(step.inputs.values())
+    return list(found.values())
