@@ -18,7 +18,7 @@ from launch.steps.corpus import GIVEN_TOKENIZER, TEXTS, TOKENIZER, TokenizeCorpu
 from launch.steps.finetune import Finetune
 from launch.steps.pretrain import Pretrain
 from launch.steps.record import RecordPrimary
-from launch.steps.sample import SampleText
+from launch.steps.sample import ROWS, SampleText
 from launch.steps.shipped import SHIPPED, Shipped
 from launch.steps.train import Distillation, Optimisation
 from launch.steps.train_head import TrainHead
@@ -58,7 +58,9 @@ TRAINING_FLOPS = 1.2e11
 READING_FLOPS = 5e11
 # The share of an accelerator's peak that training and reading reach, as long as nothing was compiled for it.
 UTILISATION = 0.4
-# Tokens a second that a model of SmolLM2's size writes there in large batches.
+# The least that a pass of decoding takes on an accelerator, whatever it reads.
+PASS_S = 1e-3
+# Tokens a second that a model of SmolLM2's size writes on two CPU cores in large batches.
 SAMPLED_TOKENS = 330
 
 
@@ -150,7 +152,7 @@ def _sampled(experiment: Experiment, files: Mapping[str, Files]) -> Step:
         inputs={"writer": _opened(experiment, side)},
         files=files,
         size=f"{tokens:,} tokens of its own",
-        estimate_s=tokens / SAMPLED_TOKENS,
+        estimate_s=tokens / _sampling_rate(experiment, _weights(decoder_of(experiment, side), dtype)),
         memory_bytes=_weights(decoder_of(experiment, side), dtype),
         openings=data.openings,
         temperatures=data.temperatures,
@@ -423,6 +425,12 @@ def _further_seconds(
         operations += (4 * counted - 6 * trained.vocab_size) * trained.d_model
     reading = 2 * parameter_count(read) / _reading_flops(experiment) if read else 0.0
     return (operations / _training_flops(experiment) + reading) * _tokens(optimizer)
+
+
+def _sampling_rate(experiment: Experiment, weights: int) -> float:
+    """Tokens a second of a text that is written."""
+    bandwidth = experiment.platform.memory_bandwidth
+    return ROWS / (PASS_S + weights / (UTILISATION * bandwidth)) if bandwidth else SAMPLED_TOKENS
 
 
 def _training_bytes(experiment: Experiment) -> int:
