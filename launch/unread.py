@@ -6,9 +6,8 @@ The graph is made of an experiment that notes which of its fields are read.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -30,9 +29,10 @@ GRAPHS = {
     Job.compile: "launch.job_compile:build",
     Job.export: "launch.job_export:build",
 }
-# Groups whose options are tried, for a key of none of them, and the longest that is looked for a reader of a key.
-DECIDING = ("decode", "eval", "drafter", "train", "data")
-PATIENCE_S = 1.0
+# Groups whose options decide what is read; the first does for the keys at the top. Each option that is tried takes a
+# tenth of a second, and so does each word that is left out.
+DECIDING = ("decode", "drafter", "train", "data")
+MOST_WORDS = 4
 
 
 def refuse_unread(experiments: Sequence[Experiment], jobs: Sequence[Sequence[str]]) -> None:
@@ -55,8 +55,7 @@ def reads(experiment: Experiment) -> set[str] | None:
     if experiment.job not in GRAPHS:
         return None
     module, function = GRAPHS[experiment.job].split(":")
-    watched = copy.copy(as_run(experiment) or experiment)
-    watched.dry_run = True  # nothing is fetched
+    watched = _changed(as_run(experiment) or experiment, dry_run=True)  # nothing is fetched
     read: set[str] = set()
     try:
         with redirect_stderr(StringIO()):  # which the job itself will say
@@ -89,27 +88,36 @@ def _follow(experiment: Experiment, words: Sequence[str], key: str) -> list[str]
 
 
 def _refusal(experiment: Experiment, words: Sequence[str], key: str) -> str:
-    """What is not read, by what, and by what it would be."""
-    first, options, until = key.partition(".")[0], groups(), time.monotonic() + PATIENCE_S
+    """What is not read, by what, and by what it would be: other words left out, another option, another job."""
     followers = [key, *_follow(experiment, words, key)]
 
-    def read_by(words: Sequence[str]) -> bool:
-        try:
-            read = reads(compose(words)) if time.monotonic() < until else None
-        except ConfigurationError:
-            return False
+    def read_by(made: Experiment) -> bool:
+        read = reads(made)
         return read is not None and _covers(read, *followers)
 
-    for word in words:
-        if word.partition("=")[0] != key and read_by([other for other in words if other != word]):
+    def composed(words: Sequence[str]) -> Iterator[Experiment]:
+        with suppress(ConfigurationError):
+            yield compose(words)
+
+    others = [word for word in words if word.partition("=")[0] != key][:MOST_WORDS]
+    for word in others:
+        if any(map(read_by, composed([other for other in words if other != word]))):
             return f"{key} is not read with {word}, and is without it"
-    for group in dict.fromkeys([*({first} & {*options}), "job", *DECIDING]):
-        kept = [word for word in words if word.partition("=")[0] != group]
-        tried = [job.value for job in GRAPHS] if group == "job" else options[group]
-        if found := [option for option in tried if read_by([*kept, f"{group}={option}"])]:
-            now = experiment.job.value if group == "job" else getattr(experiment, group).name
-            return f"{key} is not read by {group}={now}; it is by {', '.join(found)}"
-    return f"{key} is not read by anything that this job does"
+    group = key.partition(".")[0] if key.partition(".")[0] in DECIDING else DECIDING[0]
+    kept = [word for word in words if word.partition("=")[0] != group]
+    options = [one for one in groups()[group] if any(map(read_by, composed([*kept, f"{group}={one}"])))]
+    if options:
+        return f"{key} is not read by {group}={getattr(experiment, group).name}; it is by {', '.join(options)}"
+    jobs = [job.value for job in GRAPHS if read_by(_changed(experiment, job=job))]
+    by = f"job={experiment.job} here"
+    return f"{key} is not read by {by}; it is by job={', '.join(jobs)}" if jobs else f"{key} is not read by {by}"
+
+
+def _changed(experiment: Experiment, **values: Any) -> Experiment:
+    """A copy with other values; unlike by `replace` nothing is read."""
+    made = copy.copy(experiment)
+    vars(made).update(values)
+    return made
 
 
 def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
