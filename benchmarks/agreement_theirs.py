@@ -2,8 +2,8 @@
 
     python benchmarks/agreement_theirs.py FOLDER
 
-Reads FOLDER/model (a Hugging Face directory) and FOLDER/requests.json; writes FOLDER/theirs.json: what
-lm-evaluation-harness's own tasks and model make of the same documents and contexts.
+Reads FOLDER/model (a Hugging Face directory), or the GGUF file that is named, and FOLDER/requests.json; writes
+FOLDER/theirs.json: what lm-evaluation-harness's own tasks and model make of the same documents and contexts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+import torch
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.squadv2.task import SQuAD2
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TASKS = Path(lm_eval.tasks.__file__).parent
 FILES = {
@@ -88,13 +89,20 @@ def run_task(lm: HFLM, name: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     requests = json.loads((folder / "requests.json").read_text())
+    if requests.get("gguf"):
+        file = Path(requests["gguf"])
+        model = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
+    else:
+        model = LlamaForCausalLM.from_pretrained(folder / "model")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     lm = HFLM(
-        pretrained=LlamaForCausalLM.from_pretrained(folder / "model"),
-        tokenizer=AutoTokenizer.from_pretrained(folder / "model"),
+        pretrained=model,
+        tokenizer=tokenizer,
         batch_size=requests["batch_size"],
         max_length=requests["max_length"],
         device="cpu",
-        add_bos_token=True,
+        add_bos_token=not requests.get("gguf"),
     )
     found = {}
     for name, asked in requests["tasks"].items():

@@ -42,6 +42,16 @@ def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
     return graph, cast_matrices(weights, dtype)
 
 
+def writer(path: Path, kind: str, dtype: str, kept: np.ndarray | None) -> tuple[Any, Any]:
+    """A model as it is decoded with, that writes the tokens `kept` alone; None: all."""
+    model = decoding(path, kind, dtype)
+    if kept is None:
+        return model
+    from tandem.model.layout import trim
+
+    return trim(*model, kept)
+
+
 def drafter(
     directory: Path | None,
     kind: str,

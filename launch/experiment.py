@@ -37,11 +37,11 @@ PAPER_TAU = 0.8
 def build(experiment: Experiment) -> list[Step]:
     """The steps whose results the experiment asks for; all others hang on them."""
     check_prompts(experiment)
-    models = _measured(experiment, build_models(experiment))
+    models = measured(experiment, build_models(experiment))
     return [*(model.step for model in models.values()), *build_measures(experiment, models)]
 
 
-def _measured(experiment: Experiment, models: dict[str, Model]) -> dict[str, Model]:
+def measured(experiment: Experiment, models: dict[str, Model]) -> dict[str, Model]:
     """The rows of the tables; what is not among them is made where one of them is made from it."""
     if experiment.eval.stages is Stages.all:
         return models
@@ -111,22 +111,27 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             )
         )
     if Measure.standalone in evaluation.measures:
-        alone = {name: model.kind for name, model in models.items() if name != pair.primary.name}
-        made.append(
-            Standalone(
-                name="standalone",
-                inputs={**inputs, **{name: models[name].step for name in alone}},
-                size=_prompts_size(experiment),
-                estimate_s=60,
-                primary=pair.primary.name,
-                models=alone,
-                gamma=evaluation.standalone_gamma,
-                prompts=evaluation.prompts,
-                repeats=evaluation.repeats,
-                **_decoding(experiment),
-            )
-        )
+        made.append(standalone_step(experiment, models, inputs))
     return made
+
+
+def standalone_step(experiment: Experiment, models: Mapping[str, Model], inputs: Mapping[str, Step]) -> Step:
+    """The speed of each of `models` alone; `inputs` are the corpus and the primary."""
+    evaluation, primary = experiment.eval, experiment.model.primary.name
+    alone = {name: model.kind for name, model in models.items() if name != primary}
+    return Standalone(
+        name="standalone",
+        inputs={**inputs, **{name: models[name].step for name in alone}},
+        size=_prompts_size(experiment),
+        estimate_s=60,
+        primary=primary,
+        models=alone,
+        gammas=evaluation.standalone_gammas,
+        prompts=evaluation.prompts,
+        repeats=evaluation.repeats,
+        vocabulary=experiment.drafter.vocabulary,
+        **_decoding(experiment),
+    )
 
 
 def rule_steps(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launch.experiment import measured, standalone_step
 from launch.graph import Step
 from launch.job_run import carry_out
 from launch.memory import PairSize
@@ -23,7 +24,7 @@ from launch.steps.evaluate import Contestant, Evaluate
 from launch.steps.examples import SOURCES, Examples, Places
 from sweeps.downstream import shaped
 from tandem.checks import nearest
-from tandem.config import DType, Experiment, PrimaryMode
+from tandem.config import DType, Experiment, Measure, PrimaryMode
 from tandem.decoding.drafters import is_head
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model.parameters import parameter_count
@@ -93,10 +94,15 @@ def build(experiment: Experiment) -> list[Step]:
 
 def _build(experiment: Experiment, infos: Sequence[TaskInfo]) -> list[Step]:
     # A head only drafts: alone it writes nothing.
-    models = {name: model for name, model in build_models(experiment).items() if not is_head(model.kind)}
+    models = measured(experiment, build_models(experiment))
+    models = {name: model for name, model in models.items() if not is_head(model.kind)}
     steps = [step for info in infos for step in _steps(experiment, info, models)]
     # All examples are read before the first model is asked, so that a damaged file is known at once.
-    return [*(step.inputs["examples"] for step in steps[:: len(steps) // len(infos)]), *steps]
+    made = [*(step.inputs["examples"] for step in steps[:: len(steps) // len(infos)]), *steps]
+    if Measure.standalone in experiment.eval.measures:
+        inputs = {"corpus": corpus_step(experiment), "primary": models[experiment.model.primary.name].step}
+        made.append(standalone_step(experiment, models, inputs))
+    return made
 
 
 def _settings(experiment: Experiment) -> Settings:
@@ -164,7 +170,7 @@ def _lacking(task: Task, info: TaskInfo, settings: Settings) -> tuple[str, str]:
 
 
 def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> list[Step]:
-    evaluation, pair = experiment.eval, experiment.model
+    evaluation, pair, gammas = experiment.eval, experiment.model, experiment.eval.standalone_gammas
     settings = _settings(experiment)
     task = registry.find(info.name)
     placed, sources = declared(task, settings)
@@ -189,8 +195,9 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
 
     def step(contestant: Contestant, model: Step, **more: Step) -> Step:
         common = {"examples": examples, "corpus": corpus, "primary": primary, "model": model}
+        at = f" at {contestant.gamma}" if contestant.way == "standalone" and len(gammas) > 1 else ""
         return Evaluate(
-            name=f"{info.name} {contestant.name}",
+            name=f"{info.name} {contestant.name}{at}",
             inputs={**common, **more},
             size=f"{questions:,} questions",
             estimate_s=_seconds(experiment, contestant, questions),
@@ -204,6 +211,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
             limit=evaluation.limit,
             shots=evaluation.shots,
             mbpp=evaluation.mbpp if info.suite == "mbpp" else None,
+            vocabulary=None if model is primary or contestant.way == "primary" else experiment.drafter.vocabulary,
         )
 
     # The primary decodes at the width of verification, so that SPEED with it shares its arithmetic.
@@ -211,11 +219,10 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
     made = {}
     for name, model in models.items():
         if model.kind == "tandem":
-            gamma = evaluation.standalone_gamma
-            contestant = Contestant(name, "standalone", gamma, gamma + 1)
+            for gamma in gammas:
+                made[f"{name} at {gamma}"] = step(Contestant(name, "standalone", gamma, gamma + 1), model.step)
         else:
-            contestant = Contestant(name, "decoder", 0, width if name == pair.primary.name else 1)
-        made[name] = step(contestant, model.step)
+            made[name] = step(Contestant(name, "decoder", 0, width if name == pair.primary.name else 1), model.step)
     tandems = [name for name, model in models.items() if model.kind == "tandem"]
     if tandems and experiment.gamma > 0:
         name, reference = tandems[-1], pair.primary.name

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sweeps import paper
+from sweeps import figures, paper
+from sweeps.plots import finite
 from sweeps.table import NAME, Column, Results, Row, Section, Source, Table, caveat, integer, printable, rows_of
 
 # The paper's names of tasks, by ours without the version of the prompt.
@@ -22,11 +23,13 @@ _TITLES = {
     "wmt22": ("WMT22 by direction", None),
 }
 _SPEED = "_speed"
+# Of the standalone tandem in the paper's table 3.
+PAPERS_GAMMA = 3
 
 
 def downstream_tables(results: Results) -> list[Table]:
     """Table 3, and a table for each suite with more than one task; none where nothing was evaluated."""
-    rows = [row for row in rows_of(results, "downstream") if row.get("primary_metric")]
+    rows = _apart([row for row in rows_of(results, "downstream") if row.get("primary_metric")])
     if not rows:
         return []
     left_out = rows_of(results, "downstream_left_out")
@@ -37,6 +40,18 @@ def downstream_tables(results: Results) -> list[Table]:
         if members and len({row["task"] for row in [*members, *absent]}) > 1:
             tables.append(_suite(suite, members, absent))
     return tables
+
+
+def _apart(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those of a model at several block lengths by a name for each but the paper's."""
+    groups = _grouped(rows, lambda row: row["name"])
+    several = {name for name, own in groups.items() if len({row.get("gamma") for row in own}) > 1}
+    return [
+        {**row, "name": f"{row['name']}_at {row['gamma']}"}
+        if row["name"] in several and row["gamma"] != PAPERS_GAMMA
+        else row
+        for row in rows
+    ]
 
 
 def shaped(results: Results) -> list[Row]:
@@ -102,7 +117,8 @@ def _table(key: str, title: str, rows: Sequence[Row], shown: list[Row], notes: l
         columns.append(Column("metric", "metric", printable, numeric=False))
     columns.append(Column("n", "n", integer))
     for model in models:
-        title_lines = [*model.split("_"), *([f"γ {gammas[model]}"] if model in gammas else [])]
+        words = model.partition("_at ")[0].split("_")
+        title_lines = [*words, *([f"γ {gammas[model]}"] if model in gammas else [])]
         columns.append(Column(model, "\n".join(title_lines), _cell))
     return Table(key, title, columns, shown, [*notes, *_notes(rows), *caveat(shown)])
 
@@ -195,6 +211,40 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[R
     return groups
 
 
+def quality_against_speed(results: Results) -> list[str]:
+    """For each suite the mean score against the speed alone, as the primary's: the tandem at each block length between
+    the secondary and the primary, and the straight line between these two."""
+    speeds = {
+        (row["name"], row.get("gamma")): row["speedup_decode"]
+        for row in rows_of(results, "standalone")
+        if finite(row.get("speedup_decode"))
+    }
+    rows = [row for row in rows_of(results, "downstream") if row.get("primary_metric") and finite(row.get("score"))]
+    about = {row.get("role"): row.get("name") for row in rows_of(results, "models")}
+    return [
+        chart
+        for suite, own in _grouped(rows, lambda row: row["suite"]).items()
+        if (chart := _chart(suite, own, speeds, about))
+    ]
+
+
+def _chart(suite: str, rows: Sequence[Row], speeds: Mapping[Any, float], about: Mapping[Any, Any]) -> str:
+    tasks = {row["task"] for row in rows}
+    points: dict[tuple[str, Any], tuple[float, float]] = {}
+    for key, own in _grouped(rows, lambda row: (row["name"], row.get("gamma"))).items():
+        speed = 1.0 if key[0] == about.get("primary") else speeds.get(key)
+        if speed is not None and {row["task"] for row in own} == tasks:
+            points[key] = (speed, sum(row["score"] for row in own) / len(own))
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for (name, _), point in points.items():
+        lines.setdefault(name, []).append(point)
+    ends = [lines[name][0] for role in ("secondary", "primary") if (name := about.get(role)) in lines]
+    if len(ends) < 2 or len(lines) < 3:
+        return ""
+    lines["secondary to primary"] = ends
+    return figures.speed_quality(suite, {name: sorted(line) for name, line in lines.items()})
+
+
 SECTION = Section(
     "How good are its answers?",
     "Each model answers questions it was not trained for. Options are ranked by their likelihood, a tandem's in block "
@@ -205,4 +255,5 @@ SECTION = Section(
         Source("downstream_tables"),
     ),
     tables=(downstream_tables,),
+    figures=(quality_against_speed,),
 )

@@ -22,7 +22,6 @@ _COLOURS = {
     "bison": 5,
     "gecko": 6,
 }
-_REFERENCE_MODELS = ("gecko", "gecko_ce", "gecko_distil")
 _KINDS = {"_ce": "stage 1, cross entropy", "_distil": "stage 2, distillation"}
 _POINTS = 120
 
@@ -85,7 +84,7 @@ def agreement(results: Results) -> list[str]:
         references = [
             plots.Reference(r["name"], r[field], _colour(r["name"]))
             for r in rows
-            if r["name"] in _REFERENCE_MODELS and r.get("gamma") is None and finite(r.get(field))
+            if r["name"] in _controls(results) and r.get("gamma") is None and finite(r.get(field))
         ]
         charts.append(
             _figure(
@@ -207,6 +206,18 @@ def _lengths(drafters: list[Row]) -> str:
     return _figure(title, "More to the right is better.", svg)
 
 
+def speed_quality(suite: str, lines: dict[str, list[tuple[float, float]]]) -> str:
+    """A suite's mean score against speed, a line or a point for each model."""
+    title = f"Quality against speed, {printable(suite)}"
+    series = [
+        plots.Series(printable(name), [x for x, _ in line], [y for _, y in line], _colour(name))
+        for name, line in lines.items()
+    ]
+    svg = plots.line_chart(title, _spoken(series), series, x_label="speed, of the primary's", y_label="score, percent")
+    note = "Up and to the right is better. The straight line is what mixing secondary and primary would give."
+    return _figure(title, note, svg)
+
+
 def training(metrics: list[dict[str, Any]]) -> list[str]:
     """Training loss by step, one chart for each kind of training so that the losses in it are comparable."""
     curves: dict[str, dict[float, float]] = defaultdict(dict)
@@ -252,7 +263,17 @@ def _by_name(rows: list[Row]) -> dict[Any, list[Row]]:
 
 
 def _colour(name: Any) -> int:
-    return _COLOURS.get(name, plots.COLOURS - 1)
+    """That of a model whose name is not here by what it was trained with, and else by its letters."""
+    if name in _COLOURS or not isinstance(name, str):
+        return _COLOURS.get(name, plots.COLOURS - 1)
+    stage = next((suffix for suffix in _KINDS if name.endswith(suffix)), None)
+    return _COLOURS[f"gecko{stage}"] if stage else sum(name.encode()) % plots.COLOURS
+
+
+def _controls(results: Results) -> set[str]:
+    """The names of the secondary alone, as it was and after each stage."""
+    names = [row.get("name") for row in rows_of(results, "models") if row.get("role") == "secondary"]
+    return {f"{name}{suffix}" for name in [*names, "gecko"] for suffix in ("", *_KINDS)}
 
 
 def _value(row: Row, field: str) -> float | None:

@@ -351,7 +351,7 @@ class EvalConfig:
     gammas: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     sequences: int = 64  # of the training seq_len
     prompts: int = 32
-    standalone_gamma: int = 3
+    standalone_gammas: list[int] = field(default_factory=lambda: [3])
     repeats: int = 3  # timed repetitions after one warm-up
     # Stopping rules to compare with the best fixed block length, on the prompts of speed. The longest block that
     # routers learn from, and that this and job=tune try where `decode` has no rule, whose `gamma` is that.

@@ -322,7 +322,8 @@ def _nearest_sibling(path: Path) -> str:
 def _measures(experiment: Experiment, check: Checks) -> None:
     measured, decode = experiment.eval, experiment.decode
     check.block_lengths("eval.gammas", measured.gammas)
-    for key in ("sequences", "prompts", "standalone_gamma", "repeats"):
+    check.block_lengths("eval.standalone_gammas", measured.standalone_gammas)
+    for key in ("sequences", "prompts", "repeats"):
         check.at_least(f"eval.{key}", getattr(measured, key), 1)
     # The last prompt token is decoded, not prefilled, so one token before it is the least.
     check.at_least("decode.prompt_tokens", decode.prompt_tokens, 2)
@@ -346,7 +347,7 @@ def _measures(experiment: Experiment, check: Checks) -> None:
     for key, values in lists.items():
         if len(set(values)) != len(values):
             check.wrong(key, [str(value) for value in values], "names something twice")
-    if not measured.measures:
+    if not measured.measures and experiment.job is not Job.evaluate:
         check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}")
 
 

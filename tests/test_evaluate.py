@@ -18,14 +18,14 @@ from launch.experiment import build
 from launch.graph import topological
 from launch.steps.evaluate import Contestant, Evaluate, cut
 from launch.store import write_json_atomic
-from sweeps.downstream import downstream_tables, shaped
+from sweeps.downstream import downstream_tables, quality_against_speed, shaped
 from sweeps.tables import to_text
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks import invented, registry
 from tasks.example import Example
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = ["experiment=debug", "job=evaluate"]
+WORDS = ["experiment=debug", "job=evaluate", "eval.measures=[]"]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_steps_mean_what_changes_their_results(data):
         return {name for name in before if before[name].fingerprint != after[name].fingerprint}
 
     assert changed("tracking=disabled") == set()
-    assert changed("eval.standalone_gamma=2") == {"boolq_v1 tandem_ce", "boolq_v1 tandem_distil"}
+    assert changed("eval.standalone_gammas=[2]") == {"boolq_v1 tandem_ce", "boolq_v1 tandem_distil"}
     assert changed("gamma=5") == {"boolq_v1 bison", "boolq_v1 tandem_distil_speed"}
     assert changed("eval.limit=1") == changed("eval.shots=0") == changed("eval.seed=1") == set(before)
     path = data / "superglue/BoolQ/val.jsonl"
@@ -296,6 +296,28 @@ def test_tables_have_the_papers_shape_with_its_numbers_beside_ours():
     assert names == ["boolq", "  paper", "rte", "  paper", "mean"]
     assert superglue.rows[1]["bison"] == (pytest.approx(88.8), None)
     assert [row["name"] for row in wmt22.rows] == ["wmt22_en_de", "wmt22_de_en", "mean"]
+
+
+def test_a_tandem_at_several_block_lengths_has_a_column_and_a_point_for_each():
+    downstream = [row("gecko", "boolq_v1", 50.0, 3.0), row("bison", "boolq_v1", 60.0, 3.0)]
+    downstream += [row("tandem_distil", "boolq_v1", 59.0 - gamma, 3.0, gamma=gamma) for gamma in (1, 3, 7)]
+    speeds = [("gecko", None, 5.0), *(("tandem_distil", gamma, 1 + gamma / 4) for gamma in (1, 3, 7))]
+    results = {
+        "downstream": downstream,
+        "standalone": [
+            {"name": name, "speedup_decode": speed, **({"gamma": gamma} if gamma else {})}
+            for name, gamma, speed in speeds
+        ],
+        "models": [{"name": "gecko", "role": "secondary"}, {"name": "bison", "role": "primary"}],
+    }
+    overview = downstream_tables(results)[0]
+    assert [column.title.split("\n")[-1] for column in overview.columns][2:] == ["gecko", "bison", "γ 1", "γ 3", "γ 7"]
+    (measured,) = [line for line in overview.rows if line["name"] == "superglue"]
+    assert [measured[key][0] for key in ("tandem_distil_at 1", "tandem_distil", "tandem_distil_at 7")] == [58, 56, 52]
+    (chart,) = quality_against_speed(results)
+    assert "tandem_distil: 58.000 at 1.25, 56.000 at 1.75, 52.000 at 2.75." in chart
+    assert "secondary to primary: 60.000 at 1, 50.000 at 5." in chart
+    assert quality_against_speed({**results, "standalone": []}) == [], "nobody's speed is known"
 
 
 def test_eight_models_with_wide_intervals_fit_a_line():

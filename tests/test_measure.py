@@ -406,10 +406,12 @@ def test_models_on_their_own_are_held_against_the_primarys_response(bison, gecko
     primaries = {"bison": bison, "bison_of_other": decoder(BISON, 7)}
     tandems = {"tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison")}
     tandems["other"] = Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison_of_other")
-    table = standalone_rows(primaries, tandems, {"bison": bison, "gecko": gecko}, 3, PROMPTS[:2], 9, 1)
+    table = standalone_rows(primaries, tandems, {"bison": bison, "gecko": gecko}, [3, 8], PROMPTS[:2], 9, 1)
     own, others = ([row for row in table if row["primary"] == name] for name in primaries)
-    assert [row["name"] for row in others] == ["other", BASELINE]
-    assert (others[1]["agreement_with_primary"], others[1]["speedup_decode"]) == (1.0, 1.0)
+    assert [(row["name"], row.get("gamma")) for row in others] == [("other", 3), ("other", 8), (BASELINE, None)]
+    assert (others[2]["agreement_with_primary"], others[2]["speedup_decode"]) == (1.0, 1.0)
+    longer = own.pop(1)
+    assert (longer["name"], longer["gamma"], longer["tokens_per_primary_run"]) == ("tandem", 8, 9)
     rows = {row["name"]: row for row in own}
     assert list(rows) == ["tandem", "bison", "gecko", BASELINE]
     assert rows["tandem"]["tokens_per_primary_run"] == 9 / 3

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from launch.drafting import WEIGHTS, decoding
+from launch.drafting import WEIGHTS, decoding, kept_tokens, writer
 from launch.graph import Context, Step
 from launch.steps.decode import own_primary
 from launch.steps.examples import EXAMPLES, read_examples
@@ -61,6 +61,8 @@ class Evaluate(Step):
     limit: int | None
     shots: int
     mbpp: MbppConfig | None = None
+    # How many tokens, the most frequent, it writes, and a tandem drafts; None: all. Options are scored by all.
+    vocabulary: int | None = None
 
     def run(self, context: Context) -> None:
         info, contestant = self.info, self.contestant
@@ -73,7 +75,8 @@ class Evaluate(Step):
             tokenizer = load_tokenizer(context.inputs["corpus"])
             work = _Work(context, self, tokenizer)
             if info.kind is Kind.generate:
-                models = _writing(context, contestant, self.dtype, self._law(), tokenizer.eos_ids)
+                kept = kept_tokens(context.inputs["corpus"], self.vocabulary)
+                models = _writing(context, contestant, self.dtype, self._law(), tokenizer.eos_ids, kept)
                 lines = work.write(found, *models)
             else:
                 lines = work.rank(found, *_scoring(context, contestant, self.dtype))
@@ -274,17 +277,22 @@ def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any,
 
 
 def _writing(
-    context: Context, contestant: Contestant, dtype: str, law: Any, stops: tuple[int, ...]
+    context: Context,
+    contestant: Contestant,
+    dtype: str,
+    law: Any,
+    stops: tuple[int, ...],
+    kept: np.ndarray | None,
 ) -> tuple[Any, Any, Any]:
     """The engine of a model, the weights of its primary and of its drafter."""
     from tandem.decoding.drafters.tandem import TandemDrafter
     from tandem.model.layout import pack_matrices
 
     if contestant.way in ALONE:
-        graph, weights = pack_matrices(*decoding(_alone(context, contestant), "decoder", dtype))
+        graph, weights = pack_matrices(*writer(_alone(context, contestant), "decoder", dtype, kept))
         return _engine(graph, None, 0, contestant.width, True, law, stops), weights, None
     primary, primary_weights = pack_matrices(*decoding(_primary(context), "decoder", dtype))
-    graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
+    graph, weights = writer(context.inputs["model"] / WEIGHTS, "tandem", dtype, kept)
     verify = contestant.way == "speed"
     engine = _engine(primary, TandemDrafter(graph), contestant.gamma, contestant.width, verify, law, stops)
     return engine, primary_weights, weights

@@ -26,15 +26,15 @@ def standalone_rows(
     primaries: Mapping[str, Primary],
     tandems: Mapping[str, Candidate],
     decoders: Mapping[str, tuple[nnx.GraphDef[Decoder], Any]],
-    gamma: int,
+    gammas: Sequence[int],
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
     repeats: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """The speed of `tandems` at block length γ with the free token of their primary, and of plain `decoders`, which are
-    held against the first of `primaries`; under them the primary itself, for each of `primaries`.
+    """The speed of `tandems` at each block length γ with the free token of their primary, and of plain `decoders`,
+    which are held against the first of `primaries`; under them the primary itself, for each of `primaries`.
 
     `agreement_with_primary` is the share of tokens that equal the row's primary's own response at the same place,
     `common_prefix` the mean number of tokens before the first difference.
@@ -46,7 +46,9 @@ def standalone_rows(
     methods = {key: method for own in baselines.values() for key, method in own.items()}
     for name, one in tandems.items():
         graph, weights = primaries[one.primary]
-        methods[name] = Method(engine_for(graph, one.drafter, gamma, verify=False), weights, one.weights)
+        for gamma in gammas:
+            engine = engine_for(graph, one.drafter, gamma, verify=False)
+            methods[f"{name}, γ = {gamma}"] = Method(engine, weights, one.weights)
     for name, (graph, weights) in decoders.items():
         methods[name] = Method(engine_for(graph), weights)
     outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
@@ -54,14 +56,15 @@ def standalone_rows(
     rows = []
     for number, (primary, own) in enumerate(baselines.items()):
         baseline = fastest(own, outcomes)
-        drafting = [name for name, one in tandems.items() if one.primary == primary]
-        alone = [] if number else [*decoders]
-        made = {name: outcomes[name] for name in [*drafting, *alone]} | {BASELINE: baseline}
-        for name, outcome in made.items():
-            about = {"name": name, "primary": primary}
-            if name in drafting:
-                about |= {"gamma": gamma, "tokens_per_primary_run": outcome.tokens_per_primary_run}
+        drafting = [(name, gamma) for name, one in tandems.items() if one.primary == primary for gamma in gammas]
+        for name, gamma in drafting:
+            outcome = outcomes[f"{name}, γ = {gamma}"]
+            about = {"name": name, "primary": primary, "gamma": gamma}
+            about["tokens_per_primary_run"] = outcome.tokens_per_primary_run
             rows.append({**about, **_measures(outcome, baseline, len(prompts))})
+        alone = {} if number else {name: outcomes[name] for name in decoders}
+        for name, outcome in {**alone, BASELINE: baseline}.items():
+            rows.append({"name": name, "primary": primary, **_measures(outcome, baseline, len(prompts))})
     return rows
 
 
