@@ -24,6 +24,7 @@ JOBS = {
     Job.compile: "launch.job_compile:compile_ahead",
     Job.doctor: "launch.job_doctor:doctor",
     Job.export: "launch.job_export:export",
+    Job.report: "launch.fleet.answer:report",
 }
 
 

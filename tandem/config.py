@@ -27,6 +27,7 @@ class Job(StrEnum):
     compile = "compile"
     doctor = "doctor"
     export = "export"
+    report = "report"
 
 
 class Recipe(StrEnum):
@@ -442,4 +443,4 @@ class Experiment:
     runs_dir: str = "runs"
     use_shipped: bool = True
     dry_run: bool = False
-    sweep: str | None = None
+    sweep: str | None = None  # of job=report, sweep_status and the like

@@ -50,9 +50,9 @@ def validate(experiment: Experiment) -> list[str]:
     name = experiment.name
     if name is not None and (name in ("", ".", "..", "store") or set(name) & set("/\\\0")):
         check.wrong("name", name, "must be usable as the name of a directory beside the store")
-    about_sweep = experiment.job.value.startswith("sweep_")
+    about_sweep = experiment.job is Job.report or experiment.job.value.startswith("sweep_")
     if experiment.sweep is not None and not about_sweep:
-        rule = f"is read by job=sweep_status and its like, and not by job={experiment.job}"
+        rule = f"is read by job=report, sweep_status and the like, and not by job={experiment.job}"
         check.wrong("sweep", experiment.sweep, rule)
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")

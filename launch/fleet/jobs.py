@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from launch.fleet.answer import present
 from launch.fleet.backends import open_backend
 from launch.fleet.interface import Record, Sweep, Unavailable
 from launch.fleet.scheduler import Scheduler, exit_code
@@ -95,7 +96,9 @@ def resume(experiment: Experiment, stop: Stop) -> int:
     backend = open_backend(made.backend, made.options, directory)
     with directory.driving():
         directory.forget_cancelling()
-        return drive(made, directory, backend, stop)
+        code = drive(made, directory, backend, stop)
+        present(directory, made)
+        return code
 
 
 def _find(experiment: Experiment) -> tuple[SweepDirectory, Sweep, str | None]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from launch.compose import CONF, CONFIG_NAME, expand, for_hydra
+from launch.fleet.answer import present
 from launch.fleet.backends import open_backend
 from launch.fleet.interface import Backend, Record, State, Sweep
 from launch.fleet.plan import Point, plan, sweep_id
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from launch.process import Stop
 
 WEEK_S = 7 * 24 * 3600.0
-SWEEP_JOBS = (Job.sweep_status, Job.sweep_logs, Job.sweep_cancel, Job.sweep_resume)
+SWEEP_JOBS = (Job.report, Job.sweep_status, Job.sweep_logs, Job.sweep_cancel, Job.sweep_resume)
 
 
 def launcher_of(overrides: Sequence[str]) -> FleetLauncher | None:
@@ -81,7 +82,9 @@ def sweep(
     with directory.driving():
         made = _same_jobs_if_under_way(made, directory)
         directory.write(made)
-        return drive(made, directory, backend, stop, planned.redo)
+        code = drive(made, directory, backend, stop, planned.redo)
+        present(directory, made)
+        return code
 
 
 def _equal(points: Mapping[str, str]) -> list[str]:
