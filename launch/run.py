@@ -14,6 +14,7 @@ from typing import NoReturn
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from launch import questions
 from launch.compose import CONF, CONFIG_NAME, compose_all, expand, for_hydra, from_container, to_yaml
 from launch.dispatch import start
 from launch.process import Stop, command_line, guarded
@@ -32,6 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage(PROGRAM))
         return 0
     options = _parse(arguments)
+    if f"{questions.WORD}{questions.LIST}" in options.overrides:
+        print(questions.listing())
+        return 0
+    question = questions.asked(options.overrides)
+    if question is not None and not options.multirun:
+        raise ConfigurationError([f"{questions.WORD}{question.name} is a grid of runs: add -m"])
+    options.overrides = questions.typed_words(options.overrides)
     # Every job of a multirun is checked before the first one starts.
     jobs = expand(options.overrides) if options.multirun else [options.overrides]
     experiments = compose_all(jobs)

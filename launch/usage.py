@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from launch.compose import CONF, CONFIG_NAME, groups, launchers
+from launch.compose import CONF, CONFIG_NAME, compose, groups, launchers
 from tandem.config import Experiment
 
 EXAMPLES = (
@@ -35,9 +35,11 @@ def usage(program: str) -> str:
     own = ", ".join(name for name in launchers() if name != "basic")
     lines.append(f"  hydra/launcher  basic* (one after the other), {own}, or a plugin that is installed; used with -m")
     lines += ["", "Keys (key=value), with their defaults:"]
-    lines += [f"  {spec.name:<12}{_shown(config.get(spec.name, spec.default))}" for spec in _top_level_keys()]
+    usual = compose([])
+    lines += [f"  {spec.name:<12}{_shown(getattr(usual, spec.name))}" for spec in _top_level_keys()]
     lines.append("A key inside a group is set by its dotted name: train.steps=200, eval.gammas=[2,4]")
     lines += ["", "Options:", "  -m, --multirun  one run for each combination of values: gamma=2,4,7 -m"]
+    lines += ["  -m +sweep=NAME  a grid with its question, from sweeps/questions/; +sweep=list shows them"]
     lines += ["  --cfg job       print the whole configuration and stop", "  -h, --help      print this and stop", ""]
     lines.append("Examples:")
     for purpose, words in EXAMPLES:

@@ -37,8 +37,8 @@ document.getElementById('filter').oninput = e => {
 """
 
 
-def render(title: str, command: str, points: Sequence[Point]) -> str:
-    """The page as text."""
+def render(title: str, hypothesis: str, command: str, points: Sequence[Point]) -> str:
+    """The page as text, under the sweep's question and what was expected, where there is one."""
     tables = merged(points)
     best = answer(points)
     first = "" if best is None else f"<section><h2>The answer</h2>{to_html(best)}</section>"
@@ -49,7 +49,8 @@ def render(title: str, command: str, points: Sequence[Point]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
         f"<header><p class=kicker>Tandem Transformers · sweep report</p><h1>{escape(title)}</h1>"
-        f"<p class=lead>{done} of {len(points)} points are done.</p>"
+        + (f"<p class=lead>Expected: {escape(hypothesis)}</p>" if hypothesis else "")
+        + f"<p class=lead>{done} of {len(points)} points are done.</p>"
         f"<pre class=command>{escape(command)}</pre>"
         '<p><label>Rows with <input id="filter" type="search" placeholder="router 0.8"></label></p></header>'
         f"{first}{_failures(points)}<section><h2>All measures</h2>{rest}</section>{_commands(points)}"

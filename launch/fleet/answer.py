@@ -13,6 +13,7 @@ from launch.fleet.interface import Record, State, Sweep, SweepJob
 from launch.fleet.state import SweepDirectory, find_sweep
 from launch.fleet.table import WORDS
 from launch.identity import as_run, run_directory
+from launch.questions import asked
 from launch.store import write_json_atomic, write_text_atomic
 from sweeps.points import Point, answer, long_rows
 from sweeps.sweep_report import render
@@ -40,9 +41,11 @@ def present(directory: SweepDirectory, made: Sweep) -> None:
     if table is None:
         return
     write_json_atomic(directory.path / POINTS, {"sweep": made.id, "points": described(points), **long_rows(points)})
-    command = shlex.join(["launch/run.py", *made.command])
-    write_text_atomic(directory.path / REPORT, render(made.id, command, points))
-    print(f"\n{to_text(table)}\n\nreport   {directory.path / REPORT}\npoints   {directory.path / POINTS}")
+    command, question = shlex.join(["launch/run.py", *made.command]), asked(made.command)
+    title, why = (question.title, question.hypothesis) if question else (made.id, "")
+    write_text_atomic(directory.path / REPORT, render(title, why, command, points))
+    print(f"\n{title}" if question else "")
+    print(f"{to_text(table)}\n\nreport   {directory.path / REPORT}\npoints   {directory.path / POINTS}")
 
 
 def points_of(made: Sweep, records: Mapping[str, Record]) -> list[Point]:
