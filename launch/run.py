@@ -19,6 +19,7 @@ from launch.compose import CONF, CONFIG_NAME, compose_all, expand, for_hydra, fr
 from launch.dispatch import start
 from launch.process import Stop, command_line, guarded
 from launch.unread import refuse_unread
+from tandem.config import Experiment
 from tandem.errors import ConfigurationError
 
 PROGRAM = "uv run launch/run.py"
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             fleet = launcher_of(options.overrides)
             if fleet is not None:
                 return guarded(lambda: sweep(fleet, options.overrides, experiments, arguments, stop), stop)
-            return _multirun(options.overrides, stop)
+            return _multirun(options.overrides, jobs, experiments, arguments, stop)
         return guarded(lambda: start(experiments[0], stop), stop)
 
 
@@ -70,10 +71,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def _multirun(overrides: Sequence[str], stop: Stop) -> int:
-    """Hand the jobs to Hydra's launcher; the worst of their exit codes."""
+def _multirun(
+    overrides: Sequence[str],
+    jobs: Sequence[Sequence[str]],
+    experiments: Sequence[Experiment],
+    typed: Sequence[str],
+    stop: Stop,
+) -> int:
+    """Hand the jobs to Hydra's launcher, and present what they have found; the worst of their exit codes."""
     import hydra
     from omegaconf import OmegaConf
+
+    from launch.fleet.answer import present_points, side_by_side
+    from launch.fleet.plan import Point, sweep_id
+    from launch.fleet.state import sweeps_root
 
     codes: list[int] = []
 
@@ -86,6 +97,12 @@ def _multirun(overrides: Sequence[str], stop: Stop) -> int:
 
     sys.argv[1:] = ["--multirun", *for_hydra(overrides)]
     job()  # type: ignore[call-arg]
+    if len(jobs) > 1 and not experiments[0].dry_run:
+        # Hydra's launchers run the points in their order; one that works elsewhere tells nothing of them here.
+        ends = [("done" if code == 0 else f"exit code {code}", "") for code in codes] or [("done", "")] * len(jobs)
+        ends += [("not begun", "")] * (len(jobs) - len(ends))
+        id = sweep_id([Point(tuple(words), each) for words, each in zip(jobs, experiments, strict=True)], "basic")
+        present_points(sweeps_root(experiments[0].runs_dir) / id, typed, side_by_side(jobs, ends))
     return max(codes, default=0)
 
 

@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.compose import compose
-from launch.fleet.interface import Record, State, Sweep, SweepJob
+from launch.fleet.interface import State, Sweep
 from launch.fleet.state import SweepDirectory, find_sweep
 from launch.fleet.table import WORDS
+from launch.graph import RESULTS
 from launch.identity import as_run, run_directory
 from launch.questions import asked
-from launch.store import write_json_atomic, write_text_atomic
+from launch.store import make_directory, read_json, write_json_atomic, write_text_atomic
 from sweeps.points import Point, answer, long_rows
 from sweeps.sweep_report import render
 from sweeps.tables import to_text
 from tandem.config import Experiment
-from tandem.errors import ConfigurationError
+from tandem.errors import ConfigurationError, EnvironmentFailure
 
 if TYPE_CHECKING:
     from launch.process import Stop
@@ -35,30 +37,39 @@ def report(experiment: Experiment, stop: Stop) -> None:
 
 
 def present(directory: SweepDirectory, made: Sweep) -> None:
-    """Print the table of the points and say where everything is; nothing where no point is a run that is done."""
-    points = points_of(made, directory.records(made))
+    """Present a sweep as its jobs stand."""
+    records = directory.records(made)
+    jobs = [job for job in made.jobs if not job.steps]
+    ends = [
+        (WORDS.get(record.state, record.state.value), record.last_lines) for record in (records[j.id] for j in jobs)
+    ]
+    present_points(directory.path, made.command, side_by_side([job.overrides for job in jobs], ends))
+
+
+def present_points(folder: Path, typed: Sequence[str], points: Sequence[Point]) -> None:
+    """Print the table of the points that the words `typed` asked for, write page and rows into `folder`, and say where
+    they are; nothing where no point is a run that is done."""
     table = answer(points)
     if table is None:
         return
-    write_json_atomic(directory.path / POINTS, {"sweep": made.id, "points": described(points), **long_rows(points)})
-    command, question = shlex.join(["launch/run.py", *made.command]), asked(made.command)
-    title, why = (question.title, question.hypothesis) if question else (made.id, "")
-    write_text_atomic(directory.path / REPORT, render(title, why, command, points))
+    make_directory(folder)
+    write_json_atomic(folder / POINTS, {"points": described(points), **long_rows(points)})
+    command, question = shlex.join(["launch/run.py", *typed]), asked(typed)
+    title, why = (question.title, question.hypothesis) if question else (folder.name, "")
+    write_text_atomic(folder / REPORT, render(title, why, command, points))
     print(f"\n{title}" if question else "")
-    print(f"{to_text(table)}\n\nreport   {directory.path / REPORT}\npoints   {directory.path / POINTS}")
+    print(f"{to_text(table)}\n\nreport   {folder / REPORT}\npoints   {folder / POINTS}")
 
 
-def points_of(made: Sweep, records: Mapping[str, Record]) -> list[Point]:
-    """The points of a sweep, in its order; points that are no runs have no results."""
-    jobs = [job for job in made.jobs if not job.steps]
-    words = [_words(job) for job in jobs]
-    axes = [
-        key for key in dict.fromkeys(key for own in words for key in own) if len({own.get(key) for own in words}) > 1
-    ]
-    return [
-        _point(job, {key: _value(own[key]) for key in axes if key in own}, records[job.id])
-        for job, own in zip(jobs, words, strict=True)
-    ]
+def side_by_side(words: Sequence[Sequence[str]], ends: Sequence[tuple[str, str]]) -> list[Point]:
+    """The points that the words of each compose, with how they ended and their last lines; what is no run, or not done,
+    has no results."""
+    plain = [[word for word in own if not word.startswith(GROUP)] for own in words]
+    valued = [{key: value for key, _, value in (word.lstrip("+").partition("=") for word in own)} for own in plain]
+    keys = dict.fromkeys(key for own in valued for key in own)
+    axes = [key for key in keys if len({own.get(key) for own in valued}) > 1]
+    places = [{key: _value(own[key]) for key in axes if key in own} for own in valued]
+    return [_point(*each) for each in zip(plain, places, ends, strict=True)]
 
 
 def described(points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -66,33 +77,22 @@ def described(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [{"axes": dict(p.axes), "run": p.run, "command": p.command, "state": p.state} for p in points]
 
 
-def _point(job: SweepJob, axes: Mapping[str, Any], record: Record) -> Point:
-    own = [word for word in job.overrides if not word.startswith(GROUP)]
-    command = shlex.join(["uv", "run", "launch/run.py", *own])
-    state = WORDS.get(record.state, record.state.value)
+def _point(words: Sequence[str], axes: Mapping[str, Any], end: tuple[str, str]) -> Point:
+    state, last_lines = end
+    made = Point(axes, "", shlex.join(["uv", "run", "launch/run.py", *words]), None, state, last_lines)
     try:
-        run = as_run(compose(own))
+        run = as_run(compose(words))
     except ConfigurationError as error:
-        return Point(axes, "", command, None, f"{state}; refused today: {error}", record.last_lines)
+        return replace(made, state=f"{state}, and refused today: {error}")
     if run is None:
-        return Point(axes, "", command, None, state, record.last_lines)
-    place = run_directory(run)
+        return made
+    made = replace(made, run=str(run_directory(run)))
+    if state != WORDS[State.succeeded]:
+        return made
     try:
-        results = (
-            json.loads((place / "results.json").read_text(encoding="utf-8"))
-            if record.state is State.succeeded
-            else None
-        )
-    except (OSError, ValueError) as error:
-        return Point(
-            axes, str(place), command, None, f"{state}, but its results cannot be read: {error}", record.last_lines
-        )
-    return Point(axes, str(place), command, results, state, record.last_lines)
-
-
-def _words(job: SweepJob) -> dict[str, str]:
-    own = [word.lstrip("+") for word in job.overrides if not word.startswith(GROUP)]
-    return {key: value for key, _, value in (word.partition("=") for word in own)}
+        return replace(made, results=read_json(Path(made.run) / RESULTS))
+    except (OSError, EnvironmentFailure) as error:
+        return replace(made, state=f"{state}, but its results cannot be read: {error}")
 
 
 def _value(word: str) -> Any:
