@@ -24,14 +24,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import tandem
 from launch.checksums import ABOUT, FILES, damage, files_of
 from tandem.errors import EnvironmentFailure, Interrupted
-
-if TYPE_CHECKING:
-    from launch.graph import Step
 
 # Finished steps that the package ships, found by fingerprint as a store's own are; `launch/ship.py` puts them there.
 SHIPPED_STEPS = Path(tandem.__file__).parent / "pretrained" / "steps"
@@ -137,12 +134,28 @@ def _free(path: Path) -> str:
     return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB are free there. Make room, and the same command goes on"
 
 
+class Storable(Protocol):
+    """What a store knows of a step."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def meaning(self) -> dict[str, Any]: ...
+
+
 @dataclass
 class Claim:
     """The right to work on one step, held until its `with` block ends."""
 
     store: Store
-    step: Step
+    step: Storable
     work: Path
     # Set when another process finished the step while this one waited; then there is nothing to do.
     finished: Path | None = None
@@ -178,16 +191,16 @@ class Store:
         self.whole: set[str] = set()  # fingerprints of what has been compared with what was written
         self._damaged: dict[str, str] = {}  # of what has been found otherwise, and what is wrong
 
-    def directory(self, step: Step) -> Path:
+    def directory(self, step: Storable) -> Path:
         return self.root / f"{step.kind}-{step.fingerprint}"
 
-    def partial(self, step: Step) -> Path:
+    def partial(self, step: Storable) -> Path:
         return self.root / f"{step.kind}-{step.fingerprint}.partial"
 
-    def lock(self, step: Step) -> Path:
+    def lock(self, step: Storable) -> Path:
         return self.root / "locks" / f"{step.kind}-{step.fingerprint}.lock"
 
-    def find(self, step: Step, content: bool = False) -> Path | None:
+    def find(self, step: Storable, content: bool = False) -> Path | None:
         """The directory of the finished step, or None if it is not finished or its files are not those it left.
 
         Of the files the sizes are compared, and with `content` everything, once: what is found damaged then stays so.
@@ -204,7 +217,7 @@ class Store:
             self._damaged[fingerprint] = problem
         return None if problem else directory
 
-    def _find_shipped(self, step: Step, directory: Path, content: bool) -> Path:
+    def _find_shipped(self, step: Storable, directory: Path, content: bool) -> Path:
         compare = content and step.fingerprint not in self.whole
         if problem := self._problem(step, directory, compare):
             remedy = "restore it, or delete that folder to have the step done here"
@@ -213,7 +226,7 @@ class Store:
             self.whole.add(step.fingerprint)
         return directory
 
-    def _problem(self, step: Step, directory: Path, content: bool) -> str:
+    def _problem(self, step: Storable, directory: Path, content: bool) -> str:
         try:
             about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
             intact = about["fingerprint"] == step.fingerprint
@@ -221,13 +234,13 @@ class Store:
             intact = False
         return damage(directory, content) if intact else f"{directory} has no readable {ABOUT}"
 
-    def state(self, step: Step) -> str:
+    def state(self, step: Storable) -> str:
         """One of `done`, `shipped`, `partial` (something to resume from), `to run`."""
         if found := self.find(step):
             return "done" if found.parent == self.root else "shipped"
         return "partial" if self.partial(step).is_dir() else "to run"
 
-    def record(self, event: str, step: Step) -> None:
+    def record(self, event: str, step: Storable) -> None:
         """Append to log.jsonl what happened to a step."""
         entry = {"time": round(time.time(), 3), "event": event, "step": step.name, "kind": step.kind}
         entry |= {"fingerprint": step.fingerprint, "pid": os.getpid(), "host": socket.gethostname()}
@@ -235,7 +248,7 @@ class Store:
         append_line(self.root / "log.jsonl", entry)
 
     @contextmanager
-    def claim(self, step: Step, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[Claim]:
+    def claim(self, step: Storable, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[Claim]:
         """Hold the step's lock, waiting for whoever holds it now, and hand out its working directory.
 
         Raises `Interrupted` if `should_stop()` becomes true while waiting, `EnvironmentFailure` on a full disk. The
@@ -266,12 +279,12 @@ class Store:
         finally:
             os.close(descriptor)  # which also releases the lock
 
-    def _record_failure(self, event: str, step: Step) -> None:
+    def _record_failure(self, event: str, step: Storable) -> None:
         with suppress(EnvironmentFailure):  # a full disk is what is being reported already
             self.record(event, step)
 
     def _acquire(
-        self, descriptor: int, step: Step, should_stop: Callable[[], bool], say: Callable[[str], None]
+        self, descriptor: int, step: Storable, should_stop: Callable[[], bool], say: Callable[[str], None]
     ) -> None:
         said = False
         while True:
@@ -294,7 +307,7 @@ class Store:
             holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
             os.pwrite(descriptor, holder.encode(), 0)
 
-    def _set_aside_damaged(self, step: Step, say: Callable[[str], None]) -> None:
+    def _set_aside_damaged(self, step: Storable, say: Callable[[str], None]) -> None:
         directory = self.directory(step)
         if directory.exists():
             names = (f"{directory.name}.damaged{number}" for number in chain([""], (f"-{n}" for n in count(2))))

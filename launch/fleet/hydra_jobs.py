@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/fleet/ does not
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -20,7 +20,8 @@ if __package__ in (None, ""):  # run as a file: the repository belongs on the pa
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
-from omegaconf import open_dict
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
 
 from launch.fleet.backends import open_backend
 from launch.fleet.interface import Record, State, Sweep, SweepJob
@@ -28,13 +29,20 @@ from launch.fleet.scheduler import Scheduler
 from launch.fleet.state import SweepDirectory
 from tandem.errors import EnvironmentFailure
 
-if TYPE_CHECKING:
-    from launch.fleet.hydra_launcher import FleetLauncher
-
 RESULT = ".result"
 
 
-def launch(launcher: FleetLauncher, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+class Launcher(Protocol):
+    """What a launcher knows once Hydra has set it up."""
+
+    backend: ClassVar[str]
+    options: dict[str, Any]
+    config: DictConfig | None
+    task_function: TaskFunction | None
+    hydra_context: HydraContext | None
+
+
+def launch(launcher: Launcher, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
     """Run the jobs to their end; what Hydra's sweeper gets is in their order."""
     import cloudpickle
 
