@@ -27,10 +27,11 @@ import sentencepiece
 from launch.steps.evaluate import cut
 from tandem.data.llama2c_tokenizer import llama2c_tokenizer
 from tandem.data.tokenizer import load_tokenizer
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.decoding.generate import generate
 from tandem.measure.likelihood import Scorer, score
 from tandem.measure.questions import encode
+from tandem.model.bound import Bound
 from tandem.model.exporting import export_huggingface
 from tandem.model.formats import checkpoint_files
 from tandem.model.importing import load_checkpoint
@@ -84,7 +85,7 @@ class Words:
 
 def ours(model: Any, words: Words, name: str, examples: Sequence[Example]) -> dict[str, Any]:
     """Per example the log-likelihoods and greediness of options, or the text; and the metrics."""
-    _, graph, weights = model
+    bound = Bound(model.graph, model.weights)
     task = registry.find(name)
 
     def tokenize(texts: Sequence[str]) -> list[np.ndarray]:
@@ -96,13 +97,13 @@ def ours(model: Any, words: Words, name: str, examples: Sequence[Example]) -> di
         prompts = [
             np.concatenate([words.start, ids]).astype(np.int32) for ids in tokenize([e.prompt for e in examples])
         ]
-        engine = Engine(graph, stop_tokens=tuple(words.ends))
-        responses = generate(engine, weights, None, prompts, task.max_new_tokens, BATCH_SIZE)
+        engine = Bound(Engine(bound.definition, stop_tokens=tuple(words.ends)), EngineWeights.of(bound))
+        responses = generate(engine, prompts, task.max_new_tokens, BATCH_SIZE)
         results: list[Any] = [cut(words.decode(response.tolist()), task.stop) for (response,) in responses]
         predictions: list[Any] = results
     else:
         prompts = [question.prompt for question in questions]
-        found = score(Scorer(graph), weights, questions, BATCH_SIZE)
+        found = score(Scorer(bound), questions, BATCH_SIZE)
         results = [[(option.log_likelihood, option.greedy) for option in options] for options in found]
         ranked = task.kind is Kind.rank
         predictions = [int(np.argmax([ll for ll, _ in result])) if ranked else result for result in results]

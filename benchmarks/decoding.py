@@ -37,9 +37,10 @@ import tandem
 from tandem.config import DecoderConfig
 from tandem.data.tokenizer import load_tokenizer
 from tandem.decoding.drafters.independent import Independent
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.measure import acceptance
 from tandem.model import checkpoint
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.exporting import export_huggingface
 from tandem.model.layout import pack_matrices, untie
@@ -55,7 +56,7 @@ SIZES = {
 SIDES = ("hf eager", "hf static", "hf compile", "hf max-autotune", "llama.cpp")
 # What the primary's later layers add, as a share of their random size, so that its first layer alone often agrees.
 LATER_LAYERS = 0.05
-Model = tuple[DecoderConfig, nnx.GraphDef[Decoder], Any]
+Model = tuple[DecoderConfig, Bound[nnx.GraphDef[Decoder]]]
 
 
 class Foreign:
@@ -92,19 +93,19 @@ class Ours:
     """This framework's engine; `decode_seconds` are those of the last call without its prefill."""
 
     def __init__(self, primary: Model, drafter: Model | None = None, gamma: int = 0, width: int | None = None):
-        graph, self.weights = pack_matrices(*primary[1:])
-        drafting, self.drafter_weights = pack_matrices(*drafter[1:]) if drafter else (None, None)
-        self.engine = Engine(graph, drafting and Independent(drafting), gamma=gamma, width=width)
+        own, drafting = pack_matrices(primary[1]), drafter and pack_matrices(drafter[1])
+        self.weights = EngineWeights.of(own, drafting)
+        self.engine = Engine(own.definition, drafting and Independent(drafting.definition), gamma=gamma, width=width)
         self.decode_seconds, self.lengths = 0.0, np.zeros(gamma + 1)
 
     def __call__(self, prompt: np.ndarray, new: int) -> tuple[list[int], float, int]:
         length = len(prompt)
         begin = time.perf_counter()
         row = jnp.asarray(prompt[None])
-        state = self.engine.prefill(self.weights, self.drafter_weights, row, jnp.array([length]), max_new_tokens=new)
+        state = self.engine.prefill(self.weights, row, jnp.array([length]), max_new_tokens=new)
         jax.block_until_ready(state)
         middle = time.perf_counter()
-        state = self.engine.decode(self.weights, self.drafter_weights, state, jnp.array([length - 1 + new]))
+        state = self.engine.decode(self.weights, state, jnp.array([length - 1 + new]))
         tokens = np.asarray(state.tokens)[0, length : length + new].tolist()
         end = time.perf_counter()
         self.decode_seconds, self.lengths = end - middle, np.asarray(state.accepted_lengths)[0]
@@ -117,20 +118,20 @@ def random_model(config: DecoderConfig, later_layers: float = 1.0) -> Model:
     for layer in list(decoder.layers)[1:]:
         for matrix in (layer.output, layer.down):
             matrix[...] = matrix[...] * later_layers
-    return config, *nnx.split(decoder)
+    return config, Bound(*nnx.split(decoder))
 
 
 def first_layer(primary: Model) -> Model:
     """The primary without the layers after its first."""
-    decoder = nnx.merge(primary[1], primary[2], copy=True)
+    decoder = primary[1].merge(copy=True)
     decoder.layers = nnx.List(list(decoder.layers)[:1])
     decoder.config = dataclasses.replace(primary[0], num_layers=1)
-    return decoder.config, *nnx.split(decoder)
+    return decoder.config, Bound(*nnx.split(decoder))
 
 
 def shipped(name: str) -> Model:
-    graph, weights = untie(*checkpoint.load_decoder(PRETRAINED / f"{name}.safetensors"))
-    return nnx.merge(graph, weights).config, graph, weights
+    model = untie(checkpoint.load_decoder(PRETRAINED / f"{name}.safetensors"))
+    return model.merge().config, model
 
 
 def text_prompt(tokens: int) -> np.ndarray:
@@ -217,7 +218,9 @@ def main() -> None:
         for name, model in (("primary", primary), ("drafter", drafter)):
             if options.python and model is not None:
                 directories.append(Path(temporary) / name)
-                export_huggingface(directories[-1], dataclasses.replace(model[0], context_length=CONTEXT), model[2])
+                export_huggingface(
+                    directories[-1], dataclasses.replace(model[0], context_length=CONTEXT), model[1].weights
+                )
         for name in wanted if options.python else ():
             try:
                 assistant = directories[1] if drafter else None

@@ -26,6 +26,8 @@ from tandem.data.sentencepiece_tokenizer import EOS_ID, CorpusTokenizer
 from tandem.measure.likelihood import Scorer, score
 from tandem.measure.questions import Question, batches, encode
 from tandem.model import checkpoint
+from tandem.model.bound import Bound
+from tandem.model.importing import Imported
 from tasks import registry
 from tasks.fewshot import build
 from tasks.sources import Settings
@@ -41,8 +43,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, made
 
 
-def _score(graph: Any, weights: Any, questions: Callable[[], list[Question]], batch_size: int) -> Any:
-    return score(Scorer(graph), weights, questions(), batch_size)
+def _score(model: Bound, questions: Callable[[], list[Question]], batch_size: int) -> Any:
+    return score(Scorer(model), questions(), batch_size)
 
 
 def _batch(questions: Callable[[], list[Question]], batch_size: int) -> list[Any]:
@@ -59,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp())
     weights_file = PRETRAINED / "bison.safetensors"
-    graph, weights = checkpoint.load_decoder(weights_file)
+    model = checkpoint.load_decoder(weights_file)
     config = checkpoint.config_of(weights_file, "decoder")
     tokenizer = CorpusTokenizer((PRETRAINED / "tokenizer.model").read_bytes())
-    agreement.export(folder / "model", (config, graph, weights), tokenizer.model, EOS_ID, EOS_ID)
+    agreement.export(folder / "model", Imported(config, *model), tokenizer.model, EOS_ID, EOS_ID)
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)
     examples = {name: [example for example, _ in build(registry.find(name), settings)] for name in options.tasks}
     asked = {name: agreement.requests(name, examples[name], settings) for name in options.tasks}
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"task": name, "n": len(examples[name])}
         texts = [(example.prompt, example.options) for example in examples[name]]
         questions = partial(encode, tokenizer.encode_many, texts, [EOS_ID])
-        ours = partial(_score, graph, weights, questions, options.batch_size)
+        ours = partial(_score, model, questions, options.batch_size)
         (cold, _), (warm, found) = timed(ours), timed(ours)
         given, made = timed(partial(_batch, questions, options.batch_size))
         held = sum(int((rows.segments >= 0).sum()) for _, rows in made)

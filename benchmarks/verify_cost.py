@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 from launch.compose import compose
-from tandem.decoding.engine import Engine
 from tandem.measure.timing import Method, run_prompts
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.layout import cast_matrices, pack_matrices
 
@@ -38,9 +38,9 @@ def main() -> None:
     methods = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
-        graph, weights = pack_matrices(graph, cast_matrices(weights, dtype))
+        model = pack_matrices(Bound(graph, cast_matrices(weights, dtype)))
         for width in WIDTHS:
-            methods[dtype.__name__, width] = Method(Engine(graph, width=width), weights)
+            methods[dtype.__name__, width] = Method.of(model, width=width)
     seconds: dict[tuple[str, int], float] = {}
     for round_ in range(ROUNDS + 1):
         for key, method in methods.items():

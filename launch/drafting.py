@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tandem.data.packing import most_frequent, open_tokens
 from tandem.decoding.drafters import drafting_with, is_head
+from tandem.model.bound import Bound
 
 WEIGHTS = "weights.safetensors"
 PRIMARY = "primary.safetensors"
@@ -24,55 +24,53 @@ def primary_of(directory: Path | None, name: str, reference: tuple[str, Path]) -
     return reference
 
 
-def load_primary(path: Path, dtype: str) -> tuple[Any, Any]:
+def load_primary(path: Path, dtype: str) -> Bound:
     """A primary as it verifies."""
     from tandem.model.layout import pack_matrices
 
-    return pack_matrices(*decoding(path, "decoder", dtype))
+    return pack_matrices(decoding(path, "decoder", dtype))
 
 
-def decoding(path: Path, kind: str, dtype: str) -> tuple[Any, Any]:
+def decoding(path: Path, kind: str, dtype: str) -> Bound:
     """A model as it is decoded with: products in `dtype`, matrices kept in it."""
     from tandem.model import checkpoint
     from tandem.model.layout import cast_matrices
 
-    load: dict[str, Callable[..., tuple[Any, Any]]]
+    load: dict[str, Callable[..., Bound]]
     load = {"decoder": checkpoint.load_decoder, "tandem": checkpoint.load_tandem}
-    graph, weights = load.get(kind, checkpoint.load_head)(path, dtype)
-    return graph, cast_matrices(weights, dtype)
+    model = load.get(kind, checkpoint.load_head)(path, dtype)
+    return model._replace(weights=cast_matrices(model.weights, dtype))
 
 
-def writer(path: Path, kind: str, dtype: str, kept: np.ndarray | None) -> tuple[Any, Any]:
+def writer(path: Path, kind: str, dtype: str, kept: np.ndarray | None) -> Bound:
     """A model as it is decoded with, that writes the tokens `kept` alone; None: all."""
     model = decoding(path, kind, dtype)
     if kept is None:
         return model
     from tandem.model.layout import trim
 
-    return trim(*model, kept)
+    return trim(model, kept)
 
 
 def drafter(
     directory: Path | None,
     kind: str,
     dtype: str,
-    primary: Any,
-    primary_weights: Any,
+    primary: Bound,
     ngram: int = 0,
     kept: np.ndarray | None = None,
-) -> tuple[Any, Any]:
-    """A drafter for `primary` and its weights; heads hold the primary too. One that is not trained needs no
-    directory. With `kept` it drafts these tokens alone."""
+) -> Bound:
+    """A drafter for `primary`; heads hold the primary too. One that is not trained needs no directory. With `kept` it
+    drafts these tokens alone."""
     model = None if directory is None else decoding(directory / WEIGHTS, kind, dtype)
-    given = (primary, primary_weights)
     if kept is not None and model is not None:
         from tandem.model.layout import trim
 
         if is_head(kind):  # whose logits are the primary's
-            given = trim(*given, kept)
+            primary = trim(primary, kept)
         else:
-            model = trim(*model, kept)
-    return drafting_with(kind).assemble(model, given, ngram)
+            model = trim(model, kept)
+    return drafting_with(kind).assemble(model, primary, ngram)
 
 
 def kept_tokens(corpus: Path, count: int | None) -> np.ndarray | None:

@@ -150,14 +150,16 @@ class Context:
         """Write what the step has found, for the run's tables and for the steps that read it."""
         write_json_atomic(self.out / RESULTS, tables)
 
-    def stop_between(self) -> None:
-        """Raise `Interrupted` on all hosts once any is asked to stop; called between parts that are not kept."""
-        if hosts().agree(self.should_stop):
-            raise Interrupted(self.name)
-
     def progress(self, done: float, total: float, **shown: Any) -> None:
         """Show how far the step is: `done` of `total`, and whatever else is worth a glance (loss, rate)."""
         self.display.update(self.name, done, total, **shown)
+
+    def advance(self, done: float, total: float) -> None:
+        """`progress`, which raises `Interrupted` on all hosts once any is asked to stop; called between parts that are
+        not kept."""
+        self.progress(done, total)
+        if hosts().agree(self.should_stop):
+            raise Interrupted(self.name)
 
 
 def topological(targets: Iterable[Step]) -> list[Step]:

@@ -96,7 +96,7 @@ def answer(
     stopping rule needs."""
     import jax
 
-    from tandem.decoding.engine import Engine, fan_out
+    from tandem.decoding.engine import Engine, EngineWeights, fan_out
     from tandem.decoding.sampler import row_keys
     from tandem.measure import acceptance
     from tandem.measure.timing import bucket, sampling_of
@@ -108,24 +108,25 @@ def answer(
     decode, gamma = experiment.decode, experiment.gamma if kind else 0
     dtype = resolve_dtype(decode.dtype)
     verifier, path = own_primary(inputs, name, experiment.model.primary.name)
-    graph, weights = decoding(path, "decoder", dtype)
-    graph, weights = pack_matrices(*((graph, weights) if kind else one_position(graph, weights)))
-    drafting = drafter_weights = rule = rule_weights = None
+    primary = decoding(path, "decoder", dtype)
+    primary = pack_matrices(primary if kind else one_position(primary))
+    drafting = rule = None
     if kind:
         wanted = experiment.drafter
         kept = kept_tokens(inputs["corpus"], wanted.vocabulary) if name in inputs else None
-        drafting, drafter_weights = drafter(inputs.get(name), kind, dtype, graph, weights, wanted.ngram, kept)
+        drafting = drafter(inputs.get(name), kind, dtype, primary, wanted.ngram, kept)
         if found := rule_of_run(experiment):
-            rule, rule_weights = found.load(inputs, name, drafting, drafter_weights)
+            rule = found.load(inputs, name, drafting)
     engine = Engine(
-        graph,
-        drafting,
+        primary.definition,
+        drafting and drafting.definition,
         gamma=gamma,
         sampling=sampling_of(decode),
         verification=decode.verification,
-        rule=rule,
+        rule=rule and rule.definition,
         stop_tokens=list(tokenizer.eos_ids),
     )
+    weights = EngineWeights.of(primary, drafting, rule)
     given = np.zeros((1, bucket(len(prompt))), np.int32)
     given[0, : len(prompt)] = prompt
     limit = len(prompt) - 1 + decode.max_new_tokens
@@ -133,7 +134,6 @@ def answer(
     def start() -> Any:
         state = engine.prefill(
             weights,
-            drafter_weights,
             put(given, "rows"),
             put(np.array([len(prompt)]), "rows"),
             max_new_tokens=decode.max_new_tokens,
@@ -143,7 +143,7 @@ def answer(
 
     def go_on(state: Any, until: int) -> Any:
         limits = put(np.full(decode.num_samples, until, np.int32), "rows")
-        return engine.decode(weights, drafter_weights, state, limits, rule_weights)
+        return engine.decode(weights, state, limits)
 
     go_on(start(), 0)  # compiled before the clock starts
     state = jax.block_until_ready(start())

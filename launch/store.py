@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import tandem
 from launch.checksums import ABOUT, FILES, damage, files_of
@@ -137,16 +138,15 @@ def _free(path: Path) -> str:
 class Storable(Protocol):
     """What a store knows of a step."""
 
-    @property
-    def kind(self) -> str: ...
+    kind: ClassVar[str]
 
     @property
     def name(self) -> str: ...
 
-    @property
+    @cached_property
     def fingerprint(self) -> str: ...
 
-    @property
+    @cached_property
     def meaning(self) -> dict[str, Any]: ...
 
 

@@ -22,8 +22,9 @@ from tandem.errors import Interrupted
 from tandem.measure.agreement import Reader, means, measure
 from tandem.measure.likelihood import Scorer, score
 from tandem.measure.questions import Question
-from tandem.measure.timing import Method, engine_for, run_prompts
+from tandem.measure.timing import Method, run_prompts
 from tandem.model import checkpoint
+from tandem.model.bound import Bound
 from tandem.parallel.mesh import build_mesh
 from tandem.parallel.sharding import fetch, place
 from tandem.training.loop import train
@@ -49,17 +50,20 @@ def batches(step: int, rows: slice = slice(None)) -> np.ndarray:
     return TOKENS[step][rows]
 
 
+def pair() -> tuple[Bound, Bound]:
+    return decoder(PRIMARY, 0), tandem(1, PRIMARY, SECONDARY, (1,))
+
+
 def on_mesh(shape: tuple[int, int, int], folder: Path) -> dict[str, Any]:
-    primary, primary_weights = decoder(PRIMARY, 0)
-    graph, weights = tandem(1, PRIMARY, SECONDARY, (1,))
-    primary_weights, weights = place(primary_weights), place(weights)
+    primary, model = (one._replace(weights=place(one.weights)) for one in pair())
     losses: list[float] = []
     # On the largest mesh by a loop over layers; `interrupted_and_resumed` trains there one by one.
-    loss = tandem_loss(graph, primary, gammas=(2, 3), distil_weight=0.5, scan_layers=shape == MESHES[-1])
+    options = {"gammas": (2, 3), "distil_weight": 0.5, "scan_layers": shape == MESHES[-1]}
+    loss = tandem_loss(model.definition, primary.definition, **options)
     trained = train(
         loss,
-        weights,
-        primary_weights,
+        model.weights,
+        primary.weights,
         batches,
         OPTIMIZER,
         seed=0,
@@ -67,26 +71,20 @@ def on_mesh(shape: tuple[int, int, int], folder: Path) -> dict[str, Any]:
         report_every=1,
         report=lambda step, total, metrics: losses.append(metrics["cross_entropy"]),
     )
-    drafter, windows = TandemDrafter(graph), np.stack(PROMPTS)
-    greedy = run_prompts(Method(engine_for(primary, drafter, 2), primary_weights, trained), PROMPTS, 10, batch_size=4)
+    model, windows = model._replace(weights=trained), np.stack(PROMPTS)
+    drafter = Bound(TandemDrafter(model.definition), trained)
+    method = Method.of(primary, drafter, 2)
+    greedy = run_prompts(method, PROMPTS, 10, batch_size=4)
     law = {"sampling": SamplingConfig(0.8), "verification": Verification.block}
-    drawn = run_prompts(
-        Method(engine_for(primary, drafter, 2, **law), primary_weights, trained),
-        PROMPTS[:2],
-        8,
-        2,
-        batch_size=2,
-        seed=3,
-    )
-    written = generate(engine_for(primary, drafter, 2), primary_weights, trained, PROMPTS, 10, 4, lambda text: False)
-    scorers = {"decoder": (Scorer(primary), primary_weights)}
-    scorers["tandem"] = (Scorer(primary, graph, 2), (primary_weights, trained))
-    scored = {name: score(*scorer, QUESTIONS, 2) for name, scorer in scorers.items()}
+    drawn = run_prompts(Method.of(primary, drafter, 2, **law), PROMPTS[:2], 8, 2, batch_size=2, seed=3)
+    written = generate(Bound(method.engine, method.weights), PROMPTS, 10, 4, lambda text: False)
+    scorers = {"decoder": Scorer(primary), "tandem": Scorer(primary, model, 2)}
+    scored = {name: score(scorer, QUESTIONS, 2) for name, scorer in scorers.items()}
     return {
         "losses": losses,
         "weights": [fetch(leaf).tolist() for leaf in jax.tree.leaves(trained)],
         "divided": sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(trained)),
-        "agreement": means(measure(primary, primary_weights, [Reader(graph, trained, 2)], windows)[0]),
+        "agreement": means(measure(primary, [Reader(model, 2)], windows)[0]),
         "greedy": greedy.responses.tolist(),
         "blocks": greedy.blocks.tolist(),
         "drawn": drawn.responses.tolist(),
@@ -99,14 +97,13 @@ def on_mesh(shape: tuple[int, int, int], folder: Path) -> dict[str, Any]:
 
 def interrupted_and_resumed(folder: Path) -> dict[str, Any]:
     """Training that is stopped on one mesh after half its steps, and goes on on another."""
-    graph, weights = tandem(1, PRIMARY, SECONDARY, (1,))
-    primary, primary_weights = decoder(PRIMARY, 0)
-    loss = tandem_loss(graph, primary, gammas=(2, 3), distil_weight=0.5)
+    primary, model = pair()
+    loss = tandem_loss(model.definition, primary.definition, gammas=(2, 3), distil_weight=0.5)
     asked = iter([False, False, True])
 
     def go_on(shape: tuple[int, int, int], should_stop: Any) -> Any:
         with mesh_of(shape):
-            given = place(weights), place(primary_weights)
+            given = place(model.weights), place(primary.weights)
             return train(loss, *given, batches, OPTIMIZER, seed=0, folder=folder, should_stop=should_stop)
 
     try:
@@ -116,7 +113,7 @@ def interrupted_and_resumed(folder: Path) -> dict[str, Any]:
     trained = go_on((1, 2, 1), lambda: False)
     with mesh_of((1, 2, 2)):
         checkpoint.save(folder / "weights.safetensors", place(trained))
-    restored = checkpoint.load(folder / "weights.safetensors", weights)[0]  # on one device
+    restored = checkpoint.load(folder / "weights.safetensors", model.weights)[0]  # on one device
     return {"stopped": stopped, "weights": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(restored)]}
 
 

@@ -13,6 +13,7 @@ from tandem.decoding.drafters.eagle import Eagle
 from tandem.decoding.drafters.kv import QueryOnly
 from tandem.decoding.drafters.medusa import Medusa
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
+from tandem.model.bound import Bound
 from tandem.model.heads import HeadModule
 
 DEPTH = 4
@@ -35,15 +36,15 @@ def random_head(config: Head, primary, seed: int, dtype=jnp.float32):
         noise = rng.standard_normal(leaf.shape)
         return jnp.asarray(1 + 0.3 * noise if leaf.ndim == 1 else 2 * noise * leaf.shape[0] ** -0.5, dtype)
 
-    return graph, jax.tree.map(draw, template)
+    return Bound(graph, jax.tree.map(draw, template))
 
 
 def drafter_of(kind: str, primary, head):
-    """The drafter on `primary` (graph, weights) with `head` (graph, weights), and the weights that it is given."""
-    graph, weights = primary
+    """The drafter on `primary` with `head`, both bound."""
     if kind == "prompt_lookup":
-        return PromptLookup(nnx.merge(graph, weights).config.vocab_size), None
-    return HeadDrafter(head[0], graph), {"head": head[1], "primary": weights}
+        return Bound(PromptLookup(nnx.merge(*primary).config.vocab_size), None)
+    drafter = HeadDrafter(head.definition, primary.definition)
+    return Bound(drafter, {"head": head.weights, "primary": primary.weights})
 
 
 def unrolled_logits(primary, head, text: np.ndarray) -> list[np.ndarray]:

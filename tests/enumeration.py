@@ -17,8 +17,9 @@ import numpy as np
 from flax import nnx
 
 from tandem.config import DecoderConfig
-from tandem.decoding.engine import Engine, fan_out, running
+from tandem.decoding.engine import Engine, EngineWeights, fan_out, running
 from tandem.decoding.sampling import SamplingConfig
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem
 
@@ -59,14 +60,14 @@ class Scripted:
         )
 
 
-def random_decoder(config: DecoderConfig, seed: int, dtype: Any = jnp.float64) -> tuple[nnx.GraphDef[Decoder], Any]:
+def random_decoder(config: DecoderConfig, seed: int, dtype: Any = jnp.float64) -> Bound[nnx.GraphDef[Decoder]]:
     graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(seed)))
-    return graph, _spread(weights, dtype)
+    return Bound(graph, _spread(weights, dtype))
 
 
-def random_tandem(seed: int, dtype: Any = jnp.float64) -> tuple[nnx.GraphDef[Tandem], Any]:
+def random_tandem(seed: int, dtype: Any = jnp.float64) -> Bound[nnx.GraphDef[Tandem]]:
     graph, weights = nnx.split(Tandem(PRIMARY, SECONDARY, [1], dtype=dtype, rngs=nnx.Rngs(seed)))
-    return graph, _spread(weights, dtype)
+    return Bound(graph, _spread(weights, dtype))
 
 
 def _spread(weights: Any, dtype: Any) -> Any:
@@ -74,19 +75,15 @@ def _spread(weights: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) * (40 if leaf.shape[0] == VOCABULARY else 2), weights)
 
 
-def output_law(
-    engine: Engine, weights: Any, drafter_weights: Any, prompt: list[int], new: int, rule_weights: Any = None
-) -> dict[tuple[int, ...], float]:
+def output_law(engine: Engine, weights: EngineWeights, prompt: list[int], new: int) -> dict[tuple[int, ...], float]:
     """{response: probability} of `engine`, which must draw by `Scripted`; a response ends after `new` tokens or a stop
     token."""
     prompts, lengths = jnp.asarray([prompt], jnp.int32), jnp.asarray([len(prompt)], jnp.int32)
     limit = len(prompt) - 1 + new
     scripts = _scripts(engine.gamma)
     begin = Script(jnp.zeros((1, scripts.shape[1]), jnp.int32), jnp.zeros(1, jnp.int32), jnp.ones(1))
-    frontier = engine.prefill(weights, drafter_weights, prompts, lengths, begin, max_new_tokens=new)
-    block = jax.jit(
-        lambda state: engine.block(weights, drafter_weights, jnp.full(state.position.shape, limit), state, rule_weights)
-    )
+    frontier = engine.prefill(weights, prompts, lengths, begin, max_new_tokens=new)
+    block = jax.jit(lambda state: engine.block(weights, jnp.full(state.position.shape, limit), state))
     law: dict[tuple[int, ...], float] = defaultdict(float)
     while frontier is not None:
         survivors = []
@@ -127,15 +124,14 @@ def _scripts(gamma: int) -> np.ndarray:
 
 
 def primary_law(
-    graph: nnx.GraphDef[Decoder],
-    weights: Any,
+    primary: Bound[nnx.GraphDef[Decoder]],
     law: SamplingConfig,
     prompt: list[int],
     new: int,
     stop_tokens: tuple[int, ...] = (),
 ) -> dict[tuple[int, ...], float]:
     """{response: probability} of the primary alone, from whole forward passes."""
-    model = nnx.merge(graph, weights)
+    model = nnx.merge(*primary)
     laws: dict[tuple[int, ...], float] = {(): 1.0}
     done: dict[tuple[int, ...], float] = {}
     for _ in range(new):

@@ -16,7 +16,8 @@ from pairs import PRIMARY, SECONDARY, decoder
 
 from tandem.config import OptimizerConfig
 from tandem.decoding import drafters
-from tandem.measure.timing import Method, engine_for, run_prompts
+from tandem.measure.timing import Method, run_prompts
+from tandem.model.bound import Bound
 from tandem.model.heads import HeadModule
 from tandem.parallel.sharding import fetch, place
 from tandem.training.loop import train
@@ -33,15 +34,16 @@ def batches(step: int, rows: slice = slice(None)) -> np.ndarray:
 
 
 def on_mesh(shape: tuple[int, int, int], name: str, folder: Path) -> dict[str, Any]:
-    primary, primary_weights = decoder(PRIMARY, 0)
+    primary = decoder(PRIMARY, 0)
     config = drafters.head_of_size(name, PRIMARY, SECONDARY, 2, 3)
     graph, weights = nnx.split(HeadModule(config, PRIMARY, rngs=nnx.Rngs(1)))
     with mesh_of(shape):
-        primary_weights, weights = place(primary_weights), place(weights)
-        loss = head_loss(graph, primary, distil_weight=0.5)
-        trained = train(loss, weights, primary_weights, batches, OPTIMIZER, seed=0, folder=folder)
-        drafter, given = drafters.HeadDrafter(graph, primary), {"head": trained, "primary": primary_weights}
-        spoken = run_prompts(Method(engine_for(primary, drafter, 2), primary_weights, given), PROMPTS, 6, batch_size=2)
+        primary, weights = primary._replace(weights=place(primary.weights)), place(weights)
+        loss = head_loss(graph, primary.definition, distil_weight=0.5)
+        trained = train(loss, weights, primary.weights, batches, OPTIMIZER, seed=0, folder=folder)
+        drafter = drafters.HeadDrafter(graph, primary.definition)
+        drafting = Bound(drafter, {"head": trained, "primary": primary.weights})
+        spoken = run_prompts(Method.of(primary, drafting, 2), PROMPTS, 6, batch_size=2)
         return {
             "weights": [fetch(leaf).tolist() for leaf in jax.tree.leaves(trained)],
             "divided": sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(trained)),

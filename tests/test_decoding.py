@@ -14,7 +14,8 @@ from pairs import PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
-from tandem.decoding.engine import Engine, greedy
+from tandem.decoding.engine import Engine, EngineWeights, greedy
+from tandem.model.bound import Bound
 from tandem.model.layout import cast_matrices, pack_matrices
 
 NEW = 40
@@ -23,9 +24,9 @@ PROMPTS = np.random.default_rng(3).integers(0, 37, (3, 9)).astype(np.int32)
 
 
 def run(engine: Engine, weights, drafter_weights=None, prompts=PROMPTS, lengths=LENGTHS, new=NEW):
-    prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
-    state = engine.prefill(weights, drafter_weights, prompts, lengths, max_new_tokens=new)
-    state = engine.decode(weights, drafter_weights, state, lengths - 1 + new)
+    prompts, lengths, given = jnp.asarray(prompts), jnp.asarray(lengths), EngineWeights(weights, drafter_weights)
+    state = engine.prefill(given, prompts, lengths, max_new_tokens=new)
+    state = engine.decode(given, state, lengths - 1 + new)
     responses = [np.asarray(state.tokens)[row, n : n + new] for row, n in enumerate(lengths.tolist())]
     return np.stack(responses), state
 
@@ -38,9 +39,9 @@ def primary():
 def drafter_of(kind: str):
     if kind == "tandem":
         graph, weights = tandem(1)
-        return TandemDrafter(graph), weights
+        return Bound(TandemDrafter(graph), weights)
     graph, weights = decoder(SECONDARY, 1)
-    return Independent(graph), weights
+    return Bound(Independent(graph), weights)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +71,12 @@ def test_speculative_output_is_the_primarys_at_the_same_width(kind, gamma, dtype
 
 @pytest.mark.slow
 def test_a_packed_primary_verifies_as_it_decodes_and_multiplies_once_with_each_matrix():
-    graph, weights = pack_matrices(*decoder(replace(PRIMARY, d_ff=520), 0))
+    graph, weights = pack_matrices(decoder(replace(PRIMARY, d_ff=520), 0))
     drafter, drafter_weights = drafter_of("independent")
     reference, state = run(Engine(graph, width=4), weights)
     output, _ = run(Engine(graph, drafter, gamma=3), weights, drafter_weights)
     np.testing.assert_array_equal(output, reference)
-    text = Engine(graph, width=4).decode.lower(weights, None, state, jnp.asarray(LENGTHS)).compile().as_text()
+    text = Engine(graph, width=4).decode.lower(EngineWeights(weights), state, jnp.asarray(LENGTHS)).compile().as_text()
     # Of the attention's input and output, the gates, down; the logits and the mixture; and the output matrix.
     assert len(re.findall(r" dot\(", text)) == (4 + 2) * PRIMARY.num_layers + 1
 
@@ -192,8 +193,9 @@ def test_no_pass_copies_a_cache(primary, gamma):
     drafter, drafter_weights = drafter_of("independent")
     engine = Engine(graph, drafter, gamma=gamma)
     prompts, lengths = jnp.asarray(PROMPTS[:1]), jnp.asarray(LENGTHS[:1])
-    state = engine.prefill(weights, drafter_weights, prompts, lengths, max_new_tokens=NEW)
-    text = engine.decode.lower(weights, drafter_weights, state, lengths).compile().as_text()
+    given = EngineWeights(weights, drafter_weights)
+    state = engine.prefill(given, prompts, lengths, max_new_tokens=NEW)
+    text = engine.decode.lower(given, state, lengths).compile().as_text()
     assert state.cache.keys[0].shape == (1, 2, state.cache.length, 8)
     made = re.findall(rf"%\S+ = f32\[(?:1,)?2,{state.cache.length},8\]\S* (?:copy|fusion|transpose)\(", text)
     assert len(made) == 2 * (PRIMARY.num_layers + (2 * SECONDARY.num_layers if gamma else 0))

@@ -28,11 +28,12 @@ from tandem.decoding.drafters import head_of_size
 from tandem.decoding.drafters.eagle import feature_layers
 from tandem.decoding.drafters.kv import cache_layers
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.decoding.sampling import SamplingConfig
 from tandem.decoding.stopping import Confidence
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint
+from tandem.model.bound import Bound
 from tandem.model.cache import KVCache
 from tandem.model.heads import HeadModule
 from tandem.model.layout import cast_matrices
@@ -88,17 +89,17 @@ def decoded(trained):
     @cache
     def decode(kind: str | None, gamma: int, dtype=jnp.float32, adaptive: bool = False):
         graph, weights = decoder(PRIMARY, 0, dtype)
-        weights = cast_matrices(weights, dtype)
-        drafter = drafter_weights = head = None
+        primary, drafter, head = Bound(graph, cast_matrices(weights, dtype)), None, None
         if kind is not None and kind in HEADS:
-            model = random_head(SIZES[kind], PRIMARY, 1, dtype)[0]
-            head = model, cast_matrices(trained(kind)[0], dtype)
+            model = random_head(SIZES[kind], PRIMARY, 1, dtype).definition
+            head = Bound(model, cast_matrices(trained(kind)[0], dtype))
         if kind is not None:
-            drafter, drafter_weights = drafter_of(kind, (graph, weights), head)
-        rule = Confidence(0.3) if adaptive else None
-        engine = Engine(graph, drafter, gamma=gamma if drafter else 0, width=gamma + 1, rule=rule)
-        state = engine.prefill(weights, drafter_weights, PROMPTS, LENGTHS, max_new_tokens=NEW)
-        state = engine.decode(weights, drafter_weights, state, LENGTHS - 1 + NEW)
+            drafter = drafter_of(kind, primary, head)
+        rule, options = Confidence(0.3) if adaptive else None, {"gamma": gamma if drafter else 0, "width": gamma + 1}
+        engine = Engine(graph, drafter and drafter.definition, rule=rule, **options)
+        own = EngineWeights.of(primary, drafter)
+        state = engine.prefill(own, PROMPTS, LENGTHS, max_new_tokens=NEW)
+        state = engine.decode(own, state, LENGTHS - 1 + NEW)
         return np.stack([np.asarray(state.tokens)[row, n : n + NEW] for row, n in enumerate(LENGTHS)]), state
 
     return decode

@@ -18,7 +18,7 @@ from tandem.config import Verification
 from tandem.decoding.drafters.eagle import Eagle
 from tandem.decoding.drafters.kv import QueryOnly
 from tandem.decoding.drafters.medusa import Medusa
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import Confidence
 from tandem.training.objective import DRAFT_WEIGHT, cross_entropy, distillation, head_loss
@@ -58,17 +58,14 @@ LAW_CASES = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_law_of_the_output_is_the_primarys(kind, case):
     with jax.enable_x64(True):
-        graph, weights = random_decoder(LAW_PRIMARY, 0)
-        head = None
-        if kind in HEADS:
-            model, head_weights = random_head(LAW_SIZES[kind], LAW_PRIMARY, 1, jnp.float64)
-            head = model, head_weights
-        drafter, drafter_weights = drafter_of(kind, (graph, weights), head)
+        primary = random_decoder(LAW_PRIMARY, 0)
+        head = random_head(LAW_SIZES[kind], LAW_PRIMARY, 1, jnp.float64) if kind in HEADS else None
+        drafter = drafter_of(kind, primary, head)
         options = {"gamma": 2, "sampling": SamplingConfig(temperature=1.0), "sampler": Scripted(), **LAW_CASES[case]}
-        engine = Engine(graph, drafter, **options)
-        law = output_law(engine, weights, drafter_weights, [0, 2, 0], 3)
+        engine = Engine(primary.definition, drafter.definition, **options)
+        law = output_law(engine, EngineWeights.of(primary, drafter), [0, 2, 0], 3)
         assert sum(law.values()) == pytest.approx(1, abs=1e-12)
-        expected = primary_law(graph, weights, engine.sampling, [0, 2, 0], 3, engine.stop_tokens)
+        expected = primary_law(primary, engine.sampling, [0, 2, 0], 3, engine.stop_tokens)
         assert distance(law, expected) < 1e-12
 
 
@@ -134,7 +131,7 @@ def test_a_draft_reads_nothing_of_the_primary_within_its_block(kind, primary, he
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_router_learns_from_a_head_what_it_drafts(kind, primary, heads):
     text, skip = np.random.default_rng(5).integers(0, 37, 24).astype(np.int32), 6
-    traces = collect(*primary, *heads[kind], text[None], skip, 8, GREEDY)
+    traces = collect(primary, heads[kind], text[None], skip, 8, GREEDY)
     place, likeliest = np.asarray(traces.place[0]), np.asarray(traces.features.token[0])
     assert set(place.tolist()) == set(range(DEPTH)), "blocks are no longer than the head is trained for"
     expected = unrolled_logits(primary, heads[kind], text)

@@ -13,7 +13,7 @@ from enumeration import PRIMARY, SECONDARY, random_decoder
 from tandem.config import Verification
 from tandem.decoding import inversion
 from tandem.decoding.drafters.independent import Independent
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.decoding.sampler import Keys, row_keys
 from tandem.decoding.sampling import SamplingConfig
 from tandem.decoding.verification import acceptance, accepted_count, residual
@@ -328,15 +328,15 @@ def test_infinite_logits_have_a_law():
     ],
 )
 def test_the_text_at_a_small_temperature_is_the_greedy_one(temperature, options):
-    graph, weights = random_decoder(PRIMARY, 0, jnp.float32)
-    model, drafter_weights = random_decoder(SECONDARY, 1, jnp.float32)
+    primary, model = random_decoder(PRIMARY, 0, jnp.float32), random_decoder(SECONDARY, 1, jnp.float32)
+    weights = EngineWeights.of(primary, model)
     rows, new = 8, 16
 
     def text(law: SamplingConfig) -> np.ndarray:
-        engine = Engine(graph, Independent(model), sampling=law, width=3, **options)
+        engine = Engine(primary.definition, Independent(model.definition), sampling=law, width=3, **options)
         prompts = jnp.asarray(np.random.default_rng(0).integers(0, PRIMARY.vocab_size, (rows, 4)), jnp.int32)
-        state = engine.prefill(weights, drafter_weights, prompts, jnp.full(rows, 4), max_new_tokens=new)
-        state = engine.decode(weights, drafter_weights, state, jnp.full(rows, 3 + new))
+        state = engine.prefill(weights, prompts, jnp.full(rows, 4), max_new_tokens=new)
+        state = engine.decode(weights, state, jnp.full(rows, 3 + new))
         return np.asarray(state.tokens)[:, 4 : 4 + new]
 
     np.testing.assert_array_equal(text(SamplingConfig(temperature)), text(SamplingConfig()))

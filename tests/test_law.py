@@ -24,10 +24,11 @@ from tandem.config import Verification
 from tandem.decoding import engine as engine_module
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
-from tandem.decoding.engine import Engine, fan_out
+from tandem.decoding.engine import Engine, EngineWeights, fan_out
 from tandem.decoding.sampler import Keys, row_keys
 from tandem.decoding.sampling import SamplingConfig
 from tandem.decoding.stopping import Confidence
+from tandem.model.bound import Bound
 from tandem.model.layout import trim
 
 # Each case compiles programs of its own.
@@ -61,28 +62,27 @@ def _float64():
         yield
 
 
-def trimmed(model, weights, kept):
-    return (model, weights) if kept is None else trim(model, weights, np.asarray(kept))
-
-
 def pair(kind: str, kept=None, **options):
-    """An engine that draws by script, and the weights of both models; the drafter may draft the tokens `kept` alone."""
-    graph, weights = random_decoder(PRIMARY, 0)
+    """An engine that draws by script, and its weights; the drafter may draft the tokens `kept` alone."""
+    primary = random_decoder(PRIMARY, 0)
     if kind == "none":
-        return Engine(graph, sampler=Scripted(), **options), weights, None
-    if kind == "tandem":
-        model, drafter_weights = trimmed(*random_tandem(1), kept)
-        drafter = TandemDrafter(model)
-    else:
-        model, drafter_weights = trimmed(*random_decoder(SECONDARY, 1), kept)
-        drafter = Independent(model)
-    return Engine(graph, drafter, sampler=Scripted(), **{"gamma": 2, **options}), weights, drafter_weights
+        return Engine(primary.definition, sampler=Scripted(), **options), EngineWeights.of(primary)
+    model = random_tandem(1) if kind == "tandem" else random_decoder(SECONDARY, 1)
+    model = model if kept is None else trim(model, np.asarray(kept))
+    drafter = (TandemDrafter if kind == "tandem" else Independent)(model.definition)
+    engine = Engine(primary.definition, drafter, sampler=Scripted(), **{"gamma": 2, **options})
+    return engine, EngineWeights.of(primary, model)
 
 
-def wrong_by(engine: Engine, weights, drafter_weights, new: int = 3) -> float:
-    law = output_law(engine, weights, drafter_weights, PROMPT, new)
+def law_of_primary(engine: Engine, weights: EngineWeights, new: int = 3):
+    primary = Bound(engine.primary, weights.primary)
+    return primary_law(primary, engine.sampling, PROMPT, new, engine.stop_tokens)
+
+
+def wrong_by(engine: Engine, weights: EngineWeights, new: int = 3) -> float:
+    law = output_law(engine, weights, PROMPT, new)
     assert sum(law.values()) == pytest.approx(1, abs=EXACT)
-    return distance(law, primary_law(engine.primary, weights, engine.sampling, PROMPT, new, engine.stop_tokens))
+    return distance(law, law_of_primary(engine, weights, new))
 
 
 CASES = {
@@ -132,21 +132,21 @@ def test_the_law_of_the_output_is_the_primarys(case):
 
 def test_adaptive_rows_stop_at_different_lengths():
     """Or the adaptive cases above would be the fixed ones under another name."""
-    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING, rule=Confidence(0.6))
+    engine, weights = pair("tandem", sampling=SAMPLING, rule=Confidence(0.6))
     engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, rule=Confidence(0.6))
-    _, state = responses(engine, weights, drafter_weights, rows=64, new=3)
+    _, state = responses(engine, weights, rows=64, new=3)
     drafted = np.asarray(state.blocks).sum(axis=(0, 2))
     assert drafted[0] == 0
     assert min(drafted[1:]) > 10
 
 
-def responses(engine: Engine, weights, drafter_weights, rows: int, new: int, seed: int = 0):
+def responses(engine: Engine, weights: EngineWeights, rows: int, new: int, seed: int = 0):
     """`rows` responses to one prompt, which share its prefill, and the state."""
     prompt, length = jnp.asarray([PROMPT], jnp.int32), jnp.asarray([len(PROMPT)], jnp.int32)
-    state = engine.prefill(weights, drafter_weights, prompt, length, max_new_tokens=new)
+    state = engine.prefill(weights, prompt, length, max_new_tokens=new)
     state = fan_out(state, rows, row_keys(seed, rows))
     limits = jnp.full(rows, len(PROMPT) - 1 + new, jnp.int32)
-    state = engine.decode(weights, drafter_weights, state, limits)
+    state = engine.decode(weights, state, limits)
     return np.asarray(state.tokens)[:, len(PROMPT) : len(PROMPT) + new], state
 
 
@@ -163,10 +163,10 @@ ONE_IN_A_MILLION = 78.0
 
 @pytest.mark.parametrize("verification", Verification)
 def test_real_draws_follow_the_law(verification):
-    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+    engine, weights = pair("tandem", sampling=SAMPLING)
     engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, verification=verification)
-    outputs, _ = responses(engine, weights, drafter_weights, rows=20_000, new=3)
-    law = primary_law(engine.primary, weights, SAMPLING, PROMPT, 3)
+    outputs, _ = responses(engine, weights, rows=20_000, new=3)
+    law = law_of_primary(engine, weights)
     assert len(law) == VOCABULARY**3
     assert g_statistic(outputs, law) < ONE_IN_A_MILLION
 
@@ -174,23 +174,21 @@ def test_real_draws_follow_the_law(verification):
 def test_block_verification_accepts_more():
     counts = {}
     for verification in Verification:
-        engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+        engine, weights = pair("tandem", sampling=SAMPLING)
         engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, verification=verification)
-        _, state = responses(engine, weights, drafter_weights, rows=20_000, new=1)
+        _, state = responses(engine, weights, rows=20_000, new=1)
         counts[verification] = np.asarray(state.accepted_lengths).sum(axis=0) @ np.arange(3)
     assert counts[Verification.block] > counts[Verification.token]
 
 
 def test_a_row_draws_the_same_alone_and_among_others():
-    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+    engine, weights = pair("tandem", sampling=SAMPLING)
     engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, rule=Confidence(0.6))
-    together, _ = responses(engine, weights, drafter_weights, rows=24, new=3)
+    together, _ = responses(engine, weights, rows=24, new=3)
     prompt, length = jnp.asarray([PROMPT], jnp.int32), jnp.asarray([len(PROMPT)], jnp.int32)
     for row in (0, 7, 23):
-        state = engine.prefill(
-            weights, drafter_weights, prompt, length, row_keys(0, 24)[row : row + 1], max_new_tokens=3
-        )
-        state = engine.decode(weights, drafter_weights, state, jnp.asarray([len(PROMPT) + 2], jnp.int32))
+        state = engine.prefill(weights, prompt, length, row_keys(0, 24)[row : row + 1], max_new_tokens=3)
+        state = engine.decode(weights, state, jnp.asarray([len(PROMPT) + 2], jnp.int32))
         np.testing.assert_array_equal(np.asarray(state.tokens)[0, len(PROMPT) : len(PROMPT) + 3], together[row])
 
 
@@ -199,28 +197,28 @@ def test_a_row_draws_the_same_alone_and_among_others():
 
 def test_fault_a_drawn_draft_is_thrown_away(monkeypatch):
     """Rule 1: a stopping rule that unmakes the draft it has seen."""
-    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING, rule=TokenConfidence(0.5))
+    engine, weights = pair("tandem", sampling=SAMPLING, rule=TokenConfidence(0.5))
     draft_block = engine.draft_block
 
     def faulty(*arguments):
         block = draft_block(*arguments)
         return replace(block, drafted=jnp.maximum(block.drafted - (block.drafted < engine.gamma), 0))
 
-    assert wrong_by(engine, weights, drafter_weights) < EXACT
+    assert wrong_by(engine, weights) < EXACT
     monkeypatch.setattr(engine, "draft_block", faulty)
-    assert wrong_by(engine, weights, drafter_weights) > WRONG
+    assert wrong_by(engine, weights) > WRONG
 
 
 def test_fault_q_is_not_the_law_that_the_draft_was_drawn_from(monkeypatch):
     """Rule 2: drafts are drawn from a colder law than the one in the ratio."""
-    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+    engine, weights = pair("tandem", sampling=SAMPLING)
     draw = engine._draw
 
     def faulty(chance, position, slot, logits, active):
         return draw(chance, position, slot, 2 * logits, active)
 
     monkeypatch.setattr(engine, "_draw", faulty)
-    assert wrong_by(engine, weights, drafter_weights) > WRONG
+    assert wrong_by(engine, weights) > WRONG
 
 
 @pytest.mark.parametrize("verification", Verification)
@@ -256,15 +254,15 @@ class OneKey(Keys):
 
 def test_fault_a_key_is_used_twice():
     """Rule 4; enumeration cannot see it, real draws can."""
-    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING)
+    engine, weights = pair("tandem", sampling=SAMPLING)
     engine = Engine(engine.primary, engine.drafter, gamma=2, sampling=SAMPLING, sampler=OneKey())
-    outputs, _ = responses(engine, weights, drafter_weights, rows=20_000, new=3)
-    assert g_statistic(outputs, primary_law(engine.primary, weights, SAMPLING, PROMPT, 3)) > ONE_IN_A_MILLION
+    outputs, _ = responses(engine, weights, rows=20_000, new=3)
+    assert g_statistic(outputs, law_of_primary(engine, weights)) > ONE_IN_A_MILLION
 
 
 def test_fault_a_stop_token_does_not_cut_its_block(monkeypatch):
     """Rule 4: what stands after a stop token is no part of the response."""
-    engine, weights, drafter_weights = pair("tandem", sampling=SAMPLING, stop_tokens=(2,))
+    engine, weights = pair("tandem", sampling=SAMPLING, stop_tokens=(2,))
     end = engine._end
 
     def faulty(state, emitted, accepted, alive):
@@ -272,8 +270,7 @@ def test_fault_a_stop_token_does_not_cut_its_block(monkeypatch):
         return jnp.where(found < engine_module.NEVER, state.position + accepted + 1, found)
 
     monkeypatch.setattr(engine, "_end", faulty)
-    law = output_law(engine, weights, drafter_weights, PROMPT, 3)
-    assert distance(law, primary_law(engine.primary, weights, SAMPLING, PROMPT, 3, (2,))) > WRONG
+    assert distance(output_law(engine, weights, PROMPT, 3), law_of_primary(engine, weights)) > WRONG
 
 
 def test_fault_rows_share_a_position(monkeypatch):
@@ -292,24 +289,24 @@ def test_fault_rows_share_a_position(monkeypatch):
 def test_fault_a_draft_that_nearly_ties_is_accepted(monkeypatch):
     """Rule 6: greedy equality is token for token, in the same arithmetic."""
     with jax.enable_x64(False):
-        graph, weights = random_decoder(PRIMARY, 0, jnp.float32)
-        model, drafter_weights = random_tandem(1, jnp.float32)
+        primary, model = random_decoder(PRIMARY, 0, jnp.float32), random_tandem(1, jnp.float32)
+        weights = EngineWeights.of(primary, model)
         rows, new = 8, 24
 
-        def output(engine, *given):
+        def output(engine):
             prompts = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (rows, 4)), jnp.int32)
-            state = engine.prefill(weights, *given, prompts, jnp.full(rows, 4), max_new_tokens=new)
-            state = engine.decode(weights, *given, state, jnp.full(rows, 3 + new))
+            state = engine.prefill(weights, prompts, jnp.full(rows, 4), max_new_tokens=new)
+            state = engine.decode(weights, state, jnp.full(rows, 3 + new))
             return np.asarray(state.tokens)[:, 4 : 4 + new]
 
-        reference = output(Engine(graph, width=4), None)
-        drafter = TandemDrafter(model)
-        np.testing.assert_array_equal(output(Engine(graph, drafter, gamma=3), drafter_weights), reference)
+        graph, drafter = primary.definition, TandemDrafter(model.definition)
+        reference = output(Engine(graph, width=4))
+        np.testing.assert_array_equal(output(Engine(graph, drafter, gamma=3)), reference)
         count = engine_module.accepted_count
         monkeypatch.setattr(
             engine_module, "accepted_count", lambda method, events: jnp.maximum(count(method, events), 1)
         )
-        assert np.any(output(Engine(graph, drafter, gamma=3), drafter_weights) != reference)
+        assert np.any(output(Engine(graph, drafter, gamma=3)) != reference)
 
 
 def test_laws_cut_and_renormalise():

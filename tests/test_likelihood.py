@@ -15,7 +15,7 @@ from pairs import PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.data.batches import bucket
 from tandem.decoding.drafters.tandem import TandemDrafter
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.measure import likelihood
 from tandem.measure import questions as packing
 from tandem.measure.likelihood import Scorer
@@ -33,8 +33,8 @@ TANDEMS = {3: tandem(1, secondary=NARROW, layer_map=(2, 4)), 2: tandem(2, second
 
 def scorer_of(gamma: int | None):
     if gamma is None:
-        return Scorer(MODEL[0]), MODEL[1]
-    return Scorer(MODEL[0], TANDEMS[gamma][0], gamma), (MODEL[1], TANDEMS[gamma][1])
+        return Scorer(MODEL)
+    return Scorer(MODEL, TANDEMS[gamma], gamma)
 
 
 @partial(jax.jit, static_argnames="gamma")
@@ -87,8 +87,8 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_packed_options_score_as_each_would_alone(shape, gamma):
     questions = questions_like(shape, seed=len(shape))
-    scorer, weights = scorer_of(gamma)
-    found = likelihood.score(scorer, weights, questions, batch_size=4)
+    scorer = scorer_of(gamma)
+    found = likelihood.score(scorer, questions, batch_size=4)
     for question, scores in zip(questions, found, strict=True):
         expected = naive(question, gamma)
         assert [s.log_likelihood for s in scores] == pytest.approx([e[0] for e in expected], rel=2e-5)
@@ -99,29 +99,29 @@ def test_packed_options_score_as_each_would_alone(shape, gamma):
 @pytest.mark.parametrize("gamma", [2, 3])
 def test_what_the_standalone_tandem_writes_is_greedy_to_its_scorer(gamma):
     new, lengths = 11, (4, 7, 12)
-    graph, tandem_weights = TANDEMS[gamma]
     rng = np.random.default_rng(gamma)
     prompts = [rng.integers(0, 37, length).astype(np.int32) for length in lengths]
-    engine = Engine(MODEL[0], TandemDrafter(graph), gamma=gamma, verify=False)
+    engine = Engine(MODEL.definition, TandemDrafter(TANDEMS[gamma].definition), gamma=gamma, verify=False)
+    weights = EngineWeights.of(MODEL, TANDEMS[gamma])
     padded = np.stack([np.pad(prompt, (0, 12 - len(prompt))) for prompt in prompts])
     counts = jnp.asarray(lengths)
-    state = engine.prefill(MODEL[1], tandem_weights, jnp.asarray(padded), counts, max_new_tokens=new)
-    state = engine.decode(MODEL[1], tandem_weights, state, counts - 1 + new)
+    state = engine.prefill(weights, jnp.asarray(padded), counts, max_new_tokens=new)
+    state = engine.decode(weights, state, counts - 1 + new)
     written = [np.asarray(state.tokens)[i, n : n + new] for i, n in enumerate(lengths)]
     other = [np.where(np.arange(new) == new - 1, (row + 1) % 37, row) for row in written]
     questions = [Question(*pair) for pair in zip(prompts, zip(written, other, strict=True), strict=True)]
-    for scores in likelihood.score(*scorer_of(gamma), questions, batch_size=2):
+    for scores in likelihood.score(scorer_of(gamma), questions, batch_size=2):
         assert [score.greedy for score in scores] == [True, False]
 
 
 def test_many_options_take_several_rows_and_keep_their_order(monkeypatch):
     questions = questions_like([(5, [6, 3, 9, 1, 7, 7, 9, 9]), (3, [1, 1])], seed=5)
-    scorer, weights = scorer_of(None)
-    whole = likelihood.score(scorer, weights, questions, batch_size=2)
+    scorer = scorer_of(None)
+    whole = likelihood.score(scorer, questions, batch_size=2)
     assert len(list(split(questions[0]))) == 1
     monkeypatch.setattr(packing, "LEAST_ROW", 32)
     assert len(list(split(questions[0]))) == 2
-    parted = likelihood.score(scorer, weights, questions, batch_size=2)
+    parted = likelihood.score(scorer, questions, batch_size=2)
     for ours, theirs in zip(itertools.chain(*parted), itertools.chain(*whole), strict=True):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=2e-5)
         assert ours.tokens == theirs.tokens
@@ -141,9 +141,9 @@ def test_questions_that_begin_alike_score_as_each_would_alone(gamma):
     questions.append(Question(questions[0].prompt, questions[1].options))
     held = sum(len(question.prompt) for question in questions)
     assert sum((rows.segments >= 0).sum() for _, rows in batches(questions, 4)) < held - 3 * 150
-    together = likelihood.score(*scorer_of(gamma), questions, batch_size=4)
+    together = likelihood.score(scorer_of(gamma), questions, batch_size=4)
     for question, scores in zip(questions, together, strict=True):
-        (alone,) = likelihood.score(*scorer_of(gamma), [question], batch_size=4)
+        (alone,) = likelihood.score(scorer_of(gamma), [question], batch_size=4)
         assert [s.log_likelihood for s in scores] == pytest.approx([s.log_likelihood for s in alone], rel=2e-5)
         assert [s.greedy for s in scores] == [s.greedy for s in alone]
 
@@ -156,7 +156,7 @@ def test_batches_side_by_side_score_as_one_after_the_other(monkeypatch):
     found = []
     for at_a_time in (1, 2, 4):
         monkeypatch.setattr(likelihood, "AT_A_TIME", at_a_time)
-        found.append(likelihood.score(*scorer_of(None), questions, 2))
+        found.append(likelihood.score(scorer_of(None), questions, 2))
     assert found[0] == found[1] == found[2]
 
 
@@ -172,5 +172,5 @@ def test_progress_counts_questions_and_may_stop_the_work(monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        likelihood.score(*scorer_of(None), questions, 2, stop)
+        likelihood.score(scorer_of(None), questions, 2, stop)
     assert seen == [(2, 5), (4, 5)]

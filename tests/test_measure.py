@@ -17,11 +17,12 @@ from pairs import decoder, tandem
 from tandem.config import DecodeConfig, DecoderConfig, Verification
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.measure import acceptance, agreement, controls, theory
 from tandem.measure.speed import BASELINE, Candidate, cache_bytes_per_token, repetition_rate, speed_tables
 from tandem.measure.standalone import standalone_rows
 from tandem.measure.timing import Method, bucket, run_prompts
+from tandem.model.bound import Bound
 from tandem.model.tandem import block_numbers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -77,8 +78,8 @@ def test_agreement_is_that_computed_by_hand_whatever_the_batches(bison, gecko, b
 
     expected = by_hand(*(np.asarray(values, np.float64) for values in run(bison[1], model[1])))
     # Two of five windows in the last batch are padding, which must not be counted.
-    readers = [agreement.Reader(*bison), agreement.Reader(*model, gamma)]
-    itself, measured = agreement.measure(*bison, readers, WINDOWS, batch_size=2)
+    readers = [agreement.Reader(bison), agreement.Reader(model, gamma)]
+    itself, measured = agreement.measure(bison, readers, WINDOWS, batch_size=2)
     np.testing.assert_array_equal(itself["relative_accuracy"], 1)
     assert set(measured) == set(agreement.MEASURES)
     for name, values in expected.items():
@@ -89,7 +90,7 @@ def test_agreement_is_that_computed_by_hand_whatever_the_batches(bison, gecko, b
 
 def test_agreement_of_a_trimmed_drafter_is_of_the_law_that_it_drafts_by(bison, gecko):
     kept = np.arange(1, GECKO.vocab_size, 3)
-    whole, trimmed = agreement.measure(*bison, [agreement.Reader(*gecko), agreement.Reader(*gecko, kept=kept)], WINDOWS)
+    whole, trimmed = agreement.measure(bison, [agreement.Reader(gecko), agreement.Reader(gecko, kept=kept)], WINDOWS)
     own, logits = (np.asarray(nnx.merge(*model)(WINDOWS[:, :-1]), np.float64) for model in (gecko, bison))
     p, q = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)), np.zeros_like(logits)
     q[..., kept] = np.exp(own[..., kept] - np.logaddexp.reduce(own[..., kept], axis=-1, keepdims=True))
@@ -101,7 +102,7 @@ def test_agreement_of_a_trimmed_drafter_is_of_the_law_that_it_drafts_by(bison, g
 
 
 def test_the_primary_agrees_with_itself(bison):
-    (measured,) = agreement.measure(*bison, [agreement.Reader(*bison)], WINDOWS, batch_size=5)
+    (measured,) = agreement.measure(bison, [agreement.Reader(bison)], WINDOWS, batch_size=5)
     np.testing.assert_array_equal(measured["relative_accuracy"], 1)
     np.testing.assert_allclose(measured["total_variation"], 0, atol=1e-6)
 
@@ -131,8 +132,8 @@ def test_a_position_is_compared_on_its_own_tokens():
 
 
 def test_a_tandems_first_position_knows_as_much_as_with_blocks_of_one(bison, bison_gecko):
-    readers = [agreement.Reader(*bison_gecko, gamma) for gamma in (1, 4)]
-    fresh, stale = agreement.measure(*bison, readers, WINDOWS)
+    readers = [agreement.Reader(bison_gecko, gamma) for gamma in (1, 4)]
+    fresh, stale = agreement.measure(bison, readers, WINDOWS)
     first, *others = agreement.paired_by_position(stale, 4, fresh, None)
     assert first["total_variation"] == pytest.approx(first["total_variation_fresh"], rel=1e-5)
     assert all(abs(row["total_variation"] - row["total_variation_fresh"]) > 1e-4 for row in others)
@@ -199,6 +200,16 @@ def test_repetition_rate_counts_n_grams_that_stood_earlier_in_the_same_response(
     assert repetition_rate(np.zeros((2, 3), int)) == 0, "shorter than one n-gram"
 
 
+def drafting(kind, model) -> Bound:
+    return Bound(kind(model.definition), model.weights)
+
+
+def method_of(primary, tandem) -> Method:
+    """SPEED by an engine of its own."""
+    engine = Engine(primary.definition, TandemDrafter(tandem.definition), gamma=2)
+    return Method(engine, EngineWeights.of(primary, tandem))
+
+
 class Recording(Independent):
     """Notes the place of each draft that is made, and what room its cache has."""
 
@@ -211,7 +222,7 @@ class Recording(Independent):
 
 
 def test_drafts_are_timed_in_the_room_and_at_the_places_of_decoding(bison, gecko):
-    candidates = {"gecko": Candidate(Recording(gecko[0]), gecko[1], "bison")}
+    candidates = {"gecko": Candidate(drafting(Recording, gecko), "bison")}
     decode = DecodeConfig(max_new_tokens=40, batch_size=2)
     prompts = [PROMPTS[0], PROMPTS[1], np.tile(PROMPTS[2], 4)]
     _, row = speed_tables({"bison": bison}, candidates, 3, prompts, decode, 1)["speed"]
@@ -227,9 +238,9 @@ def test_drafts_are_timed_in_the_room_and_at_the_places_of_decoding(bison, gecko
 
 def candidates_of(bison, gecko, bison_gecko) -> dict[str, Candidate]:
     return {
-        "itself": Candidate(Independent(bison[0]), bison[1], "bison"),
-        "independent": Candidate(Independent(gecko[0]), gecko[1], "bison", control=True),
-        "tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison"),
+        "itself": Candidate(drafting(Independent, bison), "bison"),
+        "independent": Candidate(drafting(Independent, gecko), "bison", control=True),
+        "tandem": Candidate(drafting(TandemDrafter, bison_gecko), "bison"),
     }
 
 
@@ -241,7 +252,7 @@ def tables(bison, gecko, bison_gecko):
         progress.append((done, total))
 
     tables = speed_tables({"bison": bison}, candidates, 3, PROMPTS, decode, 1, report, categories="abab")
-    assert progress == [(done, 4) for done in range(1, 5)], "methods take turns at each prompt"
+    assert progress == [(done, 4) for done in range(5)], "methods take turns at each prompt"
     return tables
 
 
@@ -274,7 +285,7 @@ def test_categories_divide_the_prompts(tables):
 @pytest.mark.slow
 def test_sampling_several_responses_of_prompts_of_any_length(bison, bison_gecko):
     decode = DecodeConfig(max_new_tokens=6, temperature=1.0, num_samples=3, verification=Verification.block)
-    candidates = {"tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison")}
+    candidates = {"tandem": Candidate(drafting(TandemDrafter, bison_gecko), "bison")}
     prompts = [PROMPTS[0], PROMPTS[1, :3]]
     plain, row = speed_tables({"bison": bison}, candidates, 2, prompts, decode, 1)["speed"]
     assert (plain["samples"], plain["primary_runs"], plain["tokens_per_primary_run"]) == (3, 6, 1)
@@ -283,7 +294,7 @@ def test_sampling_several_responses_of_prompts_of_any_length(bison, bison_gecko)
 
 
 def test_a_batch_answers_each_prompt_as_if_alone(bison, bison_gecko):
-    method = Method(Engine(bison[0], TandemDrafter(bison_gecko[0]), gamma=2), bison[1], bison_gecko[1])
+    method = method_of(bison, bison_gecko)
     prompts = [PROMPTS[0], np.tile(PROMPTS[1], 4), PROMPTS[2, :3], PROMPTS[3]]
     alone, together = (run_prompts(method, prompts, 8, batch_size=size) for size in (1, 3))
     np.testing.assert_array_equal(together.responses, alone.responses)
@@ -292,7 +303,7 @@ def test_a_batch_answers_each_prompt_as_if_alone(bison, bison_gecko):
 
 
 def test_one_program_serves_all_prompts_of_a_bucket(bison, bison_gecko):
-    method = Method(Engine(bison[0], TandemDrafter(bison_gecko[0]), gamma=2), bison[1], bison_gecko[1])
+    method = method_of(bison, bison_gecko)
     lengths = np.random.default_rng(0).integers(2, 65, 100).tolist()
     run_prompts(method, [np.ones(length, np.int32) for length in lengths], 4)
     buckets = {bucket(length) for length in lengths}
@@ -302,11 +313,11 @@ def test_one_program_serves_all_prompts_of_a_bucket(bison, bison_gecko):
 
 
 def test_bytes_of_the_caches_are_what_the_program_allocates(bison, bison_gecko):
-    method = Method(Engine(bison[0], TandemDrafter(bison_gecko[0]), gamma=2), bison[1], bison_gecko[1])
+    method = method_of(bison, bison_gecko)
 
     def allocated(new):
         prompt, length = jnp.ones((1, 16), jnp.int32), jnp.array([16])
-        state = method.engine.prefill(method.weights, method.drafter_weights, prompt, length, max_new_tokens=new)
+        state = method.engine.prefill(method.weights, prompt, length, max_new_tokens=new)
         return sum(leaf.nbytes for leaf in jax.tree.leaves((state.cache, state.drafter)))
 
     # Keys and values: the primary's 2 layers of one head of 8, the secondary's layer of two heads of 4, in float32.
@@ -344,7 +355,7 @@ def test_counts_of_the_speed_table_are_consistent(rows):
 
 
 def test_a_block_length_of_zero_is_autoregressive_decoding(bison, bison_gecko):
-    candidates = {"tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison")}
+    candidates = {"tandem": Candidate(drafting(TandemDrafter, bison_gecko), "bison")}
     decode = DecodeConfig(max_new_tokens=5)
     _, row = speed_tables({"bison": bison}, candidates, 0, PROMPTS[:2], decode, 1)["speed"]
     assert (row["gamma"], row["primary_runs"], row["secondary_runs"], row["identical_to_primary"]) == (0, 5, 0, 1.0)
@@ -384,7 +395,7 @@ def test_each_drafter_is_held_against_its_own_primary(bison, gecko, bison_gecko)
     other = decoder(BISON, 7)
     primaries = {"bison": bison, "bison_of_tandem": other}
     candidates = candidates_of(bison, gecko, bison_gecko)
-    candidates["other"] = Candidate(Independent(other[0]), other[1], "bison_of_tandem")
+    candidates["other"] = Candidate(drafting(Independent, other), "bison_of_tandem")
     decode = DecodeConfig(max_new_tokens=NEW)
     table = speed_tables(primaries, candidates, 3, PROMPTS[:2], decode, 1)["speed"]
     assert [(row["primary"], row["name"]) for row in table] == [
@@ -404,8 +415,8 @@ def test_each_drafter_is_held_against_its_own_primary(bison, gecko, bison_gecko)
 @pytest.mark.slow
 def test_models_on_their_own_are_held_against_the_primarys_response(bison, gecko, bison_gecko):
     primaries = {"bison": bison, "bison_of_other": decoder(BISON, 7)}
-    tandems = {"tandem": Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison")}
-    tandems["other"] = Candidate(TandemDrafter(bison_gecko[0]), bison_gecko[1], "bison_of_other")
+    tandems = {"tandem": Candidate(drafting(TandemDrafter, bison_gecko), "bison")}
+    tandems["other"] = Candidate(drafting(TandemDrafter, bison_gecko), "bison_of_other")
     table = standalone_rows(primaries, tandems, {"bison": bison, "gecko": gecko}, [3, 8], PROMPTS[:2], 9, 1)
     own, others = ([row for row in table if row["primary"] == name] for name in primaries)
     assert [(row["name"], row.get("gamma")) for row in others] == [("other", 3), ("other", 8), (BASELINE, None)]

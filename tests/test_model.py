@@ -13,6 +13,7 @@ from flax import nnx
 from pairs import LAYER_MAP, PRIMARY, SECONDARY, decoder, tandem
 
 from tandem.config import DecoderConfig
+from tandem.model.bound import Bound
 from tandem.model.cache import write_positions
 from tandem.model.decoder import Decoder
 from tandem.model.layout import cast_matrices, one_position, pack_matrices, untie
@@ -169,8 +170,7 @@ def test_parameter_count_is_that_of_the_weights(config):
 
 def test_an_untied_decoder_is_the_same_model(pair):
     primary, _, tokens = pair
-    graph, weights = nnx.split(primary)
-    separate = nnx.merge(*untie(graph, weights))
+    separate = nnx.merge(*untie(Bound(*nnx.split(primary))))
     assert not separate.config.tie_embeddings
     assert primary.config.tie_embeddings, "the original is left alone"
     np.testing.assert_allclose(separate(tokens), primary(tokens), rtol=1e-5, atol=1e-5)
@@ -181,8 +181,8 @@ def test_a_decoder_with_packed_matrices_is_the_same_model(monkeypatch):
     too, all of it once; in bfloat16 none is."""
     monkeypatch.setattr("tandem.model.layout.LONGEST_PANEL", 639)
     config = DecoderConfig(2, 64, 4, 2, 640, vocab_size=128)
-    graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(0)))
-    plain, packed = nnx.merge(graph, weights), nnx.merge(*pack_matrices(*pack_matrices(graph, weights)))
+    model = Bound(*nnx.split(Decoder(config, rngs=nnx.Rngs(0))))
+    plain, packed = nnx.merge(*model), nnx.merge(*pack_matrices(pack_matrices(model)))
     assert packed.layers[1].query_key_value[...].shape == (64, 64 + 2 * 32)
     assert packed.layers[1].query_key_value_panels[...].shape == (2, 64, 64)
     assert packed.layers[1].gate_up[...].shape == (64, 2 * 640)
@@ -194,11 +194,11 @@ def test_a_decoder_with_packed_matrices_is_the_same_model(monkeypatch):
         tokens = jnp.asarray(rng.integers(0, 128, shape))
         np.testing.assert_allclose(packed(tokens), plain(tokens), rtol=1e-4, atol=1e-4)
     monkeypatch.undo()
-    packed = nnx.merge(*pack_matrices(graph, weights))
+    packed = nnx.merge(*pack_matrices(model))
     assert packed.layers[1].down_panels[...].shape == (1, 640, 64)
     np.testing.assert_allclose(packed(tokens[:, :3]), plain(tokens[:, :3]), rtol=1e-4, atol=1e-4)
     half, _ = nnx.split(Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    assert nnx.merge(*pack_matrices(half, weights)).layers[1].down[...].shape == (640, 64)
+    assert nnx.merge(*pack_matrices(Bound(half, model.weights))).layers[1].down[...].shape == (640, 64)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -207,7 +207,7 @@ def test_a_gpu_has_matrices_with_one_input_as_one_and_products_over_two_rows(mon
     graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
     weights = cast_matrices(weights, dtype)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    packed = nnx.merge(*pack_matrices(*pack_matrices(graph, weights)))
+    packed = nnx.merge(*pack_matrices(pack_matrices(Bound(graph, weights))))
     assert packed.layers[1].query_key_value[...].shape == (64, 64 + 2 * 32)
     assert packed.layers[1].down[...].shape == (640, 64), "as it was, however long"
     assert not hasattr(packed.layers[1], "query_key_value_panels")
@@ -238,7 +238,7 @@ def test_a_model_that_reads_one_position_is_float32_on_a_cpu():
     config = DecoderConfig(2, 64, 4, 2, 96, vocab_size=37)
     graph, weights = nnx.split(Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     weights = cast_matrices(weights, jnp.bfloat16)
-    single = nnx.merge(*pack_matrices(*one_position(graph, weights)))
+    single = nnx.merge(*pack_matrices(one_position(Bound(graph, weights))))
     assert single.dtype == single.layers[1].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(single))} == {jnp.dtype(jnp.float32)}
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (1, 9)))

@@ -22,9 +22,10 @@ from launch.experiment import build
 from launch.graph import topological
 from tandem.config import OptimizerConfig
 from tandem.decoding import drafters
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.model import checkpoint, parameters
+from tandem.model.bound import Bound
 from tandem.model.cache import KVCache
 from tandem.model.heads import HeadModule
 from tandem.training.loop import train
@@ -112,18 +113,18 @@ def test_it_is_read_back_as_it_was_written(trained, tmp_path):
 
 def test_what_is_written_with_it_is_the_primarys_own(primary, trained):
     _, graph, weights, _ = trained
-    drafter, given = drafters.head(NAME).assemble((graph, weights), primary, 0)
+    drafter = drafters.head(NAME).assemble(Bound(graph, weights), primary, 0)
 
-    def write(*drafting, gamma: int) -> tuple[np.ndarray, np.ndarray]:
-        engine = Engine(primary[0], *drafting[:1], gamma=gamma, width=GAMMA + 1)
-        own = drafting[1] if gamma else None
-        state = engine.prefill(primary[1], own, PROMPTS, LENGTHS, max_new_tokens=NEW)
-        state = engine.decode(primary[1], own, state, LENGTHS - 1 + NEW)
+    def write(drafting: Bound | None, gamma: int) -> tuple[np.ndarray, np.ndarray]:
+        engine = Engine(primary.definition, drafting and drafting.definition, gamma=gamma, width=GAMMA + 1)
+        own = EngineWeights.of(primary, drafting)
+        state = engine.prefill(own, PROMPTS, LENGTHS, max_new_tokens=NEW)
+        state = engine.decode(own, state, LENGTHS - 1 + NEW)
         tokens = np.asarray(state.tokens)
         return np.stack([tokens[row, n : n + NEW] for row, n in enumerate(LENGTHS)]), np.asarray(state.accepted_lengths)
 
-    output, accepted = write(drafter, given, gamma=GAMMA)
-    np.testing.assert_array_equal(output, write(gamma=0)[0])
+    output, accepted = write(drafter, GAMMA)
+    np.testing.assert_array_equal(output, write(None, 0)[0])
     assert accepted[:, 1:].sum() > 0, "no draft was ever accepted"
 
 

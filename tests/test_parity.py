@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tandem.model.bound import Bound
 from tandem.model.exporting import export_huggingface
 from tandem.model.importing import Imported, load_checkpoint
 from tandem.model.layout import pack_matrices
@@ -41,7 +42,7 @@ def test_logits_are_theirs(model):
 def test_a_cache_changes_nothing_nor_does_a_batch_or_another_layout(model):
     """Read as a prompt, then a few positions at a time, in a batch of two rows that stand at different places."""
     _, (_, graph, weights), logits = model
-    packed = pack_matrices(graph, weights)
+    packed = pack_matrices(Bound(graph, weights))
     long = logits[1]
     tokens = jnp.asarray(np.concatenate([TEXTS[1], TEXTS[1]]))
     starts = jnp.asarray([20, 70], jnp.int32)

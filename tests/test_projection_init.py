@@ -53,8 +53,8 @@ def inputs_and_outputs(primary, pair, tokens):
 def test_least_squares_is_the_ridge_solution_up_to_a_factor_whatever_the_order_of_batches(primary, pair):
     data = [batches(step)[:, :-1] for step in range(5)]
     ridge = 1e-2
-    solved = by_name(least_squares(pair[0], pair[1], *primary, data, ridge=ridge))
-    again = by_name(least_squares(pair[0], pair[1], *primary, data[::-1], ridge=ridge))
+    solved = by_name(least_squares(pair, primary, data, ridge=ridge))
+    again = by_name(least_squares(pair, primary, data[::-1], ridge=ridge))
     inputs, outputs = inputs_and_outputs(primary, pair, np.concatenate(data))
     for index, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
         penalty = np.sqrt(ridge * np.sum(x * x) / 48) * np.eye(48)
@@ -70,7 +70,7 @@ def test_least_squares_is_the_ridge_solution_up_to_a_factor_whatever_the_order_o
 
 def test_the_factor_of_a_projection_changes_nothing_but_what_a_step_of_the_optimizer_is_worth(primary, pair):
     """The closed form has small numbers where states are large; Adam would move them by more than they are."""
-    solved = least_squares(*pair, *primary, [batches(0)[:, :-1]])
+    solved = least_squares(pair, primary, [batches(0)[:, :-1]])
     tokens = jnp.asarray(batches(1)[:, :-1])
 
     def logits(factor: float):
@@ -104,9 +104,9 @@ def test_least_squares_brings_the_tandem_to_its_secondary_as_far_as_states_are_l
 
     data = [batches(step)[:, :-1] for step in range(20)]
     for factor, largest in ((0.0, 1e-5), (0.5, 0.5)):
-        large, small = (primary[0], damped(primary[1], factor)), (pair[0], damped(pair[1], factor))
-        solved = least_squares(*small, *large, data, ridge=1e-9)
-        before, after = distance_from_the_secondary(large, small), distance_from_the_secondary(large, (pair[0], solved))
+        large, small = (one._replace(weights=damped(one.weights, factor)) for one in (primary, pair))
+        solved = small._replace(weights=least_squares(small, large, data, ridge=1e-9))
+        before, after = (distance_from_the_secondary(large, one) for one in (small, solved))
         assert after < largest * before, factor
 
 
@@ -126,4 +126,4 @@ def distance_from_the_secondary(primary, pair) -> float:
 
 def test_least_squares_needs_data(primary, pair):
     with pytest.raises(ValueError, match="at least one batch"):
-        least_squares(*pair, *primary, [])
+        least_squares(pair, primary, [])

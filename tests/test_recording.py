@@ -1,7 +1,5 @@
 """A frozen primary's states on disk: the same training as with the primary beside it, and exact resumption."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from tandem.architecture import DecoderConfig
 from tandem.data.iterator import first_windows
 from tandem.data.packing import most_frequent
 from tandem.errors import EnvironmentFailure, Interrupted
+from tandem.model.bound import Bound
 from tandem.model.copying import SHARED_NAMES, take_layers
 from tandem.model.decoder import Decoder
 from tandem.model.heads import HeadModule
@@ -24,7 +23,7 @@ PRIMARY = DecoderConfig(num_layers=4, d_model=32, num_heads=4, num_kv_heads=2, d
 
 @pytest.fixture(scope="module")
 def primary():
-    return nnx.split(Decoder(PRIMARY, rngs=nnx.Rngs(0)))
+    return Bound(*nnx.split(Decoder(PRIMARY, rngs=nnx.Rngs(0))))
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +32,14 @@ def windows():
 
 
 def tandem_of(primary, layers=(0, 3), layer_map=(0, 3)):
-    config, _, weights = take_layers(*primary, layers)
+    config, taken = take_layers(primary, layers)
     model = Tandem(PRIMARY, config, layer_map, rngs=nnx.Rngs(1))
-    nnx.update(model.secondary, weights)
+    nnx.update(model.secondary, taken.weights)
     return nnx.split(model)
 
 
 def test_what_is_recorded_trains_as_the_primary_beside_it(primary, windows, tmp_path):
-    record(tmp_path, *primary, windows, [0, 3, 4], batch_size=4)
+    record(tmp_path, primary, windows, [0, 3, 4], batch_size=4)
     batch = Recording(tmp_path, 3, 0, [0, 3, 4])(2)
     assert set(batch["states"]) == {3, 4}
     graph, weights = tandem_of(primary)
@@ -62,7 +61,7 @@ def test_what_is_recorded_trains_as_the_primary_beside_it(primary, windows, tmp_
 def test_a_head_learns_from_what_is_recorded_too(kind, primary, windows, tmp_path):
     head = nnx.split(HeadModule(SIZES[kind], PRIMARY, rngs=nnx.Rngs(2)))
     reads = (*SIZES[kind].reads(PRIMARY), PRIMARY.num_layers)
-    record(tmp_path, *primary, windows, reads, batch_size=4)
+    record(tmp_path, primary, windows, reads, batch_size=4)
     batch = Recording(tmp_path, 3, 0, reads)(0)
     vocabulary = Vocabulary.most_frequent(windows, 20, 64)
     loss = head_loss(head[0], primary[0], distil_weight=0.5, vocabulary=vocabulary)
@@ -79,7 +78,7 @@ def test_windows_begin_where_documents_of_their_length_do(windows):
 
 
 def test_every_epoch_visits_every_window_once(primary, windows, tmp_path):
-    record(tmp_path, *primary, windows, [4], batch_size=4)
+    record(tmp_path, primary, windows, [4], batch_size=4)
     read = Recording(tmp_path, 11, 3, [4])
     first, second = (read(step)["tokens"] for step in (0, 1))
     assert sorted(map(tuple, first)) == sorted(map(tuple, second)) == sorted(map(tuple, windows))
@@ -88,23 +87,27 @@ def test_every_epoch_visits_every_window_once(primary, windows, tmp_path):
 
 def test_a_recording_that_was_stopped_goes_on(primary, windows, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    record(whole, *primary, windows, [2, 4], batch_size=2)
-    stops = iter([False, False, True])
-    with pytest.raises(Interrupted, match="of 11 windows"):
-        record(parts, *primary, windows, [2, 4], batch_size=2, should_stop=partial(next, stops))
-    record(parts, *primary, windows, [2, 4], batch_size=2)
+    record(whole, primary, windows, [2, 4], batch_size=2)
+
+    def stop(done: int, total: int) -> None:
+        if done == 4:
+            raise Interrupted(f"{done} of {total} windows")
+
+    with pytest.raises(Interrupted, match="4 of 11 windows"):
+        record(parts, primary, windows, [2, 4], batch_size=2, progress=stop)
+    record(parts, primary, windows, [2, 4], batch_size=2)
     for name in ("states.2.bin", "states.4.bin"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
 
 def test_a_recording_without_a_state_is_refused(primary, windows, tmp_path):
-    record(tmp_path, *primary, windows, [4])
+    record(tmp_path, primary, windows, [4])
     with pytest.raises(EnvironmentFailure, match="its states cannot be read"):
         Recording(tmp_path, 2, 0, [3, 4])
 
 
 def test_what_is_held_gets_no_gradient_and_the_loss_is_the_same(primary, windows):
-    config, graph, weights = take_layers(*primary, [0, 3])
+    config, (graph, weights) = take_layers(primary, [0, 3])
     assert config.num_layers == 2
     trained, held = held_part(weights, SHARED_NAMES)
     assert len(jax.tree.leaves(held)) == 1
@@ -117,8 +120,8 @@ def test_what_is_held_gets_no_gradient_and_the_loss_is_the_same(primary, windows
 
 
 def test_all_layers_of_the_primary_are_the_primary(primary, windows):
-    _, graph, weights = take_layers(*primary, range(4))
-    np.testing.assert_array_equal(nnx.merge(graph, weights)(windows), nnx.merge(*primary)(windows))
+    _, taken = take_layers(primary, range(4))
+    np.testing.assert_array_equal(nnx.merge(*taken)(windows), nnx.merge(*primary)(windows))
 
 
 def test_a_vocabulary_is_the_most_frequent_tokens_and_the_loss_a_law_over_them(primary, windows):

@@ -16,7 +16,7 @@ from launch.experiment import build
 from tandem.config import DecodeConfig, StopRule, Verification
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
-from tandem.decoding.engine import Engine, fan_out
+from tandem.decoding.engine import Engine, EngineWeights, fan_out
 from tandem.decoding.sampler import row_keys
 from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import Draft, Oracle, remember
@@ -38,6 +38,7 @@ from tandem.measure.draft_cost import DraftCost
 from tandem.measure.pair import Pair
 from tandem.measure.stopping import stopping_tables, tune
 from tandem.measure.timing import Method, run_prompts
+from tandem.model.bound import Bound
 from tandem.training.router import Traces, collect, fit, survival_of_blocks
 
 # Small models, but many programs to compile.
@@ -50,9 +51,9 @@ SAMPLING = SamplingConfig(temperature=1.0)
 def drafting(kind: str):
     if kind == "tandem":
         model, weights = random_tandem(1)
-        return TandemDrafter(model), weights, nnx_embedding(weights["secondary"])
+        return Bound(TandemDrafter(model), weights), nnx_embedding(weights["secondary"])
     model, weights = random_decoder(SECONDARY, 1)
-    return Independent(model), weights, nnx_embedding(weights)
+    return Bound(Independent(model), weights), nnx_embedding(weights)
 
 
 def nnx_embedding(weights):
@@ -87,40 +88,39 @@ CASES = {
 def test_the_law_of_the_output_is_the_primarys(case):
     kind, rule, threshold, options = CASES[case]
     with jax.enable_x64(True):
-        graph, weights = random_decoder(PRIMARY, 0)
-        drafter, drafter_weights, embedding = drafting(kind)
-        router = random_router(embedding, threshold)
-        engine = Engine(graph, drafter, gamma=2, sampling=SAMPLING, rule=rule, sampler=Scripted(), **options)
-        law = output_law(engine, weights, drafter_weights, PROMPT, 3, router)
+        primary, (drafter, embedding) = random_decoder(PRIMARY, 0), drafting(kind)
+        weights = EngineWeights(primary.weights, drafter.weights, random_router(embedding, threshold))
+        definitions = (primary.definition, drafter.definition)
+        engine = Engine(*definitions, gamma=2, sampling=SAMPLING, rule=rule, sampler=Scripted(), **options)
+        law = output_law(engine, weights, PROMPT, 3)
         assert sum(law.values()) == pytest.approx(1, abs=1e-12)
-        assert distance(law, primary_law(graph, weights, SAMPLING, PROMPT, 3, engine.stop_tokens)) < 1e-12
+        assert distance(law, primary_law(primary, SAMPLING, PROMPT, 3, engine.stop_tokens)) < 1e-12
         # Or it would be a fixed length under another name.
-        engine = Engine(graph, drafter, gamma=2, sampling=SAMPLING, rule=rule)
-        drafted = samples(engine, weights, drafter_weights, router, 64)[1].blocks.sum(axis=(0, 2))
+        engine = Engine(*definitions, gamma=2, sampling=SAMPLING, rule=rule)
+        drafted = samples(engine, weights, 64)[1].blocks.sum(axis=(0, 2))
         assert min(drafted[1:]) > 5
 
 
-def samples(engine, weights, drafter_weights, router, rows, chosen=slice(None)):
+def samples(engine, weights, rows, chosen=slice(None)):
     """`rows` responses of 3 tokens to one prompt, which share its prefill, or the `chosen` of them alone."""
     prompt, length = jnp.asarray([PROMPT], jnp.int32), jnp.asarray([len(PROMPT)], jnp.int32)
-    state = engine.prefill(weights, drafter_weights, prompt, length, max_new_tokens=3)
+    state = engine.prefill(weights, prompt, length, max_new_tokens=3)
     keys = row_keys(0, rows)[chosen]
     state = fan_out(state, len(keys), keys)
     limits = jnp.full(len(keys), len(PROMPT) + 2, jnp.int32)
-    state = engine.decode(weights, drafter_weights, state, limits, router)
+    state = engine.decode(weights, state, limits)
     return np.asarray(state.tokens)[:, len(PROMPT) : len(PROMPT) + 3], state
 
 
 def test_each_sample_stops_by_itself():
     with jax.enable_x64(True):
-        graph, weights = random_decoder(PRIMARY, 0)
-        drafter, drafter_weights, embedding = drafting("tandem")
-        router = random_router(embedding, 0.25)
-        engine = Engine(graph, drafter, gamma=2, sampling=SAMPLING, rule=Survival())
-        together, state = samples(engine, weights, drafter_weights, router, 16)
+        primary, (drafter, embedding) = random_decoder(PRIMARY, 0), drafting("tandem")
+        weights = EngineWeights(primary.weights, drafter.weights, random_router(embedding, 0.25))
+        engine = Engine(primary.definition, drafter.definition, gamma=2, sampling=SAMPLING, rule=Survival())
+        together, state = samples(engine, weights, 16)
         assert len(set(np.asarray(state.secondary_runs).tolist())) >= 2
         for row in (0, 5):
-            alone, own = samples(engine, weights, drafter_weights, router, 16, slice(row, row + 1))
+            alone, own = samples(engine, weights, 16, slice(row, row + 1))
             np.testing.assert_array_equal(alone[0], together[row])
             np.testing.assert_array_equal(own.blocks[0], state.blocks[row])
 
@@ -133,12 +133,13 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def pair():
     """A pair whose drafter is right often enough: the primary's own weights, disturbed."""
-    graph, weights = pairs.decoder(pairs.PRIMARY, 0)
+    primary = pairs.decoder(pairs.PRIMARY, 0)
     disturbed = jax.tree.map(
-        lambda leaf: leaf + 0.03 * jnp.std(leaf) * jax.random.normal(jax.random.key(leaf.size), leaf.shape), weights
+        lambda leaf: leaf + 0.03 * jnp.std(leaf) * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+        primary.weights,
     )
     router = random_router(nnx_embedding(disturbed), 0.3)
-    return Pair("bison", graph, weights, Independent(graph), disturbed, router)
+    return Pair("bison", primary, Bound(Independent(primary.definition), disturbed), router)
 
 
 @pytest.mark.parametrize("stop", [StopRule.router, StopRule.survival, StopRule.confidence, StopRule.oracle])
@@ -232,9 +233,10 @@ def test_the_router_goes_on_at_tau_and_not_below():
 
 
 def test_traces_say_where_a_greedy_drafter_is_right(pair):
-    plain = run_prompts(Method(Engine(pair.primary), pair.weights), PROMPTS[:1] * 2, 20)
+    plain = run_prompts(Method.of(pair.primary), PROMPTS[:1] * 2, 20)
     texts = np.concatenate([np.tile(PROMPTS[0], (2, 1)), plain.responses], axis=1)
-    traces = collect(pair.primary, pair.weights, pair.primary, pair.drafter_weights, texts, 9, 4, GREEDY)
+    drafting = pair.primary._replace(weights=pair.drafter.weights)
+    traces = collect(pair.primary, drafting, texts, 9, 4, GREEDY)
     right = np.asarray(traces.targets[0, :, THIS])
     assert 0.2 < right.mean() < 0.98
     np.testing.assert_array_equal(traces.kept[0], right)  # the text is the primary's own
@@ -254,9 +256,7 @@ def test_traces_say_where_a_greedy_drafter_is_right(pair):
         kept = int(np.cumprod(run).sum())
         counts[kept] += at + 4 <= 20
         at += kept + 1
-    outcome = run_prompts(
-        Method(Engine(pair.primary, pair.drafter, gamma=4), pair.weights, pair.drafter_weights), PROMPTS[:1], 20
-    )
+    outcome = run_prompts(Method.of(pair.primary, pair.drafter, 4), PROMPTS[:1], 20)
     assert np.abs(outcome.lengths - counts).sum() <= 2, "only blocks that reach over the end may differ"
 
 
@@ -381,7 +381,7 @@ def test_tuning_and_the_comparison_of_rules(pair):
 def test_oracle_weights_follow_prompts_of_any_length(pair):
     decode = DecodeConfig(max_new_tokens=8, gamma=3)
     plain = run_prompts(pair.plain(decode, 4), PROMPTS, 8)
-    method = Method(Engine(pair.primary, pair.drafter, gamma=3, rule=Oracle()), pair.weights, pair.drafter_weights)
+    method = Method.of(pair.primary, pair.drafter, 3, rule=Bound(Oracle(), None))
     together = run_prompts(replace(method, reference=plain.responses), PROMPTS, 8, batch_size=3)
     alone = [
         run_prompts(replace(method, reference=plain.responses[row : row + 1]), PROMPTS[row : row + 1], 8)

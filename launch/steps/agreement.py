@@ -55,33 +55,32 @@ class Agreement(Step):
             if kind == "decoder":
                 against[name, None] = run_primary
                 drafted = None if name == self.primary else kept
-                readers[name, None] = Reader(*checkpoint.load_decoder(folder / WEIGHTS), kept=drafted)
+                readers[name, None] = Reader(checkpoint.load_decoder(folder / WEIGHTS), kept=drafted)
                 continue
             model, own = checkpoint.load_tandem(folder / WEIGHTS), primary_of(folder, name, run_primary)
             for gamma in dict.fromkeys((*self.gammas, FRESH)):
                 against[name, gamma] = own
-                readers[name, gamma] = Reader(*model, gamma, kept)
+                readers[name, gamma] = Reader(model, gamma, kept)
             if own != run_primary:
                 against[own[0], None] = run_primary
-                readers[own[0], None] = Reader(*checkpoint.load_decoder(own[1]))
+                readers[own[0], None] = Reader(checkpoint.load_decoder(own[1]))
         measured: dict[tuple[str, int | None], dict[str, np.ndarray]] = {}
         primaries = list(dict.fromkeys(against.values()))
         for number, primary in enumerate(primaries):
 
             def progress(done: int, total: int, number: int = number) -> None:
-                context.stop_between()
-                context.progress(number * total + done, len(primaries) * total)
+                context.advance(number * total + done, len(primaries) * total)
 
             chosen = [key for key in readers if against[key] == primary]
             own = [readers[key] for key in chosen]
-            values = measure(*checkpoint.load_decoder(primary[1]), own, windows, progress=progress)
+            values = measure(checkpoint.load_decoder(primary[1]), own, windows, progress=progress)
             measured |= dict(zip(chosen, values, strict=True))
         rows: list[dict[str, Any]] = []
         positions: list[dict[str, Any]] = []
         for (name, gamma), reader in readers.items():
             if gamma not in (None, *self.gammas):
                 continue  # read to be compared with
-            values, count = measured[name, gamma], _count(reader.weights)
+            values, count = measured[name, gamma], _count(reader.model.weights)
             about = {"name": name, "primary": against[name, gamma][0]}
             about |= {} if gamma is None else {"gamma": gamma}
             row = {**about, **means(values), "parameters": count, "tokens": windows[:, 1:].size}

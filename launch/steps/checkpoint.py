@@ -46,6 +46,6 @@ class TakeLayers(Step):
         from tandem.model.copying import take_layers
 
         primary = context.inputs["primary"] / WEIGHTS
-        config, _, weights = take_layers(*checkpoint.load_decoder(primary), self.layers)
+        config, taken = take_layers(checkpoint.load_decoder(primary), self.layers)
         shared = checkpoint.shared_embedding(primary)
-        checkpoint.save_decoder(context.out / WEIGHTS, config, weights, shared=shared)
+        checkpoint.save_decoder(context.out / WEIGHTS, config, taken.weights, shared=shared)

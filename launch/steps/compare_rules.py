@@ -42,8 +42,7 @@ class CompareRules(PromptedDecoding):
                 given,
                 decode,
                 self.repeats,
-                lambda at, of, done=done: context.progress(done * of + at, len(self.drafters) * of),
-                context.stop_between,
+                lambda at, of, done=done: context.advance(done * of + at, len(self.drafters) * of),
                 self.seed,
                 categories,
             )

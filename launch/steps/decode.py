@@ -25,6 +25,7 @@ from tandem.data.packing import open_tokens
 from tandem.data.prompts import file_category, prompt_file, read_prompts
 from tandem.data.tokenizer import Tokenizer, load_tokenizer
 from tandem.errors import ConfigurationError
+from tandem.model.bound import Bound
 
 if TYPE_CHECKING:
     from tandem.measure.pair import Pair
@@ -162,7 +163,7 @@ def own_primary(inputs: Mapping[str, Path], model: str, primary: str) -> tuple[s
 
 def load_primaries(
     inputs: Mapping[str, Path], models: Iterable[str], primary: str, dtype: str
-) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
+) -> tuple[dict[str, Bound], dict[str, str]]:
     """The primaries of `models`, by the names of their rows, and the name of each model's own."""
     found = {name: own_primary(inputs, name, primary) for name in models}
     primaries = {name: load_primary(path, dtype) for name, path in dict(found.values()).items()}
@@ -177,8 +178,6 @@ def load_pair(
     from tandem.measure.pair import Pair
 
     verifier, path = own_primary(inputs, name, primary)
-    graph, weights = load_primary(path, dtype)
-    kept = kept_tokens(inputs["corpus"], vocabulary)
-    own, own_weights = drafter(inputs[name], drafter_kind, dtype, graph, weights, kept=kept)
-    router = load_router(inputs[f"router_{name}"], own, own_weights)
-    return Pair(verifier, graph, weights, own, own_weights, router)
+    verifying, kept = load_primary(path, dtype), kept_tokens(inputs["corpus"], vocabulary)
+    own = drafter(inputs[name], drafter_kind, dtype, verifying, kept=kept)
+    return Pair(verifier, verifying, own, load_router(inputs[f"router_{name}"], own))

@@ -19,6 +19,7 @@ from launch.steps.examples import EXAMPLES, read_examples
 from launch.store import read_lines, write_text_atomic
 from tandem.config import MbppConfig
 from tandem.data.tokenizer import Tokenizer, load_tokenizer
+from tandem.model.bound import Bound
 from tasks.example import Example, Kind, Normalisation, TaskInfo, shorten
 
 INFINITE = "inf: more than a number of 64 bits holds"
@@ -76,10 +77,10 @@ class Evaluate(Step):
             work = _Work(context, self, tokenizer)
             if info.kind is Kind.generate:
                 kept = kept_tokens(context.inputs["corpus"], self.vocabulary)
-                models = _writing(context, contestant, self.dtype, self._law(), tokenizer.eos_ids, kept)
-                lines = work.write(found, *models)
+                engine = _writing(context, contestant, self.dtype, self._law(), tokenizer.eos_ids, kept)
+                lines = work.write(found, engine)
             else:
-                lines = work.rank(found, *_scoring(context, contestant, self.dtype))
+                lines = work.rank(found, _scoring(context, contestant, self.dtype))
             about |= work.about
             if contestant.way == "speed":
                 reference = read_lines(context.inputs["reference"] / PREDICTIONS)
@@ -145,13 +146,13 @@ class _Work:
         """What a prompt begins with: the stand-ins' as a document does, after the end of the one before."""
         return list(self.tokenizer.start)
 
-    def rank(self, found: Sequence[Example], scorer: Any, weights: Any) -> list[dict[str, Any]]:
+    def rank(self, found: Sequence[Example], scorer: Any) -> list[dict[str, Any]]:
         """A line for each example: the log-likelihoods of its options, and the prediction that they make."""
         from tandem.measure.likelihood import score
 
         questions = self._questions(found)
         batch_size = self.step.batch_size
-        likelihoods = iter(score(scorer, weights, questions, batch_size, self._progress(len(questions), len(found))))
+        likelihoods = iter(score(scorer, questions, batch_size, self._progress(len(questions), len(found))))
         lines = []
         for example in found:
             # Options that stand in prompts of their own are questions of one option each.
@@ -189,7 +190,7 @@ class _Work:
                 questions[index] = encode(tokenize, [(prompt, options)], start, limit)[0]
         return questions
 
-    def write(self, found: Sequence[Example], engine: Any, weights: Any, drafter: Any) -> list[dict[str, Any]]:
+    def write(self, found: Sequence[Example], engine: Bound) -> list[dict[str, Any]]:
         """A line for each example: what is written up to a stop sequence, and the prediction that it makes."""
         from tandem.decoding.generate import generate
 
@@ -203,7 +204,7 @@ class _Work:
             prompts.append(np.concatenate([np.asarray(self.start, np.int32), ids]))
         samples = self.step.mbpp.samples if self.step.mbpp else 1
         written = generate(
-            engine, weights, drafter, prompts, self.step.info.max_new_tokens, self.step.batch_size,
+            engine, prompts, self.step.info.max_new_tokens, self.step.batch_size,
             lambda response: any(stop in self.tokenizer.decode_response(response) for stop in self.step.info.stop),
             samples=samples, seed=self.step.seed, progress=self._progress(len(prompts), len(found)),
         )  # fmt: skip
@@ -239,8 +240,7 @@ class _Work:
 
     def _progress(self, parts: int, total: int) -> Callable[[int, int], None]:
         def report(done: int, _: int) -> None:
-            self.context.progress(done * total // max(1, parts), total)
-            self.context.stop_between()
+            self.context.advance(done * total // max(1, parts), total)
 
         return report
 
@@ -264,16 +264,15 @@ def _divisors(normalisation: Normalisation, example: Example, tokens: Sequence[i
     return np.ones(len(tokens))
 
 
-def _scoring(context: Context, contestant: Contestant, dtype: str) -> tuple[Any, Any]:
-    """The scorer of a model, and its weights."""
+def _scoring(context: Context, contestant: Contestant, dtype: str) -> Any:
+    """The scorer of a model."""
     from tandem.measure.likelihood import Scorer
 
     if contestant.way in ALONE:
-        graph, weights = decoding(_alone(context, contestant), "decoder", dtype)
-        return Scorer(graph), weights
-    primary, primary_weights = decoding(_primary(context), "decoder", dtype)
-    graph, weights = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
-    return Scorer(primary, graph, contestant.gamma), (primary_weights, weights)
+        return Scorer(decoding(_alone(context, contestant), "decoder", dtype))
+    primary = decoding(_primary(context), "decoder", dtype)
+    tandem = decoding(context.inputs["model"] / WEIGHTS, "tandem", dtype)
+    return Scorer(primary, tandem, contestant.gamma)
 
 
 def _writing(
@@ -283,19 +282,21 @@ def _writing(
     law: Any,
     stops: tuple[int, ...],
     kept: np.ndarray | None,
-) -> tuple[Any, Any, Any]:
-    """The engine of a model, the weights of its primary and of its drafter."""
+) -> Bound:
+    """The engine of a model."""
     from tandem.decoding.drafters.tandem import TandemDrafter
+    from tandem.decoding.engine import EngineWeights
     from tandem.model.layout import pack_matrices
 
     if contestant.way in ALONE:
-        graph, weights = pack_matrices(*writer(_alone(context, contestant), "decoder", dtype, kept))
-        return _engine(graph, None, 0, contestant.width, True, law, stops), weights, None
-    primary, primary_weights = pack_matrices(*decoding(_primary(context), "decoder", dtype))
-    graph, weights = writer(context.inputs["model"] / WEIGHTS, "tandem", dtype, kept)
-    verify = contestant.way == "speed"
-    engine = _engine(primary, TandemDrafter(graph), contestant.gamma, contestant.width, verify, law, stops)
-    return engine, primary_weights, weights
+        alone = pack_matrices(writer(_alone(context, contestant), "decoder", dtype, kept))
+        engine = _engine(alone.definition, None, 0, contestant.width, True, law, stops)
+        return Bound(engine, EngineWeights.of(alone))
+    primary = pack_matrices(decoding(_primary(context), "decoder", dtype))
+    tandem = writer(context.inputs["model"] / WEIGHTS, "tandem", dtype, kept)
+    drafter, verify = TandemDrafter(tandem.definition), contestant.way == "speed"
+    engine = _engine(primary.definition, drafter, contestant.gamma, contestant.width, verify, law, stops)
+    return Bound(engine, EngineWeights.of(primary, tandem))
 
 
 @cache

@@ -19,22 +19,22 @@ class Finetune(FurtherTraining):
     watched_gamma: int = field(default=1, metadata=NOT_MEANING)  # of `watch`
 
     def run(self, context: Context) -> None:
-        from flax import nnx
 
         from tandem.model import checkpoint
         from tandem.training.objective import decoder_loss
 
         base = context.inputs["base"] / WEIGHTS
-        graph, weights = checkpoint.load_decoder(base, self.dtype)
+        model = checkpoint.load_decoder(base, self.dtype)
         config, shared = checkpoint.config_of(base, "decoder"), checkpoint.shared_of(base)
-        teacher = teacher_weights = None
+        teacher = None
         if self.primary_dtype is not None:
-            teacher, teacher_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", self.primary_dtype)
+            teacher = decoding(context.inputs["primary"] / WEIGHTS, "decoder", self.primary_dtype)
         vocabulary = self.counted(context, config.vocab_size)
-        loss = decoder_loss(graph, teacher, vocabulary=vocabulary, **self.loss_options)
-        reads = [nnx.merge(teacher, teacher_weights).config.num_layers] if teacher is not None else []
-        watch = None
+        definitions = (model.definition, teacher and teacher.definition)
+        loss = decoder_loss(*definitions, vocabulary=vocabulary, **self.loss_options)
+        reads, watch = [], None
         if teacher is not None:
-            watch = self.watch(context, teacher, graph, self.watched_gamma, lambda trained: (teacher_weights, trained))
-        weights = self.fit(context, loss, weights, teacher_weights, shared, reads, watch)
+            reads = [teacher.merge().config.num_layers]
+            watch = self.watch(context, self.watched_gamma, lambda trained: (teacher, model._replace(weights=trained)))
+        weights = self.fit(context, loss, model.weights, teacher and teacher.weights, shared, reads, watch)
         checkpoint.save_decoder(context.out / WEIGHTS, config, weights, self.stored_dtype, shared)

@@ -34,9 +34,8 @@ class RecordPrimary(Step):
         primary = decoding(context.inputs["primary"] / WEIGHTS, "decoder", self.primary_dtype)
         record(
             context.out / RECORDING,
-            *primary,
+            primary,
             windows,
             self.reads,
-            progress=lambda done, total: context.progress(done * self.seq_len, total * self.seq_len),
-            should_stop=context.should_stop,
+            progress=lambda done, total: context.advance(done * self.seq_len, total * self.seq_len),
         )

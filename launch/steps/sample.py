@@ -16,6 +16,7 @@ from launch.steps.corpus import GIVEN_TOKENIZER
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.packing import pack_ids
 from tandem.data.tokenizer import copy_tokenizer, load_tokenizer
+from tandem.model.bound import Bound
 
 # Documents of one opening and temperature that are written together.
 ROWS = 128
@@ -64,8 +65,7 @@ class SampleText(Step):
                 file.flush()
                 done += len(ids)
                 (context.out / COUNT).write_text(str(done), encoding="utf-8")
-                context.progress(done * self.document_tokens, self.documents * self.document_tokens)
-                context.stop_between()
+                context.advance(done * self.document_tokens, self.documents * self.document_tokens)
         written = np.fromfile(context.out / WRITTEN, np.uint32).reshape(-1, self.document_tokens).astype(np.int32)
         found = ((self._name(place), ids, len(tokenizer.decode(ids).encode())) for place, ids in enumerate(written))
         meta = pack_ids(found, tokenizer, context.out / "tokens", self.heldout_fraction)
@@ -81,21 +81,20 @@ class SampleText(Step):
 
     def _chunks(self, context: Context, tokenizer: Tokenizer, done: int) -> Iterator[list[np.ndarray]]:
         """The documents from the `done`-th on, in chunks that do not depend on where writing began."""
-        from tandem.decoding.engine import Engine
+        from tandem.decoding.engine import Engine, EngineWeights
         from tandem.decoding.generate import generate
         from tandem.decoding.sampling import SamplingConfig
 
-        graph, weights = decoding(context.inputs["writer"] / WEIGHTS, "decoder", self.dtype)
-        engines = [Engine(graph, sampling=SamplingConfig(temperature)) for temperature in self.temperatures]
+        writer = decoding(context.inputs["writer"] / WEIGHTS, "decoder", self.dtype)
+        laws = [SamplingConfig(temperature) for temperature in self.temperatures]
+        engines = [Bound(Engine(writer.definition, sampling=law), EngineWeights.of(writer)) for law in laws]
         for chunk in range(done // ROWS, -(-self.documents // ROWS)):
             turn = chunk // len(self.openings)
             engine = engines[turn % len(engines)]
             openings = self.openings[self._kind(chunk)]
             opening = openings[turn // len(engines) % len(openings)]
             begin = np.asarray(tokenizer.encode(opening, special=True), np.int32)
-            rest = generate(
-                engine, weights, None, [begin] * ROWS, self.document_tokens - len(begin), ROWS, seed=self._seed(chunk)
-            )
+            rest = generate(engine, [begin] * ROWS, self.document_tokens - len(begin), ROWS, seed=self._seed(chunk))
             rows = min(ROWS, self.documents - chunk * ROWS)
             yield [np.concatenate([begin, *responses]) for responses in rest[:rows]]
 

@@ -36,9 +36,9 @@ class Speed(PromptedDecoding):
         candidates, kept = {}, kept_tokens(context.inputs["corpus"], self.vocabulary)
         for name, kind in self.drafters.items():
             primary = primaries[verifiers[name]]
-            model = drafter(context.inputs.get(name), kind, self.dtype, *primary, self.ngram or 0, kept)
-            rule = self.rule.load(context.inputs, name, *model) if self.rule else (None, None)
-            candidates[name] = Candidate(*model, verifiers[name], *rule, control=kind == "decoder")
+            model = drafter(context.inputs.get(name), kind, self.dtype, primary, self.ngram or 0, kept)
+            rule = self.rule.load(context.inputs, name, model) if self.rule else None
+            candidates[name] = Candidate(model, verifiers[name], rule, control=kind == "decoder")
         tables = speed_tables(
             primaries,
             candidates,
@@ -46,8 +46,7 @@ class Speed(PromptedDecoding):
             given,
             self.decode_config(exact=self.exact),
             self.repeats,
-            context.progress,
-            context.stop_between,
+            context.advance,
             self.seed,
             categories,
         )

@@ -34,15 +34,15 @@ class Standalone(Decoding):
         # The first is the run's, which all but tandems are held against.
         primaries, own = load_primaries(inputs, [self.primary, *self.models], self.primary, self.dtype)
         tandems = {
-            name: drafter(inputs[name], kind, self.dtype, *primaries[own[name]], kept=kept)
+            name: drafter(inputs[name], kind, self.dtype, primaries[own[name]], kept=kept)
             for name, kind in self.models.items()
             if kind == "tandem"
         }
         rows = standalone_rows(
             primaries,
-            {name: Candidate(*model, own[name]) for name, model in tandems.items()},
+            {name: Candidate(model, own[name]) for name, model in tandems.items()},
             {
-                name: pack_matrices(*one_position(*writer(inputs[name] / WEIGHTS, kind, self.dtype, kept)))
+                name: pack_matrices(one_position(writer(inputs[name] / WEIGHTS, kind, self.dtype, kept)))
                 for name, kind in self.models.items()
                 if kind == "decoder"
             },
@@ -50,7 +50,6 @@ class Standalone(Decoding):
             self.prompts_of(context, "heldout", self.prompts),
             self.max_new_tokens,
             self.repeats,
-            context.progress,
-            context.stop_between,
+            context.advance,
         )
         context.leave({"standalone": rows})

@@ -12,11 +12,12 @@ from launch.steps.record import RECORDING
 from tandem.config import Divergence, OptimizerConfig
 from tandem.data.iterator import Batches, heldout_windows
 from tandem.data.packing import open_tokens
+from tandem.model.bound import Bound
 
 RUN = "tokens_per_run"  # of the primary, predicted
 WATCHED_WINDOWS = 16
 Watch = Callable[[Any], dict[str, float]]  # of trained weights
-WeightsOf = Callable[[Any], tuple[Any, Any]]
+PairOf = Callable[[Any], tuple[Bound, Bound]]  # the primary and the model, of trained weights
 
 
 class Optimisation(OptimizerConfig):
@@ -120,10 +121,9 @@ class FurtherTraining(Training):
         text = open_tokens(context.inputs["corpus"] / "tokens", "train").array
         return Vocabulary.most_frequent(text, self.vocabulary, size)
 
-    def watch(self, context: Context, primary: Any, model: Any, gamma: int, weights_of: WeightsOf) -> Watch | None:
+    def watch(self, context: Context, gamma: int, pair_of: PairOf) -> Watch | None:
         """What a user waits for, of what is being trained: the tokens of a run of the primary with blocks of `gamma`,
-        and the acceptance of each draft, as predicted from held-out text. `weights_of` gives the primary's weights and
-        the model's. None where there is no such text."""
+        and the acceptance of each draft, as predicted from held-out text. None where there is no such text."""
         from tandem.measure.prediction import predicted_acceptance
         from tandem.measure.theory import expected_tokens
 
@@ -135,8 +135,7 @@ class FurtherTraining(Training):
             return None
 
         def watch(trained: Any) -> dict[str, float]:
-            read, weights = weights_of(trained)
-            accepted = predicted_acceptance(primary, read, model, weights, windows, gamma, kept)
+            accepted = predicted_acceptance(*pair_of(trained), windows, gamma, kept)
             return {RUN: expected_tokens(accepted), **{f"accepted_{k}": share for k, share in enumerate(accepted, 1)}}
 
         return watch

@@ -10,6 +10,7 @@ from launch.graph import Context
 from launch.steps.train import FurtherTraining
 from tandem.config import DecoderConfig
 from tandem.decoding.drafters import Head
+from tandem.model.bound import Bound
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,19 +30,18 @@ class TrainHead(FurtherTraining):
         from tandem.training.objective import head_loss
 
         assert self.primary_dtype is not None  # all heads read the primary
-        primary, primary_weights = decoding(context.inputs["primary"] / WEIGHTS, "decoder", self.primary_dtype)
+        primary = decoding(context.inputs["primary"] / WEIGHTS, "decoder", self.primary_dtype)
         primary_config = DecoderConfig.from_described(
             checkpoint.metadata(context.inputs["primary"] / WEIGHTS)["decoder"]
         )
         if self.distillation is None:
-            graph, weights = nnx.split(
-                HeadModule(self.head, primary_config, dtype=self.dtype, rngs=nnx.Rngs(self.seed))
-            )
+            module = HeadModule(self.head, primary_config, dtype=self.dtype, rngs=nnx.Rngs(self.seed))
+            model = Bound(*nnx.split(module))
         else:
-            graph, weights = checkpoint.load_head(context.inputs["head"] / WEIGHTS, self.dtype)
+            model = checkpoint.load_head(context.inputs["head"] / WEIGHTS, self.dtype)
         vocabulary = self.counted(context, primary_config.vocab_size)
-        loss = head_loss(graph, primary, vocabulary=vocabulary, **self.loss_options)
-        watch = self.watch(context, primary, graph, self.head.depth, lambda trained: (primary_weights, trained))
+        loss = head_loss(model.definition, primary.definition, vocabulary=vocabulary, **self.loss_options)
+        watch = self.watch(context, self.head.depth, lambda trained: (primary, model._replace(weights=trained)))
         reads = (*self.head.reads(primary_config), primary_config.num_layers)
-        weights = self.fit(context, loss, weights, primary_weights, None, reads, watch)
+        weights = self.fit(context, loss, model.weights, primary.weights, None, reads, watch)
         checkpoint.save_head(context.out / WEIGHTS, self.head, primary_config, weights, self.stored_dtype)

@@ -12,6 +12,7 @@ from launch.graph import Context
 from launch.steps.decode import Decoding, Sampling, own_primary
 from launch.steps.rules import ROUTER, embedding_of
 from tandem.decoding.drafters import is_head
+from tandem.model.bound import Bound
 
 # Rows of a batch when the primary writes them.
 ROWS = 32
@@ -34,46 +35,39 @@ class TrainRouter(Decoding):
         import jax.numpy as jnp
 
         from tandem.decoding.sampling import SamplingConfig
-        from tandem.measure.timing import Method, engine_for, run_prompts
+        from tandem.measure.timing import Method, run_prompts
         from tandem.model import checkpoint
         from tandem.training.router import ROUNDS, collect, fit
 
         law = SamplingConfig(**vars(self.sampling))
-        primary, weights = load_primary(own_primary(context.inputs, "drafter", "")[1], self.dtype)
+        primary = load_primary(own_primary(context.inputs, "drafter", "")[1], self.dtype)
         kept = kept_tokens(context.inputs["corpus"], self.vocabulary)
         folder = context.inputs["drafter"]
-        own, own_weights = drafter(folder, self.drafter_kind, self.dtype, primary, weights, kept=kept)
+        own = drafter(folder, self.drafter_kind, self.dtype, primary, kept=kept)
         given = self.prompts_of(context, "train", self.texts)
-        method, total = Method(engine_for(primary, sampling=law), weights), 2 * len(given) + ROUNDS
+        method, total = Method.of(primary, sampling=law), 2 * len(given) + ROUNDS
         texts = []
         for first in range(0, len(given), ROWS):
-            context.stop_between()
+            context.advance(first, total)
             part = given[first : first + ROWS]
             outcome = run_prompts(method, part, self.max_new_tokens, batch_size=ROWS, seed=self.seed + first)
             texts.append(np.concatenate([np.stack(part), outcome.responses], axis=1))
-            context.progress(first + len(part), total)
-
-        def progress(done: int, of: int) -> None:
-            context.stop_between()
-            context.progress(len(given) + done, total)
-
+        model = Bound(own.definition.model, own.weights["head"] if is_head(self.drafter_kind) else own.weights)
         traces = collect(
             primary,
-            weights,
-            own.model,
-            own_weights["head"] if is_head(self.drafter_kind) else own_weights,
+            model,
             np.concatenate(texts),
             self.prompt_tokens,
             self.gamma_max,
             law,
-            progress,
+            lambda done, of: context.advance(len(given) + done, total),
         )
 
         def fitting(done: int, of: int, loss: float) -> None:
             context.log(step=done, loss=loss)
             context.progress(2 * len(given) + done, total, loss=loss)
 
-        embedding = embedding_of(own, own_weights)
+        embedding = embedding_of(own)
         router, report = fit(traces, embedding, self.seed, fitting)
         kept = replace(router, embedding=jnp.zeros((0, embedding.shape[1])))
         checkpoint.save(context.out / ROUTER, kept, {"drafter": self.drafter_kind})

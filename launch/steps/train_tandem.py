@@ -9,6 +9,7 @@ from launch.drafting import PRIMARY, WEIGHTS, decoding
 from launch.graph import Context
 from launch.steps.train import FurtherTraining
 from tandem.config import DecoderConfig, PrimaryMode, ProjectionInit
+from tandem.model.bound import Bound
 
 # Batches of training text that the closed-form projections are fitted to.
 LEAST_SQUARES_BATCHES = 16
@@ -38,53 +39,52 @@ class TrainTandem(FurtherTraining):
         joint = self.primary is not PrimaryMode.frozen
         primary_from = tandem_from / PRIMARY if joint and tandem_from else context.inputs["primary"] / WEIGHTS
         # A primary that is trained itself is in float32.
-        primary, primary_weights = decoding(primary_from, "decoder", self.primary_dtype or "float32")
+        primary = decoding(primary_from, "decoder", self.primary_dtype or "float32")
         primary_config = checkpoint.config_of(primary_from, "decoder")
         if tandem_from:
-            graph, weights = checkpoint.load_tandem(tandem_from / WEIGHTS, self.dtype)
+            model = checkpoint.load_tandem(tandem_from / WEIGHTS, self.dtype)
             secondary_config = checkpoint.config_of(tandem_from / WEIGHTS, "secondary")
             shared = checkpoint.shared_of(tandem_from / WEIGHTS)
         else:
             secondary_config = checkpoint.config_of(context.inputs["secondary"] / WEIGHTS, "decoder")
             shared = checkpoint.shared_of(context.inputs["secondary"] / WEIGHTS)
             shared = shared and shared.below("secondary")
-            graph, weights = self._new(context, primary_config, secondary_config, primary, primary_weights)
+            model = self._new(context, primary_config, secondary_config, primary)
         loss = tandem_loss(
-            graph,
-            primary,
+            model.definition,
+            primary.definition,
             mode=self.primary,
             gammas=self.gamma,
             position_decay=self.position_decay,
             vocabulary=self.counted(context, primary_config.vocab_size),
             **self.loss_options,
         )
-        trained, fixed = weights, primary_weights
+        trained, fixed = model.weights, primary.weights
         if joint:
-            learning, fixed = learning_part(self.primary, max(self.layer_map), primary_weights)
-            trained = {"tandem": weights, "primary": learning}
+            learning, fixed = learning_part(self.primary, max(self.layer_map), primary.weights)
+            trained = {"tandem": trained, "primary": learning}
         stage_2 = self.distillation is not None
         reads = [*self.layer_map, *([primary_config.num_layers] if stage_2 else [])]
 
-        def weights_of(trained: Any) -> tuple[Any, Any]:
-            return (nnx.merge_state(trained["primary"], fixed), trained["tandem"]) if joint else (fixed, trained)
+        def pair_of(trained: Any) -> tuple[Bound, Bound]:
+            read, own = (nnx.merge_state(trained["primary"], fixed), trained["tandem"]) if joint else (fixed, trained)
+            return primary._replace(weights=read), model._replace(weights=own)
 
-        watch = self.watch(context, primary, graph, max(self.gamma), weights_of)
+        watch = self.watch(context, max(self.gamma), pair_of)
         trained = self.fit(context, loss, trained, fixed, shared, reads, watch)
+        read, made = pair_of(trained)
         if joint:
-            primary_weights = nnx.merge_state(trained["primary"], fixed)
-            checkpoint.save_decoder(context.out / PRIMARY, primary_config, primary_weights, self.stored_dtype)
-        weights = trained["tandem"] if joint else trained
+            checkpoint.save_decoder(context.out / PRIMARY, primary_config, read.weights, self.stored_dtype)
         sizes = (primary_config, secondary_config, self.layer_map)
-        checkpoint.save_tandem(context.out / WEIGHTS, *sizes, weights, self.stored_dtype, shared)
+        checkpoint.save_tandem(context.out / WEIGHTS, *sizes, made.weights, self.stored_dtype, shared)
 
     def _new(
         self,
         context: Context,
         primary_config: DecoderConfig,
         secondary_config: DecoderConfig,
-        primary: Any,
-        primary_weights: Any,
-    ) -> tuple[Any, Any]:
+        primary: Bound,
+    ) -> Bound:
         from flax import nnx
 
         from tandem.model import checkpoint
@@ -92,13 +92,13 @@ class TrainTandem(FurtherTraining):
         from tandem.training.projection_init import identity, least_squares
 
         rngs = nnx.Rngs(self.seed)
-        model = Tandem(primary_config, secondary_config, self.layer_map, dtype=self.dtype, rngs=rngs)
-        nnx.update(model.secondary, checkpoint.load_decoder(context.inputs["secondary"] / WEIGHTS)[1])
-        graph, weights = nnx.split(model)
+        tandem = Tandem(primary_config, secondary_config, self.layer_map, dtype=self.dtype, rngs=rngs)
+        nnx.update(tandem.secondary, checkpoint.load_decoder(context.inputs["secondary"] / WEIGHTS).weights)
+        model = Bound(*nnx.split(tandem))
         if self.projection_init is ProjectionInit.least_squares:
             batches = self.batches(context, self.stage_seed(0))
             tokens = (batches(step)[:, :-1] for step in range(LEAST_SQUARES_BATCHES))
-            weights = least_squares(graph, weights, primary, primary_weights, tokens)
-        elif self.projection_init is ProjectionInit.identity:
-            weights = identity(graph, weights)
-        return graph, weights
+            return model._replace(weights=least_squares(model, primary, tokens))
+        if self.projection_init is ProjectionInit.identity:
+            return model._replace(weights=identity(model))
+        return model

@@ -39,4 +39,4 @@ class TunePair(Decoding):
         )
         pair = load_pair(context.inputs, self.drafter, self.drafter_kind, self.primary, self.dtype, self.vocabulary)
         prompts = self.prompts_of(context, "train", self.after + self.prompts)[self.after :]
-        context.leave(tune(pair, prompts, decode, context.progress, context.stop_between, self.seed))
+        context.leave(tune(pair, prompts, decode, context.advance, self.seed))

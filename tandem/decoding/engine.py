@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,31 @@ from tandem.decoding.sampler import Keys, Sampler, row_keys
 from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import UNKNOWN, Draft, Fixed, StoppingRule, remember
 from tandem.decoding.verification import acceptance, accepted_count, residual
+from tandem.model.bound import Bound
 from tandem.model.cache import KVCache, write
 from tandem.model.decoder import Decoder
 from tandem.model.reading import read_prompts
 from tandem.model.stack import ROWS
 
 NEVER = np.iinfo(np.int32).max
+
+
+class EngineWeights(NamedTuple):
+    """The weights of all that an engine runs; None for what it runs without, or what has none."""
+
+    primary: Weights
+    drafter: Weights = None
+    rule: Weights = None
+
+    @classmethod
+    def of(
+        cls,
+        primary: Bound[nnx.GraphDef[Decoder]],
+        drafter: Bound[Drafter] | None = None,
+        rule: Bound[StoppingRule] | None = None,
+    ) -> EngineWeights:
+        """Those of what an engine's definitions are bound to."""
+        return cls(primary.weights, drafter and drafter.weights, rule and rule.weights)
 
 
 @jax.tree_util.register_dataclass
@@ -100,8 +119,7 @@ class Engine:
 
     def _prefill(
         self,
-        weights: Weights,
-        drafter_weights: Weights,
+        weights: EngineWeights,
         prompts: jax.Array,
         lengths: jax.Array,
         chance: Any = None,
@@ -117,7 +135,7 @@ class Engine:
         """
         batch, width = prompts.shape
         length = width + max_new_tokens + self.width
-        decoder = nnx.merge(self.primary, weights)
+        decoder = nnx.merge(self.primary, weights.primary)
         states, cache = read_prompts(decoder, prompts, length, ROWS)
         lengths = lengths.astype(jnp.int32)
         if chance is None and not self.sampling.greedy:
@@ -127,38 +145,24 @@ class Engine:
             position=lengths - 1,
             end=jnp.full(batch, NEVER, jnp.int32),
             cache=cache,
-            drafter=self.drafter and self.drafter.start(drafter_weights, prompts, lengths, states, length),
+            drafter=self.drafter and self.drafter.start(weights.drafter, prompts, lengths, states, length),
             chance=chance,
             recent=jnp.full(batch, UNKNOWN, jnp.float32),
             primary_runs=jnp.zeros(batch, jnp.int32),
             blocks=jnp.zeros((batch, self.gamma + 1, self.gamma + 1), jnp.int32),
         )
 
-    def _decode(
-        self,
-        weights: Weights,
-        drafter_weights: Weights,
-        state: DecodingState,
-        limits: jax.Array,
-        rule_weights: Weights = None,
-    ) -> DecodingState:
+    def _decode(self, weights: EngineWeights, state: DecodingState, limits: jax.Array) -> DecodingState:
         """Run until each row has ended, or its `position` has reached `limits` [B], the index of the last token wanted,
         or passed it."""
-        block = partial(self.block, weights, drafter_weights, limits, rule_weights=rule_weights)
+        block = partial(self.block, weights, limits)
         return jax.lax.while_loop(lambda state: jnp.any(running(state, limits)), block, state)
 
-    def block(
-        self,
-        weights: Weights,
-        drafter_weights: Weights,
-        limits: jax.Array,
-        state: DecodingState,
-        rule_weights: Weights = None,
-    ) -> DecodingState:
+    def block(self, weights: EngineWeights, limits: jax.Array, state: DecodingState) -> DecodingState:
         """One block: drafts, one pass of the primary, and the position moved past what is kept."""
-        decoder = nnx.merge(self.primary, weights)
+        decoder = nnx.merge(self.primary, weights.primary)
         alive = running(state, limits)
-        block = self.draft_block(drafter_weights, state, alive, rule_weights)
+        block = self.draft_block(weights, state, alive)
         drafts, drafted = block.tokens, block.drafted
         current = take(state.tokens, state.position, 1)
         padding = jnp.zeros((current.shape[0], self.width - 1 - self.gamma), jnp.int32)
@@ -185,7 +189,7 @@ class Engine:
                 emitted = jnp.where(place < accepted[:, None], jnp.pad(drafts, ((0, 0), (0, 1))), following[:, None])
         drafter_state = block.drafter
         if self.drafter is not None:
-            drafter_state = self.drafter.update(drafter_weights, drafter_state, read, states, state.position)
+            drafter_state = self.drafter.update(weights.drafter, drafter_state, read, states, state.position)
         lived = alive.astype(jnp.int32)
         outcome = jax.nn.one_hot(drafted * (self.gamma + 1) + accepted, (self.gamma + 1) ** 2, dtype=jnp.int32)
         return DecodingState(
@@ -200,18 +204,16 @@ class Engine:
             blocks=state.blocks + (lived[:, None] * outcome).reshape(state.blocks.shape),
         )
 
-    def draft_block(
-        self, weights: Weights, state: DecodingState, alive: jax.Array, rule_weights: Weights = None
-    ) -> Block:
+    def draft_block(self, weights: EngineWeights, state: DecodingState, alive: jax.Array) -> Block:
         """Drafts after the last known token, until no row goes on; the drafter's state."""
         batch, gamma, drafter, rule = state.tokens.shape[0], self.gamma, self.drafter, self.rule
         if drafter is None:
             empty = jnp.zeros((batch, 0), jnp.int32)
             return Block(empty, jnp.zeros(batch, jnp.int32), None, state.chance, None)
-        fixed = isinstance(rule, Fixed)
+        fixed, own = isinstance(rule, Fixed), weights.drafter
 
         def one(index: jax.Array | int, given: jax.Array, starts: jax.Array, carry: Drafting) -> Drafting:
-            logits, drafter_state = drafter.draft(weights, carry.block.drafter, given, starts, index, state.cache)
+            logits, drafter_state = drafter.draft(own, carry.block.drafter, given, starts, index, state.cache)
             token, chance = self._draw(carry.block.chance, state.position, index, logits, carry.active)
             block = carry.block
             laws = block.laws
@@ -224,19 +226,19 @@ class Engine:
             on, rule_state = carry.active, carry.rule
             if not fixed:
                 seen = Draft(jnp.asarray(index), state.position + 1 + index, token, logits, state.recent)
-                on, rule_state = rule.go_on(rule_weights, rule_state, seen)
+                on, rule_state = rule.go_on(weights.rule, rule_state, seen)
             return Drafting(Block(tokens, drafted, laws, chance, drafter_state), carry.active & on, rule_state)
 
         first = state.position - (drafter.reach - 1)
         given = take(state.tokens, first, drafter.reach)
         laws = None
         if self.verify and not self.sampling.greedy:
-            shape = jax.eval_shape(lambda: drafter.draft(weights, state.drafter, given, first, 0, state.cache)[0])
+            shape = jax.eval_shape(lambda: drafter.draft(own, state.drafter, given, first, 0, state.cache)[0])
             laws = jnp.zeros((batch, gamma, shape.shape[-1]), jnp.promote_types(shape.dtype, jnp.float32))
         block = Block(
             jnp.zeros((batch, gamma), jnp.int32), jnp.zeros(batch, jnp.int32), laws, state.chance, state.drafter
         )
-        begun = Drafting(block, jnp.ones_like(alive) if fixed else alive, rule.begin(rule_weights, batch))
+        begun = Drafting(block, jnp.ones_like(alive) if fixed else alive, rule.begin(weights.rule, batch))
         drafting = one(0, given, first, begun)
 
         def more(carry: tuple[jax.Array, Drafting]) -> tuple[jax.Array, Drafting]:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tandem.data.batches import bucket
-from tandem.decoding.drafters import Weights
 from tandem.decoding.engine import Engine, fan_out
+from tandem.model.bound import Bound
 from tandem.parallel.sharding import fetch, put
 
 # Tokens before the first look at what was written, and most between two looks. A look costs a round trip, and what is
@@ -27,9 +27,7 @@ LEAST_PROMPT, LEAST_LENGTH = 128, 256
 
 
 def generate(
-    engine: Engine,
-    weights: Weights,
-    drafter_weights: Weights,
+    engine: Bound[Engine],
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
     batch_size: int,
@@ -53,8 +51,8 @@ def generate(
         # The last batch is filled up, so that no other shape is compiled for it.
         filled = indices + [indices[-1]] * (rows - len(indices))
         written = _batch(
-            engine, weights, drafter_weights, [prompts[i] for i in filled], max_new_tokens, stopped, samples,
-            None if engine.sampling.greedy else _keys(seed, filled, samples),
+            engine, [prompts[i] for i in filled], max_new_tokens, stopped, samples,
+            None if engine.definition.sampling.greedy else _keys(seed, filled, samples),
         )  # fmt: skip
         for index, several in zip(indices, written, strict=False):
             responses[index] = several
@@ -87,24 +85,22 @@ def _keys(seed: int, indices: Sequence[int], samples: int) -> jax.Array:
 
 
 def _batch(
-    engine: Engine,
-    weights: Weights,
-    drafter_weights: Weights,
+    engine: Bound[Engine],
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
     stopped: Callable[[np.ndarray], bool],
     samples: int,
     chance: Any,
 ) -> list[list[np.ndarray]]:
+    definition, weights = engine
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     longest = int(lengths.max())
     padded = np.zeros((len(prompts), bucket(longest, 1, LEAST_PROMPT)), np.int32)
     length = max(bucket(longest + max_new_tokens, 1, LEAST_LENGTH), padded.shape[1])
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
-    state = engine.prefill(
-        weights, drafter_weights, put(padded, "rows"), put(lengths, "rows"), max_new_tokens=length - padded.shape[1]
-    )
+    room = length - padded.shape[1]
+    state = definition.prefill(weights, put(padded, "rows"), put(lengths, "rows"), max_new_tokens=room)
     if samples > 1 or chance is not None:
         state = fan_out(state, samples, None if chance is None else put(chance, "rows"))
     starts = np.repeat(lengths, samples)
@@ -112,7 +108,7 @@ def _batch(
     ends, tokens = starts, np.zeros((len(starts), 0), np.int32)
     for wanted in _looks(max_new_tokens):
         limits = np.where(finished, 0, starts - 1 + wanted).astype(np.int32)
-        state = engine.decode(weights, drafter_weights, state, put(limits, "rows"))
+        state = definition.decode(weights, state, put(limits, "rows"))
         tokens, end = fetch(state.tokens), fetch(state.end)
         ends = np.minimum(np.minimum(fetch(state.position) + 1, end), starts + max_new_tokens)
         for row in np.flatnonzero(~finished):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem, block_numbers
 from tandem.parallel.sharding import batch_rows, fetch, put
@@ -48,18 +49,16 @@ def token_measures(
 
 @dataclass
 class Reader:
-    """A model to measure with its weights; a tandem is read in block mode at block length `gamma`. `kept` are the
-    tokens that it drafts, all without them."""
+    """A model to measure; a tandem is read in block mode at block length `gamma`. `kept` are the tokens that it drafts,
+    all without them."""
 
-    model: nnx.GraphDef[Decoder] | nnx.GraphDef[Tandem]
-    weights: Any
+    model: Bound[nnx.GraphDef[Decoder]] | Bound[nnx.GraphDef[Tandem]]
     gamma: int | None = None
     kept: np.ndarray | None = None
 
 
 def measure(
-    primary: nnx.GraphDef[Decoder],
-    primary_weights: Any,
+    primary: Bound[nnx.GraphDef[Decoder]],
     readers: Sequence[Reader],
     windows: np.ndarray,
     batch_size: int = 8,
@@ -69,18 +68,18 @@ def measure(
 
     The primary reads every window once, for all of them. `progress` is called after each batch, and may raise.
     """
-    read_primary = _primary_reading(primary)
-    programs = [_reading(reader.model) for reader in readers]
+    read_primary = _primary_reading(primary.definition)
+    programs = [_reading(reader.model.definition) for reader in readers]
     parts: list[list[dict[str, np.ndarray]]] = [[] for _ in readers]
     batch_size = batch_rows(batch_size)
     for begin in range(0, len(windows), batch_size):
         batch = windows[begin : begin + batch_size]
         # All batches have one shape: the last is filled up with its own last row.
         filled = put(np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)]), "batch")
-        states, logits = read_primary(primary_weights, filled)
+        states, logits = read_primary(primary.weights, filled)
         for reader, program, own in zip(readers, programs, parts, strict=True):
             kept = None if reader.kept is None else jnp.asarray(reader.kept)
-            measured = program(reader.weights, filled, states, logits, jnp.int32(reader.gamma or 0), kept)
+            measured = program(reader.model.weights, filled, states, logits, jnp.int32(reader.gamma or 0), kept)
             own.append({name: fetch(measured[name]) for name in MEASURES})
         progress(min(begin + batch_size, len(windows)), len(windows))
     return [{name: np.concatenate([part[name] for part in own])[: len(windows)] for name in MEASURES} for own in parts]

@@ -51,7 +51,6 @@ def measure_costs(
     decode: DecodeConfig,
     gamma_max: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
     repeats: int = 3,
 ) -> Costs:
     """c by the number of drafts and v(W), as `decode` batches prompts, with blocks of at most `gamma_max` drafts."""
@@ -59,9 +58,8 @@ def measure_costs(
     widths = sorted({*BASELINE_WIDTHS, *(length + 1 for length in lengths)})
     methods = {f"width {width}": pair.plain(decode, width) for width in widths}
     rows = {"num_samples": decode.num_samples, "batch_size": decode.batch_size}
-    outcomes = compare(methods, prompts, decode.max_new_tokens, repeats, progress, should_stop, **rows)
+    outcomes = compare(methods, prompts, decode.max_new_tokens, repeats, progress, **rows)
     baseline = fastest([f"width {width}" for width in BASELINE_WIDTHS], outcomes)
-    should_stop()
     rules = {False: StopRule.fixed, True: StopRule.survival} if pair.router is not None else {False: StopRule.fixed}
     drafting = {
         ruled: {length: pair.method(decode, length, rule) for length in lengths} for ruled, rule in rules.items()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tandem.decoding.engine import DecodingState
+from tandem.decoding.engine import DecodingState, EngineWeights
 from tandem.decoding.stopping.router import RouterWeights
 from tandem.measure.timing import Batch, Method, batches, by_shape, engine_for
 from tandem.parallel.hosts import hosts
@@ -93,26 +93,26 @@ def midway(method: Method, batch: Batch) -> DecodingState:
 
 def _loop(method: Method, state: DecodingState, blocks: int) -> Callable[[], None]:
     """Drafts of so many blocks from `state`, which it takes, compiled and run once."""
-    engine, rule_weights = method.engine, method.rule_weights
-    if isinstance(rule_weights, RouterWeights):
-        rule_weights = replace(rule_weights, threshold=jnp.full_like(rule_weights.threshold, -1))
+    engine, weights = method.engine, method.weights
+    if isinstance(router := weights.rule, RouterWeights):
+        weights = weights._replace(rule=replace(router, threshold=jnp.full_like(router.threshold, -1)))
     else:
         options: dict[str, Any] = {"sampling": engine.sampling, "verification": engine.verification}
         engine = engine_for(engine.primary, engine.drafter, engine.gamma, engine.width, **options)
     assert engine.drafter is not None
     drafter, rows = engine.drafter, state.position.shape[0]
-    config = nnx.merge(engine.primary, method.weights).config
+    config = nnx.merge(engine.primary, weights.primary).config
     primary_states = [jnp.ones((rows, engine.width, config.d_model))] * (config.num_layers + 1)
 
     # As decoding does: caches are not copied for each call.
     @partial(jax.jit, donate_argnames="state")
-    def loop(weights: Any, rule_weights: Any, state: DecodingState, primary_states: list[jax.Array]) -> DecodingState:
+    def loop(weights: EngineWeights, state: DecodingState, primary_states: list[jax.Array]) -> DecodingState:
         def body(_: int, state: DecodingState) -> DecodingState:
-            block = engine.draft_block(weights, state, jnp.ones(rows, bool), rule_weights)
+            block = engine.draft_block(weights, state, jnp.ones(rows, bool))
             read = jnp.zeros((rows, engine.width), jnp.int32)
             # States that each block seems to change: what is learnt from them would be computed once for all blocks.
             states, _ = jax.lax.optimization_barrier((primary_states, block.tokens))
-            state.drafter = drafter.update(weights, block.drafter, read, states, state.position)
+            state.drafter = drafter.update(weights.drafter, block.drafter, read, states, state.position)
             # Each block must depend on the one before, or the compiler may run one for all.
             state.tokens = state.tokens.at[:, 0].set(block.tokens[:, -1])
             return state
@@ -121,7 +121,7 @@ def _loop(method: Method, state: DecodingState, blocks: int) -> Callable[[], Non
 
     def run() -> None:
         nonlocal state
-        state = jax.block_until_ready(loop(method.drafter_weights, rule_weights, state, primary_states))
+        state = jax.block_until_ready(loop(weights, state, primary_states))
 
     run()
     return run

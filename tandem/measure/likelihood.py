@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from flax import nnx
 from tandem.decoding.engine import greedy
 from tandem.measure.questions import Question, Rows, batches, split
 from tandem.model.attention import Source, attend, seen
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.reading import BLOCK, KeysAndValues, blockwise, cut
 from tandem.model.rotary import Angles
@@ -52,19 +53,15 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model that options are scored with: a decoder, or with `tandem` and γ a tandem on top of it.
+    """A model that options are scored with: a decoder, or with `tandem` and γ a tandem on top of it."""
 
-    Hashable; `weights` of its functions are the primary's, or the pair (primary's, tandem's).
-    """
-
-    decoder: nnx.GraphDef[Decoder]
-    tandem: nnx.GraphDef[Tandem] | None = None
+    decoder: Bound[nnx.GraphDef[Decoder]]
+    tandem: Bound[nnx.GraphDef[Tandem]] | None = None
     gamma: int = 0
 
 
 def score(
     scorer: Scorer,
-    weights: Any,
     questions: Sequence[Question],
     batch_size: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -73,7 +70,7 @@ def score(
     parts = [(index, part) for index, question in enumerate(questions) for part in split(question)]
     scored: list[list[Likelihood]] = [[] for _ in parts]
     done = 0
-    for indices, outputs in _run(scorer, weights, batches([part for _, part in parts], batch_size)):
+    for indices, outputs in _run(scorer, batches([part for _, part in parts], batch_size)):
         done += _collect(indices, outputs, parts, scored)
         progress(done * len(questions) // len(parts), len(questions))
     results: list[list[Likelihood]] = [[] for _ in questions]
@@ -83,14 +80,17 @@ def score(
 
 
 def _run(
-    scorer: Scorer, weights: Any, made: Iterable[tuple[list[list[int]], Rows]]
+    scorer: Scorer, made: Iterable[tuple[list[list[int]], Rows]]
 ) -> Iterator[tuple[list[list[int]], tuple[jax.Array, jax.Array]]]:
     """The batches' outputs, in order. On one device by several threads: the programs of one run one after the other."""
     waiting: deque[tuple[list[list[int]], Callable[[], tuple[jax.Array, jax.Array]]]] = deque()
     compiled = set()
+    decoder, tandem = scorer.decoder, scorer.tandem
+    program = _compiled(decoder.definition, tandem and tandem.definition, scorer.gamma)
+    weights = (decoder.weights, tandem and tandem.weights)
 
     def run(rows: Rows) -> tuple[jax.Array, jax.Array]:
-        return _compiled(scorer)(weights, jax.tree.map(lambda array: put(array, "batch"), rows))
+        return program(weights, jax.tree.map(lambda array: put(array, "batch"), rows))
 
     pool = ThreadPoolExecutor(AT_A_TIME)
     try:
@@ -133,8 +133,12 @@ def _collect(
 
 
 @cache
-def _compiled(scorer: Scorer) -> Any:
-    return jax.jit(partial(_score_rows, scorer))
+def _compiled(decoder: nnx.GraphDef[Decoder], tandem: nnx.GraphDef[Tandem] | None, gamma: int) -> Any:
+    def score_rows(weights: tuple[Any, Any], rows: Rows) -> tuple[jax.Array, jax.Array]:
+        read_by = None if tandem is None else nnx.merge(tandem, weights[1])
+        return _score_rows(nnx.merge(decoder, weights[0]), read_by, gamma, rows)
+
+    return jax.jit(score_rows)
 
 
 @dataclass
@@ -155,9 +159,8 @@ class AtSlots:
         return attend(layer.queries(x, self.turns), [Source(keys, values, self.mask)], layer.softcap), None
 
 
-def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+def _score_rows(decoder: Decoder, tandem: Tandem | None, gamma: int, rows: Rows) -> tuple[jax.Array, jax.Array]:
     """Log-probability [B, R] of each target, and whether it is the most probable token there."""
-    decoder, tandem = _models(scorer, weights)
     layers, whole = list(decoder.layers), Seen(rows.positions, rows.segments, rows.prompts, rows.prefixes)
     slots = Seen(*(_at(array, rows.slots) for array in whole))
     # The last layer is wanted at the slots alone, unless the tandem reads its output at all positions.
@@ -177,9 +180,9 @@ def _score_rows(scorer: Scorer, weights: Any, rows: Rows) -> tuple[jax.Array, ja
         final = run(layers[-1:], final, [entry], axes=SEQUENCES)[0][-1]
     logits = decoder.logits(final)
     if tandem:
-        drafted = _block_mode(tandem, scorer.gamma, states, rows, slots, whole)
-        turn = _at(rows.places, rows.slots) % (scorer.gamma + 1)
-        logits = jnp.where((turn == scorer.gamma)[..., None], logits, drafted)
+        drafted = _block_mode(tandem, gamma, states, rows, slots, whole)
+        turn = _at(rows.places, rows.slots) % (gamma + 1)
+        logits = jnp.where((turn == gamma)[..., None], logits, drafted)
     chosen = jax.vmap(lambda logits, slots, targets: logits[slots, targets])(logits, rows.target_slots, rows.targets)
     normaliser = _at(jax.nn.logsumexp(logits, axis=-1), rows.target_slots)
     best = _at(greedy(logits), rows.target_slots) == rows.targets
@@ -213,12 +216,6 @@ class Seen(NamedTuple):
             jnp.arange(0, self.prefixes.shape[1], BLOCK),
             jnp.argmax(self.prefixes[:, None] == own, axis=-1),
         )
-
-
-def _models(scorer: Scorer, weights: Any) -> tuple[Decoder, Tandem | None]:
-    if scorer.tandem is None:
-        return nnx.merge(scorer.decoder, weights), None
-    return nnx.merge(scorer.decoder, weights[0]), nnx.merge(scorer.tandem, weights[1])
 
 
 def _block_mode(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.heads import HeadModule
 from tandem.model.tandem import Tandem, block_numbers
@@ -25,20 +26,18 @@ ROWS = 2
 
 
 def predicted_acceptance(
-    primary: nnx.GraphDef[Decoder],
-    primary_weights: Any,
-    model: nnx.GraphDef[Any],
-    weights: Any,
+    primary: Bound[nnx.GraphDef[Decoder]],
+    model: Bound[nnx.GraphDef[Any]],
     windows: np.ndarray,
     gamma: int,
     kept: np.ndarray | None = None,
 ) -> list[float]:
     """α_1 … α_γ of a decoder, a tandem in blocks of `gamma`, or a head, which has as many as its depth, over `windows`
     [N, T + 1]; `kept` are the tokens that are drafted, all without it."""
-    read, rows = _overlaps(primary, model, gamma), batch_rows(ROWS)
+    read, rows = _overlaps(primary.definition, model.definition, gamma), batch_rows(ROWS)
     kept_ids = None if kept is None else jnp.asarray(kept)
     parts = [
-        fetch(read(primary_weights, weights, put(windows[begin : begin + rows], "batch"), kept_ids))
+        fetch(read(primary.weights, model.weights, put(windows[begin : begin + rows], "batch"), kept_ids))
         for begin in range(0, len(windows) - len(windows) % rows, rows)
     ]
     return [float(share) for share in np.mean(parts, axis=0)]

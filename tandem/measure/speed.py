@@ -23,7 +23,8 @@ from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance, theory
 from tandem.measure.controls import over_controls
 from tandem.measure.draft_cost import DraftCost, draft_costs, lengths_to
-from tandem.measure.timing import Method, Outcome, by_category, compare, engine_for, sampling_of, speedup
+from tandem.measure.timing import Method, Outcome, by_category, compare, sampling_of, speedup
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.layout import one_position, pack_matrices
 
@@ -32,35 +33,28 @@ from tandem.model.layout import one_position, pack_matrices
 BASELINE_WIDTHS = (1, 2)
 # The row of a primary that decodes by itself.
 BASELINE = "autoregressive"
-Primary = tuple[nnx.GraphDef[Decoder], Any]
+Primary = Bound[nnx.GraphDef[Decoder]]
 
 
 @dataclass
 class Candidate:
-    """A drafter with its weights, and the primary that verifies it, by name: the one that it was trained with."""
+    """A drafter, and the primary that verifies it, by name: the one that it was trained with."""
 
-    drafter: Drafter
-    weights: Any
+    drafter: Bound[Drafter]
     primary: str
-    rule: StoppingRule | None = None  # stops its blocks before γ drafts
-    rule_weights: Any = None
+    rule: Bound[StoppingRule] | None = None  # stops its blocks before γ drafts
     control: bool = False  # it sees nothing of the primary
 
 
 def autoregressive(
-    primary: nnx.GraphDef[Decoder],
-    weights: Any,
-    widths: Sequence[int],
-    law: SamplingConfig = GREEDY,
-    fastest: bool = True,
+    primary: Primary, widths: Sequence[int], law: SamplingConfig = GREEDY, fastest: bool = True
 ) -> dict[str, Method]:
     """Autoregressive decoding at each of the widths; `fastest`: with matrices laid out as that width reads them best,
     which for width 1 is another arithmetic than that of wider passes."""
     methods = {}
     for width in widths:
-        narrow = fastest and width == 1
-        graph, own = pack_matrices(*one_position(primary, weights)) if narrow else (primary, weights)
-        methods[f"{BASELINE}, width {width}"] = Method(engine_for(graph, width=width, sampling=law), own)
+        own = pack_matrices(one_position(primary)) if fastest and width == 1 else primary
+        methods[f"{BASELINE}, width {width}"] = Method.of(own, width=width, sampling=law)
     return methods
 
 
@@ -86,7 +80,6 @@ def speed_tables(
     decode: DecodeConfig,
     repeats: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
     seed: int = 0,
     categories: Sequence[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
@@ -99,7 +92,7 @@ def speed_tables(
     greatest difference of the two highest logits where such responses part. With a rule blocks have at most `gamma`
     drafts. What `over_controls` adds compares a candidate with the best control.
     """
-    sides = {name: _Side(name, *primary, gamma, decode) for name, primary in primaries.items()}
+    sides = {name: _Side(name, primary, gamma, decode) for name, primary in primaries.items()}
     speculative = {name: sides[one.primary].speculative(one, gamma, decode) for name, one in candidates.items()}
     methods = {key: method for side in sides.values() for key, method in side.plain.items()} | speculative
     outcomes = compare(
@@ -108,7 +101,6 @@ def speed_tables(
         decode.max_new_tokens,
         repeats,
         progress,
-        should_stop,
         num_samples=decode.num_samples,
         batch_size=decode.batch_size,
         seed=seed,
@@ -137,14 +129,14 @@ def speed_tables(
 class _Side:
     """One primary's decoders without a drafter."""
 
-    def __init__(self, name: str, graph: nnx.GraphDef[Decoder], weights: Any, gamma: int, decode: DecodeConfig):
-        self.name, self.graph, self.weights = name, graph, weights
+    def __init__(self, name: str, primary: Primary, gamma: int, decode: DecodeConfig):
+        self.name, self.primary = name, primary
         law = sampling_of(decode)
         widths = (gamma + 1,) if decode.exact else BASELINE_WIDTHS
         # Without drafts the methods are compared with passes of width 1, and must share their arithmetic.
-        best = autoregressive(graph, weights, widths, law, fastest=gamma > 0 and not decode.exact)
+        best = autoregressive(primary, widths, law, fastest=gamma > 0 and not decode.exact)
         # Engines are shared: where a baseline has the width of verification, it is its own reference.
-        others = autoregressive(graph, weights, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
+        others = autoregressive(primary, sorted({1, gamma + 1} - set(widths)), law, fastest=False)
         self.plain = {self._key(key): method for key, method in {**best, **others}.items()}
         self.baselines = [self._key(key) for key in best]
         self.exact, self.narrow = (self._key(f"{BASELINE}, width {width}") for width in (gamma + 1, 1))
@@ -156,13 +148,8 @@ class _Side:
         return fastest(self.baselines, outcomes)
 
     def speculative(self, one: Candidate, gamma: int, decode: DecodeConfig) -> Method:
-        options: dict[str, Any] = {
-            "sampling": sampling_of(decode),
-            "verification": decode.verification,
-            "rule": one.rule,
-        }
-        engine = engine_for(self.graph, one.drafter, gamma, **options)
-        return Method(engine, self.weights, one.weights, one.rule_weights)
+        options = {"sampling": sampling_of(decode), "verification": decode.verification}
+        return Method.of(self.primary, one.drafter, gamma, rule=one.rule, **options)
 
 
 @dataclass
@@ -199,7 +186,7 @@ def _row(
         "cache_bytes_per_token": cache_bytes_per_token(shown.method),
     }
     if sampling_of(decode).greedy:
-        gap = divergence_gap(side.graph, side.weights, prompts, outcome, narrow, decode.num_samples)
+        gap = divergence_gap(side.primary, prompts, outcome, narrow, decode.num_samples)
         row |= {
             "identical_to_primary": identical(outcome, baseline if shown.name == BASELINE else exact),
             "identical_to_width1": identical(outcome, narrow),
@@ -259,7 +246,6 @@ def cache_bytes_per_token(method: Method) -> int:
         state = jax.eval_shape(
             lambda *given: method.engine._prefill(*given, max_new_tokens=max_new_tokens),
             method.weights,
-            method.drafter_weights,
             prompt,
             length,
         )
@@ -269,8 +255,7 @@ def cache_bytes_per_token(method: Method) -> int:
 
 
 def divergence_gap(
-    primary: nnx.GraphDef[Decoder],
-    weights: Any,
+    primary: Primary,
     prompts: Sequence[np.ndarray],
     outcome: Outcome,
     reference: Outcome,
@@ -279,7 +264,7 @@ def divergence_gap(
     """The greatest gap between the primary's two highest logits where a response first differs from `reference`'s; null
     where none does."""
     gaps = []
-    states = jax.jit(lambda weights, text: nnx.merge(primary, weights)(text)[0])
+    states = jax.jit(lambda weights, text: nnx.merge(primary.definition, weights)(text)[0])
     longest = max(map(len, prompts)) + outcome.responses.shape[1]
     for row, (mine, theirs) in enumerate(zip(outcome.responses, reference.responses, strict=True)):
         differs = np.flatnonzero(mine != theirs)
@@ -287,7 +272,7 @@ def divergence_gap(
             prompt = prompts[row // num_samples]
             text = np.zeros((1, longest), np.int32)
             text[0, : len(prompt) + len(theirs)] = np.concatenate([prompt, theirs])
-            logits = np.sort(np.asarray(states(weights, jnp.asarray(text)))[len(prompt) + differs[0] - 1])
+            logits = np.sort(np.asarray(states(primary.weights, jnp.asarray(text)))[len(prompt) + differs[0] - 1])
             gaps.append(float(logits[-1] - logits[-2]))
     return max(gaps, default=None)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from tandem.measure.speed import (
     BASELINE,
@@ -18,20 +17,18 @@ from tandem.measure.speed import (
     fastest,
     repetition_rate,
 )
-from tandem.measure.timing import Method, Outcome, compare, engine_for, speedup
-from tandem.model.decoder import Decoder
+from tandem.measure.timing import Method, Outcome, compare, speedup
 
 
 def standalone_rows(
     primaries: Mapping[str, Primary],
     tandems: Mapping[str, Candidate],
-    decoders: Mapping[str, tuple[nnx.GraphDef[Decoder], Any]],
+    decoders: Mapping[str, Primary],
     gammas: Sequence[int],
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
     repeats: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """The speed of `tandems` at each block length γ with the free token of their primary, and of plain `decoders`,
     which are held against the first of `primaries`; under them the primary itself, for each of `primaries`.
@@ -40,18 +37,16 @@ def standalone_rows(
     `common_prefix` the mean number of tokens before the first difference.
     """
     baselines = {
-        name: {f"{name}: {key}": method for key, method in autoregressive(*primary, BASELINE_WIDTHS).items()}
+        name: {f"{name}: {key}": method for key, method in autoregressive(primary, BASELINE_WIDTHS).items()}
         for name, primary in primaries.items()
     }
     methods = {key: method for own in baselines.values() for key, method in own.items()}
     for name, one in tandems.items():
-        graph, weights = primaries[one.primary]
         for gamma in gammas:
-            engine = engine_for(graph, one.drafter, gamma, verify=False)
-            methods[f"{name}, γ = {gamma}"] = Method(engine, weights, one.weights)
-    for name, (graph, weights) in decoders.items():
-        methods[name] = Method(engine_for(graph), weights)
-    outcomes = compare(methods, prompts, max_new_tokens, repeats, progress, should_stop)
+            method = Method.of(primaries[one.primary], one.drafter, gamma, verify=False)
+            methods[f"{name}, γ = {gamma}"] = method
+    methods |= {name: Method.of(decoder) for name, decoder in decoders.items()}
+    outcomes = compare(methods, prompts, max_new_tokens, repeats, progress)
 
     rows = []
     for number, (primary, own) in enumerate(baselines.items()):

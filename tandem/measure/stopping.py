@@ -33,7 +33,6 @@ def tune(
     prompts: Sequence[np.ndarray],
     decode: DecodeConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """α by position, c and v(W) of a pair on this machine, and what they make of each stopping rule.
@@ -50,14 +49,13 @@ def tune(
         decode,
         gamma_max,
         lambda done, of: progress(round(8 * done / of), total),
-        should_stop,
     )
     done, memory = 8, {}
 
     def blocks(stop: StopRule, threshold: float = 0.0) -> np.ndarray:
         key = (stop, round(threshold, 3))
         if key not in memory:
-            should_stop()
+            progress(min(done, total), total)
             method = pair.method(decode, gamma_max, stop, key[1])
             outcome = run_prompts(method, prompts, decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
             memory[key] = outcome.blocks
@@ -143,7 +141,6 @@ def stopping_tables(
     decode: DecodeConfig,
     repeats: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
     seed: int = 0,
     categories: Sequence[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
@@ -174,7 +171,6 @@ def stopping_tables(
         decode.max_new_tokens,
         repeats,
         progress,
-        should_stop,
         decode.num_samples,
         decode.batch_size,
         seed,

@@ -15,10 +15,11 @@ from flax import nnx
 
 from tandem.config import DecodeConfig, Verification
 from tandem.decoding.drafters import Drafter
-from tandem.decoding.engine import DecodingState, Engine, fan_out
+from tandem.decoding.engine import DecodingState, Engine, EngineWeights, fan_out
 from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.parallel.hosts import hosts
 from tandem.parallel.sharding import fetch, put
@@ -26,14 +27,27 @@ from tandem.parallel.sharding import fetch, put
 
 @dataclass
 class Method:
-    """An engine with its weights; `weights` are the primary's."""
+    """An engine with its weights, and for the oracle's rule the greedy responses [prompts · samples, max_new_tokens]
+    that it stops by."""
 
     engine: Engine
-    weights: Any
-    drafter_weights: Any = None
-    rule_weights: Any = None
-    # With the oracle's rule: the greedy responses [prompts · samples, max_new_tokens] that it stops by.
+    weights: EngineWeights
     reference: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        primary: Bound[nnx.GraphDef[Decoder]],
+        drafter: Bound[Drafter] | None = None,
+        gamma: int = 0,
+        *,
+        rule: Bound[StoppingRule] | None = None,
+        **options: Any,
+    ) -> Method:
+        """By the engine that `engine_for` has for these definitions and `options`."""
+        definitions = (primary.definition, drafter and drafter.definition)
+        engine = engine_for(*definitions, gamma, rule=rule and rule.definition, **options)
+        return cls(engine, EngineWeights.of(primary, drafter, rule))
 
 
 @cache
@@ -153,7 +167,7 @@ def _run_batch(
     state = batch.prefilled(method)
     jax.block_until_ready(state)
     middle = time.perf_counter()
-    state = method.engine.decode(method.weights, method.drafter_weights, state, batch.limits, batch.rule_weights)
+    state = method.engine.decode(batch.weights, state, batch.limits)
     jax.block_until_ready(state)
     # What is chosen by time is chosen alike on all hosts.
     spent = [middle - begin, time.perf_counter() - middle]
@@ -174,7 +188,7 @@ class Batch:
     ends: np.ndarray  # [prompts] their lengths
     limits: jax.Array  # [prompts · samples] index of the last token wanted
     keys: jax.Array | None  # [prompts · samples] where something is drawn
-    rule_weights: Any
+    weights: EngineWeights  # with the oracle's rule those of these prompts
     num_samples: int
     max_new_tokens: int
 
@@ -198,21 +212,20 @@ class Batch:
         if not engine.sampling.greedy:
             own = [jax.random.fold_in(jax.random.key(seed), index) for index in group]
             keys = put(jnp.concatenate([jax.random.split(key, num_samples) for key in own]), "rows")
-        rule_weights = method.rule_weights
+        weights = method.weights
         if method.reference is not None:
             known = np.zeros((len(group), num_samples, given.shape[1] + max_new_tokens + engine.width), np.int32)
             for row, index in enumerate(group):
                 reply = slice(ends[row], ends[row] + max_new_tokens)
                 known[row, :, reply] = method.reference.reshape(len(prompts), num_samples, -1)[index]
-            rule_weights = put(known.reshape(len(group) * num_samples, -1), "rows")
+            weights = weights._replace(rule=put(known.reshape(len(group) * num_samples, -1), "rows"))
         limits = put(np.repeat(ends - 1 + max_new_tokens, num_samples), "rows")
-        return cls(put(given, "rows"), ends, limits, keys, rule_weights, num_samples, max_new_tokens)
+        return cls(put(given, "rows"), ends, limits, keys, weights, num_samples, max_new_tokens)
 
     def prefilled(self, method: Method) -> DecodingState:
         """The state after the prompts, a row a sample."""
         state = method.engine.prefill(
             method.weights,
-            method.drafter_weights,
             self.tokens,
             put(self.ends, "rows"),
             self.keys if self.num_samples == 1 else None,
@@ -247,7 +260,6 @@ def compare(
     max_new_tokens: int,
     repeats: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], None] = lambda: None,
     num_samples: int = 1,
     batch_size: int = 1,
     seed: int = 0,
@@ -255,7 +267,7 @@ def compare(
     """Every method on every prompt, `repeats` times after a warm-up with every shape of batch.
 
     Methods take turns at each batch, so that a machine that grows slower or faster does so for all of them.
-    `should_stop` is called between batches and may raise.
+    `progress` is called after the warm-up and after each batch, and may raise.
     """
     groups = batches(prompts, batch_size)
     shapes = by_shape(prompts, groups)
@@ -264,12 +276,12 @@ def compare(
         for alike in [*shapes.values()] * (3 if len(shapes) == 1 else 1):
             _run_batch(method, prompts, alike[0], unused, num_samples, seed)
     outcomes: dict[str, Outcome] = {}
+    progress(0, repeats * len(groups))
     for repeat in range(repeats):
         made = {
             name: _nothing_yet(method, len(prompts), max_new_tokens, num_samples) for name, method in methods.items()
         }
         for done, group in enumerate(groups):
-            should_stop()
             for name, method in methods.items():
                 _run_batch(method, prompts, group, made[name], num_samples, seed)
             progress(repeat * len(groups) + done + 1, repeats * len(groups))

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from tandem.config import DecoderConfig
 from tandem.decoding.drafters import Head, head_of
 from tandem.errors import EnvironmentFailure
+from tandem.model.bound import Bound
 from tandem.model.copying import SHARED_NAMES
 from tandem.model.decoder import Decoder
 from tandem.model.heads import HeadModule
@@ -151,17 +152,17 @@ def save_decoder(
     save(path, weights, {"decoder": config.described, **about}, dtype, shared=shared)
 
 
-def load_decoder(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Decoder], Any]:
+def load_decoder(path: Path, dtype: Any = jnp.float32) -> Bound[nnx.GraphDef[Decoder]]:
     """A decoder written by `save_decoder` or `save_reference`, that multiplies in `dtype`; weights in float32, or as
     the reference says."""
     if stored := metadata(path).get(REFERENCE):
         reference = Reference.from_stored(stored, path)
         kind = jnp.dtype(reference.dtype)
         imported = load_checkpoint(reference.whole(), dtype, kind, reference.vocab_size)
-        return imported.graph, imported.weights
+        return Bound(imported.graph, imported.weights)
     config = config_of(path, "decoder")
     graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
-    return graph, load(path, template)[0]
+    return Bound(graph, load(path, template)[0])
 
 
 def save_reference(path: Path, config: DecoderConfig, reference: Reference) -> None:
@@ -184,7 +185,7 @@ def save_tandem(
     save(path, weights, about, dtype, shared=shared)
 
 
-def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tandem], Any]:
+def load_tandem(path: Path, dtype: Any = jnp.float32) -> Bound[nnx.GraphDef[Tandem]]:
     """A tandem written by `save_tandem`, that multiplies in `dtype`; weights in float32."""
     primary, secondary = config_of(path, "primary"), config_of(path, "secondary")
     layer_map = _stored(path, "layer_map")
@@ -193,7 +194,7 @@ def load_tandem(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[Tand
         return Tandem(primary, secondary, layer_map, dtype=dtype, rngs=nnx.Rngs(0))
 
     graph, template = nnx.split(nnx.eval_shape(make))
-    return graph, load(path, template)[0]
+    return Bound(graph, load(path, template)[0])
 
 
 def save_head(path: Path, config: Head, primary: DecoderConfig, weights: Any, dtype: Any = None) -> None:
@@ -201,7 +202,7 @@ def save_head(path: Path, config: Head, primary: DecoderConfig, weights: Any, dt
     save(path, weights, {"head": config.described, "primary": primary.described}, dtype)
 
 
-def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[HeadModule], Any]:
+def load_head(path: Path, dtype: Any = jnp.float32) -> Bound[nnx.GraphDef[HeadModule]]:
     """A head written by `save_head`, that multiplies in `dtype`; weights in float32.
 
     Raises EnvironmentFailure if no drafter that registers is of that name and sizes.
@@ -212,7 +213,7 @@ def load_head(path: Path, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef[HeadMo
     except (TypeError, KeyError, ValueError, EnvironmentFailure) as error:
         raise EnvironmentFailure(f"{path}: its head is not one that this version knows: {error}") from error
     graph, template = nnx.split(nnx.eval_shape(lambda: HeadModule(config, primary, dtype=dtype, rngs=nnx.Rngs(0))))
-    return graph, load(path, template)[0]
+    return Bound(graph, load(path, template)[0])
 
 
 def shared_embedding(path: Path) -> Shared | None:

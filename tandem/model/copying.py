@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tandem.architecture import DecoderConfig
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 
 # What such a decoder does not train and does not hold: it is the large one's.
@@ -17,10 +18,10 @@ SHARED_NAMES = ("embedding", "unembedding")
 
 
 def take_layers(
-    primary: nnx.GraphDef[Decoder], weights: Any, layers: Sequence[int]
-) -> tuple[DecoderConfig, nnx.GraphDef[Decoder], Any]:
+    primary: Bound[nnx.GraphDef[Decoder]], layers: Sequence[int]
+) -> tuple[DecoderConfig, Bound[nnx.GraphDef[Decoder]]]:
     """The decoder of the primary's `layers`, counted from 0, in that order; weights in float32."""
-    large = nnx.merge(primary, weights)
+    large = primary.merge()
     config = replace(large.config, num_layers=len(layers))
     small = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     for module in ("norm", *SHARED_NAMES):
@@ -28,8 +29,7 @@ def take_layers(
             _copy(getattr(small, module), getattr(large, module))
     for new, layer in zip(small.layers, layers, strict=True):
         _copy(new, large.layers[layer])
-    graph, taken = nnx.split(small)
-    return config, graph, taken
+    return config, Bound(*nnx.split(small))
 
 
 def _copy(into: Any, source: Any) -> None:

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from tandem.architecture import DecoderConfig
 from tandem.errors import EnvironmentFailure
+from tandem.model.bound import Bound
 from tandem.model.families import family, is_matrix, tensors_of
 from tandem.model.formats.huggingface import save_huggingface
 from tandem.model.importing import read_parameters
@@ -63,7 +64,7 @@ def export_tandem(
         raise EnvironmentFailure(f"{directory}: could not be written: {error}") from error
 
 
-def import_tandem(directory: Path) -> tuple[nnx.GraphDef[Tandem], Any]:
+def import_tandem(directory: Path) -> Bound[nnx.GraphDef[Tandem]]:
     """A tandem that `export_tandem` wrote, with weights in float32. Raises EnvironmentFailure where it is none."""
     path = directory / TANDEM_CONFIG
     try:
@@ -83,7 +84,7 @@ def import_tandem(directory: Path) -> tuple[nnx.GraphDef[Tandem], Any]:
         if value is None or value.shape != leaf.shape:
             raise EnvironmentFailure(f"{directory}: has no {name} of shape {leaf.shape}")
         values.append(jnp.asarray(value, jnp.float32))
-    return graph, jax.tree.unflatten(tree, values)
+    return Bound(graph, jax.tree.unflatten(tree, values))
 
 
 def _config_of(said: dict[str, Any]) -> DecoderConfig:

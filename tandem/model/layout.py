@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tandem.model.bound import Bound
 from tandem.model.parameters import PRODUCTS
 from tandem.model.products import at_least_float32
 from tandem.parallel.sharding import on_mesh
@@ -34,15 +35,15 @@ def cast_matrices(weights: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim == 2 else leaf, weights)
 
 
-def untie(model: nnx.GraphDef[Decoder], weights: Any) -> tuple[nnx.GraphDef[Decoder], Any]:
+def untie(model: Bound[nnx.GraphDef[Decoder]]) -> Bound[nnx.GraphDef[Decoder]]:
     """The same decoder with its output matrix held apart, [D, V].
 
     The tied one is [V, D], the layout of a lookup. On a CPU a product of a few positions with it takes several times as
     long, since it is turned around in every pass.
     """
-    decoder = nnx.merge(model, weights, copy=True)
+    decoder = model.merge(copy=True)
     _untie(decoder)
-    return nnx.split(decoder)
+    return Bound(*nnx.split(decoder))
 
 
 def _untie(decoder: Decoder) -> None:
@@ -51,43 +52,43 @@ def _untie(decoder: Decoder) -> None:
         decoder.unembedding = nnx.Param(jnp.asarray(decoder.embedding[...].T))
 
 
-def trim(model: nnx.GraphDef, weights: Any, kept: np.ndarray) -> tuple[nnx.GraphDef, Any]:
+def trim(model: Bound[nnx.GraphDef], kept: np.ndarray) -> Bound[nnx.GraphDef]:
     """The same decoder, or tandem, with the output matrix of the tokens `kept` [K] alone; its logits of all others are
     `NEVER`.
 
     A drafter may leave out what it seldom drafts (FR-Spec, arXiv 2502.14856): a token of probability 0 is not drafted,
     and verification gives the primary's law whatever a drafter's is.
     """
-    module = nnx.merge(model, weights, copy=True)
+    module = model.merge(copy=True)
     decoder = getattr(module, "secondary", module)
     _untie(decoder)
     decoder.unembedding = nnx.Param(decoder.unembedding[...][:, kept])
     decoder.kept = nnx.Variable(jnp.asarray(kept, jnp.int32))
-    return nnx.split(module)
+    return Bound(*nnx.split(module))
 
 
-def one_position(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
+def one_position(model: Bound[nnx.GraphDef]) -> Bound[nnx.GraphDef]:
     """The same model for passes that read one position: on a CPU in float32, on several devices as it is.
 
     XLA has no other products of one position there: it makes float32 copies of bfloat16 matrices, which are slower than
     matrices that `pack_matrices` may lay out.
     """
     if jax.default_backend() != "cpu" or on_mesh():
-        return model, weights
-    module = nnx.merge(model, weights, copy=True)
+        return model
+    module = model.merge(copy=True)
     parts: list[Any] = [part for _, part in nnx.iter_modules(module)]
     for part in parts:
         if getattr(part, "dtype", None) == jnp.bfloat16:
             part.dtype = jnp.dtype(jnp.float32)
     graph, weights = nnx.split(module)
-    return graph, jax.tree.map(_at_least_float32, weights)
+    return Bound(graph, jax.tree.map(_at_least_float32, weights))
 
 
 def _at_least_float32(leaf: jax.Array) -> jax.Array:
     return leaf.astype(at_least_float32(leaf.dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]:
+def pack_matrices(model: Bound[nnx.GraphDef]) -> Bound[nnx.GraphDef]:
     """The same decoder, or tandem, with its decoder untied and its matrices as a GPU, or in float32 a CPU, reads them
     fastest in products of few positions; elsewhere and on several devices they stay.
 
@@ -95,7 +96,7 @@ def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]
     read along the contraction; shorter ones, which are slower so, as [D, F]. Unless they are very long, they are held a
     second time as panels [F / PANEL, D, PANEL], for products of a few positions.
     """
-    module = nnx.merge(model, weights, copy=True)
+    module = model.merge(copy=True)
     decoder = getattr(module, "secondary", module)
     _untie(decoder)
     backend = jax.default_backend()
@@ -108,7 +109,7 @@ def pack_matrices(model: nnx.GraphDef, weights: Any) -> tuple[nnx.GraphDef, Any]
                 for name in matrices:
                     delattr(part, name)
                 _pack(part, names, {name: matrix[...] for name, matrix in matrices.items()}, backend == "cpu")
-    return nnx.split(module)
+    return Bound(*nnx.split(module))
 
 
 def _pack(part: nnx.Module, names: Sequence[str], matrices: dict[str, jax.Array], cpu: bool) -> None:

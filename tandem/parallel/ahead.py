@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tandem.config import DecoderConfig, DType, Experiment, PrimaryMode, Recipe
+from tandem.model.bound import Bound
 from tandem.pair import decoder_of, resolve_layer_map
 
 if TYPE_CHECKING:
@@ -179,14 +180,14 @@ def products_dtype(dtype: DType) -> str:
     return "bfloat16" if dtype is DType.auto else dtype.value
 
 
-def _shapes(make: Callable[[], Any]) -> tuple[Any, Any]:
-    """A model's graph and the shapes of its weights; nothing is computed."""
+def _shapes(make: Callable[[], Any]) -> Bound:
+    """A model with the shapes of its weights; nothing is computed."""
     from flax import nnx
 
-    return nnx.split(nnx.eval_shape(make))
+    return Bound(*nnx.split(nnx.eval_shape(make)))
 
 
-def _decoder(config: DecoderConfig, dtype: str, untied: bool = False) -> tuple[Any, Any]:
+def _decoder(config: DecoderConfig, dtype: str, untied: bool = False) -> Bound:
     """A decoder that is not trained: its matrices are in `dtype`, and decoding holds the output matrix apart."""
     from flax import nnx
 
@@ -195,13 +196,13 @@ def _decoder(config: DecoderConfig, dtype: str, untied: bool = False) -> tuple[A
 
     def make() -> Any:
         graph, weights = nnx.split(Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
-        weights = cast_matrices(weights, dtype)
-        return nnx.merge(*(untie(graph, weights) if untied else (graph, weights)))
+        model = Bound(graph, cast_matrices(weights, dtype))
+        return (untie(model) if untied else model).merge()
 
     return _shapes(make)
 
 
-def _tandem(experiment: Experiment, dtype: str) -> tuple[Any, Any]:
+def _tandem(experiment: Experiment, dtype: str) -> Bound:
     from flax import nnx
 
     from tandem.model.layout import cast_matrices
@@ -289,22 +290,24 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Program:
     import jax.numpy as jnp
 
     from tandem.decoding.drafters.tandem import TandemDrafter
-    from tandem.decoding.engine import DecodingState, Engine
+    from tandem.decoding.engine import DecodingState, Engine, EngineWeights
     from tandem.measure.timing import bucket, sampling_of
     from tandem.parallel.sharding import sharding, state_shardings, weight_shardings
 
     decode, config = experiment.decode, decoder_of(experiment, experiment.model.primary)
     dtype = products_dtype(decode.dtype)
     options: dict[str, Any] = {"sampling": sampling_of(decode), "verification": decode.verification}
-    primary, weights = _decoder(config, dtype, untied=True)
-    weights = _with(weights, weight_shardings(mesh, weights))
-    drafter_weights = None
+
+    def placed(model: Bound) -> Bound:
+        return model._replace(weights=_with(model.weights, weight_shardings(mesh, model.weights)))
+
+    primary, drafting = placed(_decoder(config, dtype, untied=True)), None
     if name in ("primary", "verify"):
-        engine = Engine(primary, width=1 if name == "primary" else experiment.gamma + 1, **options)
+        engine = Engine(primary.definition, width=1 if name == "primary" else experiment.gamma + 1, **options)
     else:
-        graph, drafter_weights = _tandem(experiment, dtype)
-        drafter_weights = _with(drafter_weights, weight_shardings(mesh, drafter_weights))
-        engine = Engine(primary, TandemDrafter(graph), gamma=experiment.gamma, **options)
+        drafting = placed(_tandem(experiment, dtype))
+        engine = Engine(primary.definition, TandemDrafter(drafting.definition), gamma=experiment.gamma, **options)
+    weights = EngineWeights.of(primary, drafting)
     rows = decode.batch_size * decode.num_samples
 
     def of_rows(batch: int, *shape: int, dtype: Any = jnp.int32) -> Any:
@@ -312,7 +315,7 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Program:
         return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding(mesh, axes, (batch, *shape)))
 
     def prompts(batch: int) -> tuple[Any, ...]:
-        return weights, drafter_weights, of_rows(batch, bucket(decode.prompt_tokens)), of_rows(batch)
+        return weights, of_rows(batch, bucket(decode.prompt_tokens)), of_rows(batch)
 
     new = decode.max_new_tokens
     if name == "prefill":
@@ -320,17 +323,18 @@ def _decoding(experiment: Experiment, mesh: Mesh, name: str) -> Program:
     state: DecodingState = jax.eval_shape(lambda *given: engine._prefill(*given, max_new_tokens=new), *prompts(rows))
     state = _with(state, state_shardings(mesh, state))
     if name != "draft":
-        return engine.decode, (weights, drafter_weights, state, of_rows(rows)), {}
+        return engine.decode, (weights, state, of_rows(rows)), {}
     drafter = engine.drafter
     assert drafter is not None
 
-    def draft(weights: Any, state: DecodingState, read: jax.Array, states: list[jax.Array]) -> Any:
+    def draft(weights: EngineWeights, state: DecodingState, read: jax.Array, states: list[jax.Array]) -> Any:
         block = engine.draft_block(weights, state, jnp.ones(rows, bool))
-        return block.tokens, drafter.update(weights, block.drafter, read, states, state.position)
+        return block.tokens, drafter.update(weights.drafter, block.drafter, read, states, state.position)
 
     read = of_rows(rows, engine.width)
     stream = of_rows(rows, engine.width, config.d_model, dtype=jnp.float32)
-    return jax.jit(draft), (drafter_weights, state, read, [stream] * (config.num_layers + 1)), {}
+    without_primary = weights._replace(primary=None)  # which is not read here, and is none of the memory that it takes
+    return jax.jit(draft), (without_primary, state, read, [stream] * (config.num_layers + 1)), {}
 
 
 if __name__ == "__main__":

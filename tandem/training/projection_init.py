@@ -11,16 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.tandem import Tandem
 from tandem.parallel.sharding import fetch, put
 
 
 def least_squares(
-    model: nnx.GraphDef[Tandem],
-    weights: Any,
-    primary: nnx.GraphDef[Decoder],
-    primary_weights: Any,
+    model: Bound[nnx.GraphDef[Tandem]],
+    primary: Bound[nnx.GraphDef[Decoder]],
     batches: Iterable[np.ndarray],
     ridge: float = 1e-4,
 ) -> Any:
@@ -37,7 +36,7 @@ def least_squares(
 
     @jax.jit
     def moments(weights: Any, primary_weights: Any, tokens: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-        tandem, decoder = nnx.merge(model, weights), nnx.merge(primary, primary_weights)
+        tandem, decoder = nnx.merge(model.definition, weights), nnx.merge(primary.definition, primary_weights)
         states = decoder.states(tokens, tandem.depth)
         inputs = tandem.secondary.states(tokens, tandem.secondary.config.num_layers - 1)
         pairs = [(projection.read(states), y) for projection, y in zip(tandem.projections, inputs, strict=True)]
@@ -46,12 +45,12 @@ def least_squares(
     sums: list[tuple[np.ndarray, np.ndarray]] | None = None
     for tokens in batches:
         new = [(fetch(xx).astype(np.float64), fetch(xy).astype(np.float64))
-               for xx, xy in moments(weights, primary_weights, put(tokens, "batch"))]  # fmt: skip
+               for xx, xy in moments(model.weights, primary.weights, put(tokens, "batch"))]  # fmt: skip
         sums = new if sums is None else [(a + c, b + d) for (a, b), (c, d) in zip(sums, new, strict=True)]
     if sums is None:
         raise ValueError("least squares needs at least one batch")
 
-    tandem = nnx.merge(model, weights, copy=True)  # else the caller's own weights would change
+    tandem = model.merge(copy=True)  # else the caller's own weights would change
     for projection, (xx, xy) in zip(tandem.projections, sums, strict=True):
         penalty = ridge * np.trace(xx) / len(xx) * np.eye(len(xx))
         kernel = np.linalg.solve(xx + penalty, xy)
@@ -60,13 +59,13 @@ def least_squares(
     return nnx.state(tandem)
 
 
-def identity(model: nnx.GraphDef[Tandem], weights: Any) -> Any:
+def identity(model: Bound[nnx.GraphDef[Tandem]]) -> Any:
     """The tandem's weights with each projection the identity on the first of its states and 0 on the others.
 
     A layer that was copied from the primary, with the state that entered it there, then reads the very keys and values
     that it has in the primary. The widths of both models must agree.
     """
-    tandem = nnx.merge(model, weights, copy=True)
+    tandem = model.merge(copy=True)
     for projection in tandem.projections:
         projection.kernel[...] = jnp.eye(*projection.kernel.shape, dtype=projection.kernel.dtype)
     return nnx.state(tandem)

@@ -18,7 +18,8 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from tandem.errors import EnvironmentFailure, Interrupted
+from tandem.errors import EnvironmentFailure
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.reading import read_prompts
 from tandem.model.stack import ROWS
@@ -31,21 +32,19 @@ KIND = np.dtype(ml_dtypes.bfloat16)
 
 def record(
     folder: Path,
-    primary: nnx.GraphDef[Decoder],
-    weights: Any,
+    primary: Bound[nnx.GraphDef[Decoder]],
     windows: np.ndarray,
     reads: Sequence[int],
     *,
     batch_size: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Write the primary's states after as many layers as each of `reads` says (0, the embedding, is left out), in
     bfloat16, for `windows` [N, T + 1] of tokens.
 
-    `progress` is told of windows. Raises Interrupted once `should_stop()` is true; the same call then goes on.
+    `progress` is told of windows after each batch, and may raise; the same call then goes on.
     """
-    width = nnx.merge(primary, weights).config.d_model
+    width = primary.merge().config.d_model
     reads = sorted({layer for layer in reads if layer})
     count, length = len(windows), windows.shape[1] - 1
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,16 +55,14 @@ def record(
     @jax.jit
     def states(weights: Any, tokens: jax.Array) -> list[jax.Array]:
         # As prompts are read: in pieces, of which none looks at what is behind it.
-        made, _ = read_prompts(nnx.merge(primary, weights), tokens, length, ROWS)
+        made, _ = read_prompts(nnx.merge(primary.definition, weights), tokens, length, ROWS)
         return [made[layer].astype(jnp.bfloat16) for layer in reads]
 
     done = int((folder / DONE).read_text()) if (folder / DONE).exists() else 0
     files = [_open(folder, layer, meta, "r+" if _path(folder, layer).exists() else "w+") for layer in reads]
     while done < count:
-        if should_stop():
-            raise Interrupted(f"stopped after {done} of {count} windows; the same command goes on from there")
         rows = np.minimum(np.arange(done, done + batch_size), count - 1)  # of one shape, the last too
-        for file, made in zip(files, states(weights, put(windows[rows, :-1], "rows")), strict=True):
+        for file, made in zip(files, states(primary.weights, put(windows[rows, :-1], "rows")), strict=True):
             file[done : done + batch_size] = np.asarray(made)[: count - done]
         done = min(done + batch_size, count)
         if done == count or done // batch_size % 64 == 0:

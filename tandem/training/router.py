@@ -23,6 +23,7 @@ from tandem.decoding.sampling import SamplingConfig
 from tandem.decoding.stopping import MEMORY, UNKNOWN
 from tandem.decoding.stopping.router import NEXT, THIS, Features, RouterWeights, features, log_odds, new_router
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.heads import HeadModule
 from tandem.model.tandem import Tandem, block_numbers
@@ -49,10 +50,8 @@ class Traces:
 
 
 def collect(
-    primary: nnx.GraphDef[Decoder],
-    primary_weights: Any,
-    model: nnx.GraphDef[Any],
-    weights: Any,
+    primary: Bound[nnx.GraphDef[Decoder]],
+    model: Bound[nnx.GraphDef[Any]],
     texts: np.ndarray,
     skip: int,
     gamma: int,
@@ -62,15 +61,15 @@ def collect(
 ) -> Traces:
     """Traces of `texts` [N, L], which from token `skip` on are the primary's under `law`; blocks of `gamma` drafts, a
     head's of no more than it is trained for."""
-    reader = nnx.merge(model, weights)
+    reader = model.merge()
     if isinstance(reader, HeadModule):
         gamma = min(gamma, reader.config.depth)
-    read = jax.jit(partial(_read, primary, model, skip, gamma, law))
+    read = jax.jit(partial(_read, primary.definition, model.definition, skip, gamma, law))
     parts = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         filled = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        part = read(primary_weights, weights, put(filled, "batch"))
+        part = read(primary.weights, model.weights, put(filled, "batch"))
         count = min(batch_size, len(batch))
         parts.append(jax.tree.map(lambda leaf, count=count: fetch(leaf)[:count], part))
         progress(start + len(batch), len(texts))

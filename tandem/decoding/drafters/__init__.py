@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from tandem.architecture import DecoderConfig
 from tandem.errors import EnvironmentFailure
 from tandem.lazy import layout, nnx
+from tandem.model.bound import Bound
 from tandem.model.parameters import Table, parameter_count
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 State = Any  # a pytree of arrays, each with a first axis of rows
 Weights = Any
-Model = tuple[Any, Any]  # a graph and its weights
 
 # Checkpoints of a model: as pretrained, and after the last stage that the recipe has; beside them ce (stage 1) and
 # distil (stage 2).
@@ -116,9 +116,9 @@ class Architecture(ABC):
 
     @classmethod
     @abstractmethod
-    def assemble(cls, model: Model | None, primary: Model, ngram: int) -> tuple[Drafter, Weights]:
-        """The drafter and its weights, of its trained model (none if it has none) and the primary that verifies, both
-        as they are decoded with; `ngram` is drafter.ngram."""
+    def assemble(cls, model: Bound | None, primary: Bound, ngram: int) -> Bound[Drafter]:
+        """The drafter of its trained model (none if it has none) and the primary that verifies, both as they are
+        decoded with; `ngram` is drafter.ngram."""
 
 
 class Head(Architecture):
@@ -202,12 +202,12 @@ class Head(Architecture):
         return {"drafter": self.name, **asdict(self)}  # type: ignore[call-overload]
 
     @classmethod
-    def assemble(cls, model: Model | None, primary: Model, ngram: int) -> tuple[Drafter, Weights]:
+    def assemble(cls, model: Bound | None, primary: Bound, ngram: int) -> Bound[Drafter]:
         assert model is not None
         if cls.one_position:
-            model = layout.one_position(*model)
-            primary = layout.pack_matrices(*layout.one_position(*primary))
-        return HeadDrafter(model[0], primary[0]), {"head": model[1], "primary": primary[1]}
+            model, primary = layout.one_position(model), layout.pack_matrices(layout.one_position(primary))
+        drafter = HeadDrafter(model.definition, primary.definition)
+        return Bound(drafter, {"head": model.weights, "primary": primary.weights})
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from tandem.decoding.drafters import LAST, PRETRAIN, Architecture, Model, Weights, register
+from tandem.decoding.drafters import LAST, PRETRAIN, Architecture, Weights, register
 from tandem.lazy import jnp, layout, nnx
+from tandem.model.bound import Bound
 
 if TYPE_CHECKING:
     import jax
@@ -28,10 +29,10 @@ class Independent(Architecture):
     model: nnx.GraphDef[Decoder]
 
     @classmethod
-    def assemble(cls, model: Model | None, primary: Model, ngram: int) -> tuple[Independent, Weights]:
+    def assemble(cls, model: Bound | None, primary: Bound, ngram: int) -> Bound[Independent]:
         assert model is not None
-        graph, weights = layout.pack_matrices(*layout.one_position(*model))
-        return cls(graph), weights
+        graph, weights = layout.pack_matrices(layout.one_position(model))
+        return Bound(cls(graph), weights)
 
     def start(
         self,

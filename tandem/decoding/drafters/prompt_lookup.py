@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from tandem.decoding.drafters import Architecture, Model, Weights, register
-from tandem.lazy import cache, jnp, nnx
+from tandem.decoding.drafters import Architecture, Weights, register
+from tandem.lazy import cache, jnp
+from tandem.model.bound import Bound
 
 if TYPE_CHECKING:
     import jax
@@ -32,8 +33,8 @@ class PromptLookup(Architecture):
     ngram: int = 3
 
     @classmethod
-    def assemble(cls, model: Model | None, primary: Model, ngram: int) -> tuple[PromptLookup, Weights]:
-        return cls(nnx.merge(*primary).config.vocab_size, ngram), None
+    def assemble(cls, model: Bound | None, primary: Bound, ngram: int) -> Bound[PromptLookup]:
+        return Bound(cls(primary.merge().config.vocab_size, ngram), None)
 
     def start(
         self,
