@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from launch.fetching import fetch_models
 from launch.keys import closest, known_keys, nearest_key, typed
 from tandem.config import Experiment
 from tandem.decoding.drafters import drafter_names
@@ -46,8 +47,10 @@ def launchers() -> list[str]:
     return ["basic", *sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml"))]
 
 
-def compose(overrides: Sequence[str]) -> Experiment:
+def compose(overrides: Sequence[str], download: bool = True) -> Experiment:
     """The experiment that `key=value` words describe. Raises `ConfigurationError` with all that is wrong.
+
+    What is right but for checkpoints that `model.download` asks for has them fetched, unless `download` is false.
 
     A prompt is text as it stands, brackets, quotes and line ends included; all other values are in Hydra's grammar.
     """
@@ -68,15 +71,15 @@ def compose(overrides: Sequence[str]) -> Experiment:
     data = _composed(choices + accepted, problems)
     if prompts:
         data = {**data, "prompt": prompts[-1].replace("${", "\\${")}  # OmegaConf's own escape
-    return _experiment(data, problems)
+    return _experiment(data, problems, download)
 
 
-def compose_all(jobs: Sequence[Sequence[str]]) -> list[Experiment]:
+def compose_all(jobs: Sequence[Sequence[str]], download: bool = True) -> list[Experiment]:
     """The experiments of several jobs. Raises `ConfigurationError` with what is wrong with any of them."""
     experiments, problems = [], []
     for job in jobs:
         try:
-            experiments.append(compose(job))
+            experiments.append(compose(job, download))
         except ConfigurationError as error:
             problems += error.problems
     if problems:
@@ -91,7 +94,7 @@ def keys_of(overrides: Sequence[str]) -> list[str]:
 
 def from_container(data: Mapping[str, Any]) -> Experiment:
     """The experiment in a composed and resolved configuration. Raises `ConfigurationError` with all that is wrong."""
-    return _experiment(data, [])
+    return _experiment(data, [], download=True)
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -232,10 +235,13 @@ def _first_lines(error: Exception) -> str:
     return text + closest(launcher[1], launchers()) if launcher else text
 
 
-def _experiment(data: Mapping[str, Any], problems: list[str]) -> Experiment:
+def _experiment(data: Mapping[str, Any], problems: list[str], download: bool) -> Experiment:
     experiment = typed(data, problems)
     experiment.train.rates = {**experiment.scale.rates, **experiment.train.rates}
     problems += validate(experiment)
+    # Nothing is fetched for a configuration that is refused, and of a checkpoint more can be checked once it is here.
+    if download and not problems and fetch_models(experiment):
+        problems += validate(experiment)
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))
     return experiment

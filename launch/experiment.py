@@ -26,7 +26,7 @@ from tandem.data.tokenizer import load_tokenizer
 from tandem.data.vocabularies import same_vocabulary
 from tandem.decoding.drafters import LAST, PRETRAIN, drafting_with, is_head, named
 from tandem.errors import ConfigurationError
-from tandem.pair import CHECKPOINTS, checkpoint_path, decoder_of, sides
+from tandem.pair import CHECKPOINTS, decoder_of, sides, tokenizer_path
 from tandem.validate_drafters import longest_block
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
@@ -279,7 +279,7 @@ def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
         raise ConfigurationError([f"{tokenizer.name}: has {tokenizer.vocab_size} tokens, and {known}"])
     for side in sides(pair):
         if side.source in CHECKPOINTS and side is not pair.primary and side.path is not None:
-            where = checkpoint_path(side.tokenizer or side.path)
+            where = tokenizer_path(side)
             if str(where) != known_tokenizer(experiment):
                 same_vocabulary(tokenizer, load_tokenizer(where))
 

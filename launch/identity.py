@@ -17,6 +17,11 @@ NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "plat
 def configuration_hash(experiment: Experiment) -> str:
     """16 hexadecimal digits that differ when two experiments do not compute the same."""
     meaning = {key: value for key, value in asdict(experiment).items() if key not in NOT_MEANING}
+    # How a checkpoint came here is no part of it either, nor a revision where none is named.
+    del meaning["model"]["download"]
+    for side in ("primary", "middle", "secondary"):
+        if (about := meaning["model"][side]) is not None and about["revision"] is None:
+            del about["revision"]
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -17,7 +17,7 @@ from tandem.measure import theory
 from tandem.model.formats import checkpoint_files
 from tandem.model.formats.installed import KNOWN
 from tandem.model.parameters import parameter_count
-from tandem.pair import CHECKPOINTS, checkpoint_path, decoder_of, sides
+from tandem.pair import CHECKPOINTS, checkpoint_label, checkpoint_path, decoder_of, sides
 
 ACCEPTANCE, GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.9), (1, 2, 3, 4, 5, 7)
 
@@ -50,9 +50,10 @@ def _where(experiment: Experiment, side: SideConfig) -> str:
         return f"a stand-in of scale={experiment.scale.name}, {side.source.value}"
     if side.path is None:
         return "not here: the preset states its sizes"
-    files = [path for _, path in checkpoint_files(checkpoint_path(side.path)).entries]
+    files = [path for _, path in checkpoint_files(checkpoint_path(side)).entries]
     size = sum(path.stat().st_size for path in files)
-    return f"{side.path}: {len(files)} file{'s' if len(files) > 1 else ''}, {size_text(size)}, first {files[0]}"
+    count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
+    return f"{checkpoint_label(side)}: {count}, {size_text(size)}, first {files[0]}"
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
@@ -108,11 +109,14 @@ def _too_large(experiment: Experiment, pair: PairSize) -> Iterator[str]:
 def _begin(experiment: Experiment) -> str:
     words, extras = [f"model={experiment.model.name}"], ""
     for role in ("primary", "secondary"):
-        path = getattr(experiment.model, role).path
+        side = getattr(experiment.model, role)
+        path = side.path
         if path in KNOWN:  # which a preset names
             extras = f"--extra {KNOWN[path].extra} "
         elif path is not None:
             words.append(f"model.{role}.path={shlex.quote(path)}")
+        if side.revision is not None:
+            words.append(f"model.{role}.revision={shlex.quote(side.revision)}")
     return f"begin    uv run {extras}launch/run.py {' '.join(words)} dry_run=true"
 
 

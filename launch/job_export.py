@@ -13,6 +13,7 @@ from launch.steps.checkpoint import OpenCheckpoint
 from tandem.config import Experiment
 from tandem.data.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_files
 from tandem.errors import EnvironmentFailure
+from tandem.pair import checkpoint_label
 from tandem.parallel.hosts import hosts
 
 KINDS = ("decoder", "tandem")
@@ -71,6 +72,6 @@ def _write(into: Path, weights: Path, kind: str, corpus: Path, experiment: Exper
         checkpoint.config_of(weights, "secondary"),
         checkpoint.metadata(weights)["layer_map"],
         values,
-        side.path or side.name,
+        checkpoint_label(side),
         **special,
     )

@@ -41,10 +41,18 @@ from tandem.data.corpus import corpus_identity, text_files
 from tandem.data.files import Files
 from tandem.data.tokenizer import tokenizer_files
 from tandem.decoding.drafters import head_of_size, is_head, named
-from tandem.errors import ConfigurationError, EnvironmentFailure
+from tandem.errors import EnvironmentFailure
 from tandem.model.formats import checkpoint_files
 from tandem.model.parameters import parameter_count
-from tandem.pair import CHECKPOINTS, checkpoint_path, decoder_of, resolve_layer_map, sides
+from tandem.pair import (
+    CHECKPOINTS,
+    checkpoint_label,
+    checkpoint_path,
+    decoder_of,
+    resolve_layer_map,
+    sides,
+    tokenizer_path,
+)
 from tasks.text import tfds_files
 
 # One folder a scale: the stand-ins that the package ships trained, and their tokenizer.
@@ -169,7 +177,7 @@ def known_tokenizer(experiment: Experiment) -> str | None:
     corpus."""
     side = experiment.model.primary
     if side.source in CHECKPOINTS:
-        return str(checkpoint_path(side.tokenizer or checkpoint_of(side)))
+        return str(tokenizer_path(side))
     path = PRETRAINED / experiment.scale.name / TOKENIZER
     return str(path) if _ships(experiment, side) and path.exists() else None
 
@@ -195,24 +203,16 @@ def _source(experiment: Experiment, side: SideConfig, corpus: Step, primary: Ste
 
 
 def _opened(experiment: Experiment, side: SideConfig) -> Step:
-    decoder, path = decoder_of(experiment, side), checkpoint_of(side)
+    decoder, path = decoder_of(experiment, side), checkpoint_path(side)
     return OpenCheckpoint(
         name=side.name,
-        files={CHECKPOINT: checkpoint_files(checkpoint_path(path))},
-        size=f"{_millions(decoder)}, {path}",
+        files={CHECKPOINT: checkpoint_files(path)},
+        size=f"{_millions(decoder)}, {checkpoint_label(side)}",
         estimate_s=1,
         decoder=decoder,
         dtype=resolve_dtype(side.dtype),
-        path=str(checkpoint_path(path)),
+        path=str(path),
     )
-
-
-def checkpoint_of(side: SideConfig) -> str:
-    """The path of a checkpoint. Raises ConfigurationError where only its sizes are known."""
-    if side.path is None:
-        role = f"{side.name} is a checkpoint that must be here: name its directory"
-        raise ConfigurationError([f"{role} by model.primary.path, or model.secondary.path if it is the secondary"])
-    return side.path
 
 
 def _stand_in(experiment: Experiment, side: SideConfig, corpus: Step) -> Step:

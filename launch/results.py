@@ -20,7 +20,7 @@ from launch.steps.train import Training
 from launch.store import read_json, read_lines
 from tandem.config import Experiment
 from tandem.model.parameters import parameter_count
-from tandem.pair import STAND_INS, decoder_of, resolve_layer_map
+from tandem.pair import STAND_INS, checkpoint_label, decoder_of, is_on_hub, resolve_layer_map
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "sentencepiece", "hydra-core", "omegaconf", "wandb")
@@ -54,6 +54,7 @@ def models(experiment: Experiment) -> list[dict[str, Any]]:
             "role": role,
             "stand_in": side.source in STAND_INS,
             "source": side.source.value,
+            **({"checkpoint": checkpoint_label(side)} if is_on_hub(side) else {}),
             "parameters": parameter_count(decoder_of(experiment, side)),
             **decoder_of(experiment, side).described,
             **({"layer_map": resolve_layer_map(experiment)} if role == "secondary" else {}),

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.overrides = questions.typed_words(options.overrides)
     # Every job of a multirun is checked before the first one starts.
     jobs = expand(options.overrides) if options.multirun else [options.overrides]
-    experiments = compose_all(jobs)
+    experiments = compose_all(jobs, download=not options.cfg)
     refuse_unread(experiments, jobs)
     if options.cfg:
         print("---\n".join(to_yaml(experiment) for experiment in experiments), end="")

@@ -68,8 +68,8 @@ def reads(experiment: Experiment) -> set[str] | None:
 
 
 def _says_who(key: str) -> bool:
-    """Whether a key says where and as what a job runs: it is read in any case."""
-    return key.partition(".")[0] in (*NOT_MEANING, "hydra") or key.rpartition(".")[2] == "name"
+    """Whether a key says where and as what a job runs, or what it may fetch: it is read in any case."""
+    return key.partition(".")[0] in (*NOT_MEANING, "hydra") or key.rpartition(".")[2] in ("name", "download")
 
 
 def _covers(read: Iterable[str], *keys: str) -> bool:

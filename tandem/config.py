@@ -212,8 +212,9 @@ class SideConfig:
 
     name: str = ""
     source: Source = Source.shipped
-    # huggingface, gguf, llama2c: a directory or a file, or the name of an installed model (docs/models.md).
+    # huggingface, gguf, llama2c: a directory or a file, or the name of a model, installed or on a hub (docs/models.md).
     path: str | None = None
+    revision: str | None = None  # of a hub's name: a branch, a tag or a commit; null: main
     tokenizer: str | None = None  # a directory or a file; null: the checkpoint's own
     dtype: DType = DType.float32  # of a checkpoint's weights in memory
     layers: list[int] | None = None  # from_primary: which of the primary's, from 0
@@ -231,6 +232,7 @@ class PairConfig:
     # For each secondary layer, the primary layer (1 … L_L) whose output it reads. Null: evenly spaced. Twice as many
     # entries, or more, fuse several: after one for each secondary layer, a second for each, where 0 is the embedding.
     layer_map: list[int] | None = None
+    download: bool = False  # models that are named as on a hub and are not in its cache
 
 
 @dataclass

@@ -46,16 +46,54 @@ def _checkpoint(experiment: Experiment, side: SideConfig) -> DecoderConfig:
         if side.decoder is None:
             raise ConfigurationError([f"{side.name} is a checkpoint without a path"])
         return side.decoder
-    found = _read(side.path, _stamp(side.path))
+    path = checkpoint_path(side)
+    found = _read(path, _stamp(path))
     if side.decoder is not None and (different := _differing(side.decoder, found)):
         stated = f"is not the checkpoint that model={experiment.model.name} states"
         raise ConfigurationError([f"{side.path} {stated}: {different}"])
     return found
 
 
-def checkpoint_path(path: str) -> Path:
-    """Where a checkpoint lies that a configuration names: `~` is the home directory."""
-    return Path(path).expanduser()
+def checkpoint_path(side: SideConfig) -> Path:
+    """Where the checkpoint of a side lies: `~` is the home directory, a hub's name the directory in its cache.
+
+    Raises ConfigurationError where only its sizes are known, EnvironmentFailure where a hub's model was not fetched.
+    """
+    if side.path is None:
+        role = f"{side.name} is a checkpoint that must be here: name its directory"
+        raise ConfigurationError([f"{role} by model.primary.path, or model.secondary.path if it is the secondary"])
+    if is_on_hub(side):
+        from tandem.model.formats import hub
+
+        return hub.find(side.path, side.revision)
+    return Path(side.path).expanduser()
+
+
+def tokenizer_path(side: SideConfig) -> Path:
+    """Where the tokenizer of a side's checkpoint lies; raises as `checkpoint_path`."""
+    return checkpoint_path(side) if side.tokenizer is None else Path(side.tokenizer).expanduser()
+
+
+def checkpoint_label(side: SideConfig) -> str:
+    """What a checkpoint is called: its path, or its name on a hub with the commit that was fetched."""
+    return f"{side.path}@{checkpoint_path(side).name}" if is_on_hub(side) else side.path or side.name
+
+
+def is_on_hub(side: SideConfig) -> bool:
+    """Whether the path of a side is the name of a model on a hub."""
+    if side.source is not Source.huggingface or side.path is None:
+        return False
+    from tandem.model.formats import hub
+
+    return hub.is_name(side.path)
+
+
+def to_fetch(pair: PairConfig) -> list[SideConfig]:
+    """The sides whose models are on a hub and not in its cache."""
+    from tandem.model.formats import hub
+
+    named = [side for side in reversed(sides(pair)) if is_on_hub(side)]
+    return [side for side in named if hub.cached(str(side.path), side.revision) is None]
 
 
 def resolve_layer_map(experiment: Experiment) -> list[int]:
@@ -85,17 +123,16 @@ def evenly_spaced(primary: int, secondary: int) -> list[int]:
 
 
 @lru_cache(maxsize=16)
-def _read(path: str, stamp: Sequence[object]) -> DecoderConfig:
+def _read(path: Path, stamp: Sequence[object]) -> DecoderConfig:
     from tandem.model.formats import open_tensors
     from tandem.model.identifying import identify
 
-    return identify(open_tensors(checkpoint_path(path))).config
+    return identify(open_tensors(path)).config
 
 
-def _stamp(path: str) -> tuple[object, ...]:
+def _stamp(path: Path) -> tuple[object, ...]:
     """What changes when the file that says what a checkpoint is changes."""
-    file = checkpoint_path(path)
-    file = file / "config.json" if file.is_dir() else file
+    file = path / "config.json" if path.is_dir() else path
     return (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else ()
 
 

@@ -31,7 +31,8 @@ from tandem.config import (
 from tandem.data.prompts import PROMPT_SETS, prompt_file
 from tandem.decoding.drafters import head_names
 from tandem.model.families import family_names
-from tandem.pair import CHECKPOINTS, STAND_INS, decoder_of, sides
+from tandem.model.formats.hub import is_name, is_revision, may_be_name
+from tandem.pair import CHECKPOINTS, STAND_INS, decoder_of, sides, to_fetch
 from tandem.validate_drafters import check_drafters, drafting_is_stopped, longest_block
 
 LARGEST_SEED = 2**31 - 1
@@ -146,7 +147,7 @@ def _optimizer(key: str, optimizer: OptimizerConfig, check: Checks) -> None:
 
 
 def _pair(experiment: Experiment, check: Checks) -> dict[str, DecoderConfig]:
-    """The decoders of the pair by their roles; none where a side is no model."""
+    """The decoders of the pair by their roles; none where a side is no model, or is yet to be fetched."""
     pair, scale = experiment.model, experiment.scale
     roles = {"primary": pair.primary, "secondary": pair.secondary}
     if pair.middle is not None:
@@ -157,7 +158,7 @@ def _pair(experiment: Experiment, check: Checks) -> dict[str, DecoderConfig]:
             check.wrong(f"model.{role}.name", roles[role].name, "must differ from model.primary.name")
     if pair.middle is not None and pair.middle.name == pair.secondary.name:
         check.wrong("model.middle.name", pair.middle.name, "must differ from model.secondary.name")
-    if len(good) < len(roles):
+    if len(good) < len(roles) or (pair.download and to_fetch(pair)):
         return {}
     decoders = {role: decoder_of(experiment, side) for role, side in roles.items()}
     if len({decoder.vocab_size for decoder in decoders.values()}) > 1:
@@ -192,10 +193,11 @@ def _side(key: str, side: SideConfig, role: str, scale: ScaleConfig, check: Chec
         if side.source is Source.llama2c:
             what = "a .bin file of llama2.c"
         check.problems.append(f"{key}.path must name {what}, as {key}.source={side.source.value} says")
-    for name in ("path", "tokenizer", "decoder"):
+    for name in ("path", "revision", "tokenizer", "decoder"):
         if not checkpoint and getattr(side, name) is not None:
             rule = f"is not read by {key}.source={side.source.value}; it is by {', '.join(CHECKPOINTS)}"
             check.wrong(f"{key}.{name}", getattr(side, name) if name != "decoder" else "…", rule)
+    _on_hub(key, side, check)
     if side.decoder is not None:
         _decoder(f"{key}.decoder", side.decoder, check)
     if side.source is Source.from_primary:
@@ -206,6 +208,21 @@ def _side(key: str, side: SideConfig, role: str, scale: ScaleConfig, check: Chec
     elif side.layers is not None:
         check.wrong(f"{key}.layers", side.layers, f"is not read by {key}.source={side.source.value}")
     return len(check.problems) == before
+
+
+def _on_hub(key: str, side: SideConfig, check: Checks) -> None:
+    """A path that is the name of a model on a hub, and the revision of one."""
+    if side.source not in CHECKPOINTS or side.path is None:
+        return
+    named = side.source is Source.huggingface and may_be_name(side.path)
+    if named and not is_name(side.path):
+        rule = "is no directory here, and no name on a hub, which is ORG/NAME of letters, digits, '-', '_' and '.'"
+        check.wrong(f"{key}.path", side.path, rule)
+    if side.revision is not None and not named:
+        rule = f"is of a name on a hub, and {key}.path={side.path} is none with {key}.source={side.source.value}"
+        check.wrong(f"{key}.revision", side.revision, rule)
+    elif side.revision is not None and not is_revision(side.revision):
+        check.wrong(f"{key}.revision", side.revision, "must be a branch, a tag or a commit of a model on a hub")
 
 
 def _copied_layers(side: SideConfig, primary: DecoderConfig, check: Checks) -> None:

@@ -72,8 +72,8 @@ def open_tensors(path: str | Path) -> Tensors:
         if str(path) in KNOWN:
             return open_installed(str(path))
         raise EnvironmentFailure(
-            f"{path}: does not exist; a model is a directory or file here (nothing is fetched by its name), or an "
-            f"installed one of {', '.join(KNOWN)}"
+            f"{path}: does not exist; a model is a directory or file here, an installed one of {', '.join(KNOWN)}, or "
+            "with source=huggingface ORG/NAME on a hub"
         )
     if path.is_dir():
         if not (path / "config.json").exists():

@@ -68,15 +68,26 @@ class HuggingFace:
             raise EnvironmentFailure(f"{self.path}: lacks {name}") from None
 
 
-def _shards(index: Path) -> dict[str, Safetensors]:
-    """The file of every tensor. Those that the index forgets are there too, so that they are not overlooked."""
+def shards_of(index: Path) -> list[str]:
+    """The names of the files that an index is of. Raises EnvironmentFailure if it is none."""
+    return list(dict.fromkeys(_weight_map(index).values()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
     where = _json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise EnvironmentFailure(f"{index}: not an index of safetensors files, for it lacks their weight_map")
-    places: dict[str, Safetensors] = {}
-    for file in dict.fromkeys(where.values()):
+    for file in where.values():
         if Path(file).name != file or file in ("", ".", ".."):
             raise EnvironmentFailure(f"{index}: names {file!r}, which is not a file of its own directory")
+    return where
+
+
+def _shards(index: Path) -> dict[str, Safetensors]:
+    """The file of every tensor. Those that the index forgets are there too, so that they are not overlooked."""
+    where = _weight_map(index)
+    places: dict[str, Safetensors] = {}
+    for file in dict.fromkeys(where.values()):
         shard = index.with_name(file)
         if not shard.exists():
             raise EnvironmentFailure(f"{shard}: does not exist, and {index.name} names it: get the missing shard")
