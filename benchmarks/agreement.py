@@ -35,7 +35,6 @@ from tandem.model.bound import Bound
 from tandem.model.exporting import export_huggingface
 from tandem.model.formats import checkpoint_files
 from tandem.model.importing import load_checkpoint
-from tandem.pair import checkpoint_path
 from tasks import registry
 from tasks.example import Example, Kind
 from tasks.fewshot import build
@@ -195,7 +194,7 @@ def read_checkpoint(options: argparse.Namespace, folder: Path) -> tuple[Any, Wor
     if options.checkpoint is not None:
         own = load_tokenizer(options.checkpoint)
         words = Words(own.encode_many, own.decode, list(own.start), own.eos_ids)
-        ((_, file),) = checkpoint_files(checkpoint_path(options.checkpoint)).entries
+        ((_, file),) = checkpoint_files(Path(options.checkpoint)).entries
         return load_checkpoint(options.checkpoint), words, file
     model = load_checkpoint(options.data / "checkpoints/stories260K.bin")
     spm = llama2c_tokenizer(options.data / "checkpoints/tok512.bin")

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -88,7 +89,7 @@ def fetch(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
     except ImportError:
         how = "in a checkout `uv run --extra hub …` brings it, elsewhere `pip install 'huggingface_hub>=2.4,<3'`"
         raise EnvironmentFailure(f"{name}: is fetched by huggingface_hub, which is not installed: {how}") from None
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     if not sys.stderr.isatty():
         disable_progress_bars()
     with _told(f"{name}: cannot be fetched from {_shown(endpoint)}", f"{endpoint}/{name}", wanted):
