@@ -78,7 +78,7 @@ def test_defaults():
     experiment = compose([])
     assert (experiment.model.primary.name, experiment.model.secondary.name) == ("bison", "gecko")
     assert experiment.scale.shipped
-    assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (3, 0.8, [2])
+    assert (experiment.gamma, experiment.tau, experiment.train.gamma) == (3, None, [2])
     assert experiment.train.recipe is Recipe.distil
     assert experiment.drafter.drafters == ["independent", "independent@last", "tandem"]
 

@@ -311,7 +311,14 @@ def test_a_tandem_at_several_block_lengths_has_a_column_and_a_point_for_each():
         "models": [{"name": "gecko", "role": "secondary"}, {"name": "bison", "role": "primary"}],
     }
     overview = downstream_tables(results)[0]
-    assert [column.title.split("\n")[-1] for column in overview.columns][2:] == ["gecko", "bison", "γ 1", "γ 3", "γ 7"]
+    assert [column.title.split("\n")[-1] for column in overview.columns][2:] == [
+        "n",
+        "gecko",
+        "bison",
+        "γ 1",
+        "γ 3",
+        "γ 7",
+    ]
     (measured,) = [line for line in overview.rows if line["name"] == "superglue"]
     assert [measured[key][0] for key in ("tandem_distil_at 1", "tandem_distil", "tandem_distil_at 7")] == [58, 56, 52]
     (chart,) = quality_against_speed(results)

@@ -25,7 +25,7 @@ from launch.compose import compose
 from launch.experiment import build
 from launch.memory import PairSize
 from launch.run import main
-from launch.steps.decode import encode_prompts
+from launch.steps.decode import Room, encode_prompts
 from tandem.config import ChatMode
 from tandem.data.files import Files
 from tandem.data.tokenizer import load_tokenizer
@@ -208,11 +208,11 @@ def test_a_chat_template_frames_whole_prompts_alone(models, tmp_path, capsys):
     (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "hello <|end|>"}))
     (tmp_path / "t.txt").write_text("hello hello hello\n")
     files = Files([("q", tmp_path / "q.jsonl"), ("t", tmp_path / "t.txt")])
-    (asked, begun), _ = encode_prompts(files, tokenizer, ChatMode.auto, 1, 2, 4, 99)
+    (asked, begun), _ = encode_prompts(files, tokenizer, ChatMode.auto, 1, 2, 4, Room(99, "the test"))
     start, end = tokenizer.special["<|start|>"], tokenizer.special["<|end|>"]
     assert (asked[0], asked[-1], list(asked).count(end)) == (start, end, 1)  # a name in the question is text
     assert len(begun) == 2
-    plain = encode_prompts(files, tokenizer, ChatMode.off, 1, 2, 4, 99)[0][0]
+    plain = encode_prompts(files, tokenizer, ChatMode.off, 1, 2, 4, Room(99, "the test"))[0][0]
     np.testing.assert_array_equal(plain, tokenizer.encode_prompt("hello <|end|>"))
     words = pair(models, "model.secondary.source=from_primary", "model.secondary.layers=[0]", "data.chat=on")
     with pytest.raises(ConfigurationError, match=r"data\.chat=on: .* has no chat template"):
