@@ -37,11 +37,14 @@ def decoder_of(experiment: Experiment, side: SideConfig) -> DecoderConfig:
             return experiment.scale.models[side.name]
         except KeyError:
             raise ConfigurationError([f"{side.name} is not a model of scale={experiment.scale.name}"]) from None
-    rows = min(_checkpoint(experiment, one).vocab_size for one in sides(experiment.model) if one.source in CHECKPOINTS)
-    return replace(_checkpoint(experiment, side), vocab_size=rows)
+    rows = min(
+        checkpoint_decoder(experiment, one).vocab_size for one in sides(experiment.model) if one.source in CHECKPOINTS
+    )
+    return replace(checkpoint_decoder(experiment, side), vocab_size=rows)
 
 
-def _checkpoint(experiment: Experiment, side: SideConfig) -> DecoderConfig:
+def checkpoint_decoder(experiment: Experiment, side: SideConfig) -> DecoderConfig:
+    """Sizes and features of a checkpoint as it is stored, with all rows of its vocabulary. Raises as `decoder_of`."""
     if side.path is None:
         if side.decoder is None:
             raise ConfigurationError([f"{side.name} is a checkpoint without a path"])

@@ -10,6 +10,7 @@ from pairs import PRIMARY
 
 from tandem.decoding.drafters import Head, HeadDrafter
 from tandem.decoding.drafters.eagle import Eagle
+from tandem.decoding.drafters.eagle3 import Eagle3
 from tandem.decoding.drafters.kv import QueryOnly
 from tandem.decoding.drafters.medusa import Medusa
 from tandem.decoding.drafters.prompt_lookup import PromptLookup
@@ -20,6 +21,7 @@ DEPTH = 4
 SIZES: dict[str, Head] = {
     "medusa": Medusa(DEPTH, 24),
     "eagle": Eagle(DEPTH, 24, 32, 3),
+    "eagle3": Eagle3(DEPTH, 40, 6, 2),
     "kv": QueryOnly(DEPTH, 20, 32, 2),
 }
 HEADS = tuple(SIZES)

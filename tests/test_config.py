@@ -245,7 +245,7 @@ UNFIT = [
     ("eval.prompts=0", "eval.prompts=0 must be at least 1"),
     ("eval.measures=[]", "must name at least one of agreement, speed, standalone"),
     ("eval.measures=[speed,speed]", "names something twice"),
-    ("drafter.drafters=[]", "must name at least one of eagle, independent, kv, medusa"),
+    ("drafter.drafters=[]", "must name at least one of eagle, eagle3, independent, kv, medusa"),
     ("decode.prompt_tokens=1", "decode.prompt_tokens=1 must be at least 2"),
 ]
 

@@ -48,6 +48,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = np.array([9, 5, 7])
 PROMPTS = np.random.default_rng(3).integers(0, 37, (3, 9)).astype(np.int32)
 NEW = 40
+EVERY_HEAD = f"drafter.drafters=[{','.join(HEADS)}]"
+EVERY_HEAD_AND_LOOKUP = f"drafter.drafters=[prompt_lookup,{','.join(HEADS)}]"
 UNREAD = KVCache((), ())  # a primary's cache that prompt lookup does not look at
 
 
@@ -219,7 +221,7 @@ def test_heads_of_a_pair_that_shares_its_embedding_spend_what_is_trained():
         decoder_of(experiment, side) for side in (experiment.model.primary, experiment.model.secondary)
     )
     trained = checkpoint_sizes(primary, secondary, [0, 29]) - secondary.vocab_size * secondary.d_model
-    models = build_models(compose(["model=tandem_smollm2", "drafter=all"]))
+    models = build_models(compose(["model=tandem_smollm2", EVERY_HEAD]))
     for kind in HEADS:
         count = models[f"{kind}_distil"].step.head.parameter_count(primary)  # type: ignore[attr-defined]
         assert abs(count - trained) <= 0.1 * trained, (kind, count, trained)
@@ -290,7 +292,7 @@ def test_heads_are_trained_only_where_they_are_asked_for():
 
 def test_a_setting_of_prompt_lookup_changes_the_speed_step_alone():
     def fingerprints(*words):
-        return {step.name: step.fingerprint for step in topological(build(compose(["drafter=all", *words])))}
+        return {step.name: step.fingerprint for step in topological(build(compose([EVERY_HEAD_AND_LOOKUP, *words])))}
 
     usual, other, deeper = fingerprints(), fingerprints("drafter.ngram=2"), fingerprints("drafter.depth=6")
     assert {name for name in usual if usual[name] != other[name]} == {"speed"}

@@ -16,6 +16,7 @@ from pairs import PRIMARY, decoder
 
 from tandem.config import Verification
 from tandem.decoding.drafters.eagle import Eagle
+from tandem.decoding.drafters.eagle3 import Eagle3
 from tandem.decoding.drafters.kv import QueryOnly
 from tandem.decoding.drafters.medusa import Medusa
 from tandem.decoding.engine import Engine, EngineWeights
@@ -41,7 +42,12 @@ def heads():
 # --- the law ----------------------------------------------------------------------------------------------------------
 
 
-LAW_SIZES = {"medusa": Medusa(2, 4), "eagle": Eagle(2, 4, 4, 1), "kv": QueryOnly(2, 4, 4, 1)}
+LAW_SIZES = {
+    "medusa": Medusa(2, 4),
+    "eagle": Eagle(2, 4, 4, 1),
+    "eagle3": Eagle3(2, 4, 2, 1),
+    "kv": QueryOnly(2, 4, 4, 1),
+}
 LAW_CASES = {
     "token": {},
     "adaptive, block verification, stop token": {

@@ -176,7 +176,7 @@ def test_two_files_cannot_register_one_name():
 
     with pytest.raises(ValueError, match=f"both register {NAME}"):
         drafters.register(Other)
-    with pytest.raises(EnvironmentFailure, match="drafter tandem is not a head; there are eagle, kv, linear, medusa"):
+    with pytest.raises(EnvironmentFailure, match="drafter tandem is not a head; there are eagle, eagle3, kv, linear"):
         drafters.head("tandem")
 
 

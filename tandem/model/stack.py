@@ -32,7 +32,8 @@ States = Sequence[jax.Array] | Mapping[int, jax.Array]
 class Layer(Protocol):
     """What the loop and its plans use of a layer."""
 
-    softcap: float | None
+    @property
+    def softcap(self) -> float | None: ...
 
     def keys_and_values(self, x: jax.Array, turns: Angles, /) -> tuple[jax.Array, jax.Array]: ...
 

@@ -113,6 +113,9 @@ class Architecture(ABC):
     has_law: ClassVar[bool] = True
     # Whether it can make no more drafts of a block than it is trained for (drafter.depth).
     bounded: ClassVar[bool] = False
+    # Why vLLM's `speculators` format cannot say what it is, as the end of a sentence; "" where it can
+    # (tandem/model/speculators.py).
+    beyond_speculators: ClassVar[str] = "the format has no such model"
 
     @classmethod
     @abstractmethod
@@ -191,6 +194,10 @@ class Head(Architecture):
         starts: jax.Array,
     ) -> State:
         """`Drafter.update`."""
+
+    def beyond_speculators_of(self, primary: DecoderConfig) -> str:
+        """`beyond_speculators`, or what of this primary the format cannot say; "" for neither."""
+        return self.beyond_speculators
 
     def parameter_count(self, primary: DecoderConfig) -> int:
         """Number of trained weights, from the table alone."""

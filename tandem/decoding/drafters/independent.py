@@ -23,6 +23,7 @@ class Independent(Architecture):
     """The state is the decoder's cache."""
 
     name = "independent"
+    beyond_speculators = "it is a model of its own, which vLLM drafts with as the Hugging Face directory that it is"
     model_kind = "decoder"
     checkpoints = (PRETRAIN, "ce", "distil", LAST)
     reach: ClassVar[int] = 2

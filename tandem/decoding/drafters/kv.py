@@ -38,6 +38,7 @@ class QueryOnly(Head):
     primary's where it has read, the head's own outputs within the block."""
 
     name = "kv"
+    beyond_speculators = "no model there reads the primary's keys and values"
     depth: int
     d_model: int
     d_ff: int

@@ -29,6 +29,7 @@ class Medusa(Head):
     and the block's logits [B, depth, V]."""
 
     name = "medusa"
+    beyond_speculators = "no model there drafts by a matrix of its own for each draft of a block"
     bounded = True
     one_position = False
     depth: int

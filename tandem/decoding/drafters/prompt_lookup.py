@@ -27,6 +27,7 @@ class PromptLookup(Architecture):
     its law is that token. Without an occurrence the law is flat. The state is the text."""
 
     name = "prompt_lookup"
+    beyond_speculators = "it has no weights; vLLM has its own, method=ngram"
     has_law = False
     reach: ClassVar[int] = 2  # the last draft of a block was never given back, nor the token after it
     vocab_size: int

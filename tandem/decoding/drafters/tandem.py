@@ -23,6 +23,7 @@ class TandemDrafter(Architecture):
     """The state is the secondary's cache."""
 
     name = "tandem"
+    beyond_speculators = "no model there reads states of the primary in every layer and drafts token by token"
     model_kind = "tandem"
     checkpoints = (LAST, "ce", "distil")
     reach: ClassVar[int] = 1

@@ -119,11 +119,11 @@ def save_huggingface(
 ) -> None:
     """Write a directory that `transformers` and `open_tensors` load, holding one tensor in memory at a time.
 
-    A tensor is float32, float16 or bfloat16, [out, in]. A shard has at most `max_shard_bytes` of numbers, or one
-    tensor; one shard alone is model.safetensors, without an index. The directory becomes a model at once, when
-    config.json is renamed into it, and weights that were in it before go; its other files stay. If writing, or
-    `tensors` itself, raises, it stays as it was; stopped among the renames that end it, it is no model. Raises
-    EnvironmentFailure if it cannot be written.
+    A tensor is float32, float16 or bfloat16, [out, in], or a map of int64 or bool. A shard has at most
+    `max_shard_bytes` of numbers, or one tensor; one shard alone is model.safetensors, without an index. The directory
+    becomes a model at once, when config.json is renamed into it, and weights that were in it before go; its other files
+    stay. If writing, or `tensors` itself, raises, it stays as it was; stopped among the renames that end it, it is no
+    model. Raises EnvironmentFailure if it cannot be written.
     """
     new, temporary = not directory.exists(), None
     try:

@@ -21,6 +21,8 @@ from tandem.errors import EnvironmentFailure
 from tandem.model.formats.blob import Blob, read_floats
 
 STORED = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+# What is written besides: whole numbers, such as maps of a vocabulary.
+WRITTEN = STORED | {"I64": np.dtype(np.int64), "BOOL": np.dtype(np.bool_)}
 BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16}
 BITS |= {"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4}
 
@@ -113,7 +115,7 @@ class SafetensorsWriter:
         )
 
     def add(self, name: str, array: np.ndarray) -> None:
-        """Append a tensor of float32, float16 or bfloat16."""
+        """Append a tensor of float32, float16, bfloat16, int64 or bool."""
         entry = self._entry(name, array)
         self._header_size += len(entry) + 2
         if self._header_size > RESERVED:
@@ -124,9 +126,9 @@ class SafetensorsWriter:
         self.size += array.nbytes
 
     def _entry(self, name: str, array: np.ndarray) -> str:
-        kind = next((kind for kind, dtype in STORED.items() if dtype == array.dtype), None)
+        kind = next((kind for kind, dtype in WRITTEN.items() if dtype == array.dtype), None)
         if kind is None:
-            raise ValueError(f"{name} is {array.dtype}, and what is written is {', '.join(STORED)}")
+            raise ValueError(f"{name} is {array.dtype}, and what is written is {', '.join(WRITTEN)}")
         offsets = [self.size, self.size + array.nbytes]
         return json.dumps({name: {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}})
 
