@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import numpy as np
 
 from launch.drafting import decoding, drafter, kept_tokens
 from launch.experiment import check_prompts, chosen_drafters, room_of, rule_of_run, rule_steps
-from launch.graph import describe, estimated, execute, unfinished
+from launch.graph import Step, describe, estimated, execute, unfinished
 from launch.identity import store_of
 from launch.memory import PairSize, require_memory
 from launch.models import build_models, corpus_step, known_tokenizer, resolve_dtype
 from launch.process import Stop
 from launch.progress import duration
-from launch.steps.decode import own_primary
-from tandem.config import Experiment, StopRule
+from launch.steps.decode import Sampling, own_primary
+from launch.steps.rules import Rule
+from tandem.config import Experiment, Verification
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import chat_template, encode_questions
 from tandem.data.tokenizer import load_tokenizer
@@ -37,118 +38,174 @@ LOOKUP = "prompt_lookup"
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """How a prompt is answered: all that decoding reads of a configuration. `drafter` is the name of its row, empty
+    without one, and `kind` that of its model."""
+
+    primary: str
+    drafter: str
+    kind: str
+    dtype: str
+    sampling: Sampling
+    verification: Verification
+    num_samples: int
+    max_new_tokens: int
+    seed: int
+    gamma: int = 0
+    ngram: int = 0
+    vocabulary: int | None = None
+    rule: Rule | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, drafter: str, kind: str) -> Answer:
+        """By the drafter that is chosen; one that is not trained has no rule."""
+        decode, sampling = experiment.decode, Sampling.of(experiment.decode)
+        trained = kind not in ("", drafter)  # what is none is called as its class
+        return cls(
+            primary=experiment.model.primary.name,
+            drafter=drafter,
+            kind=kind,
+            dtype=resolve_dtype(decode.dtype),
+            sampling=sampling,
+            verification=decode.verification,
+            num_samples=decode.num_samples,
+            max_new_tokens=decode.max_new_tokens,
+            seed=experiment.seed if sampling.temperature else 0,
+            gamma=experiment.gamma if kind else 0,
+            ngram=experiment.drafter.ngram if kind and not trained else 0,
+            vocabulary=experiment.drafter.vocabulary if trained else None,
+            rule=rule_of_run(experiment) if trained else None,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an answer is made of: the steps that bring it about, and those of an answer that nothing trained drafts."""
+
+    primary: Step
+    corpus: Step
+    alone: list[Step]
+    targets: list[Step]
+    answer: Answer
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Plan:
+        """By the last drafter that the configuration names; `gamma=0` decodes without one."""
+        models = build_models(experiment)
+        names = chosen_drafters(experiment, models) if experiment.gamma else {}
+        name = next(reversed(names), "")
+        primary, corpus = models[experiment.model.primary.name].step, corpus_step(experiment)
+        # A checkpoint's own words need no text.
+        alone = [primary] if known_tokenizer(experiment) else [corpus, primary]
+        targets = alone
+        if name in models:
+            inputs = {"corpus": corpus, "primary": primary}
+            ruled = rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs)
+            targets = [corpus, primary, models[name].step, *ruled.values()]
+        return cls(primary, corpus, alone, targets, Answer.of(experiment, name, names.get(name, "")))
+
+
+def build(experiment: Experiment) -> list[Step]:
+    """The steps of an answer. Raises ConfigurationError where the prompt is too long."""
+    check_prompts(experiment)
+    return Plan.of(experiment).targets
+
+
 def generate(experiment: Experiment, stop: Stop) -> None:
     """Answer `prompt` with the run's primary, drafted for by the last drafter that the configuration names.
 
     Models that are not trained yet are trained first, unless that takes longer than who asks will wait: then the text
-    itself drafts. `gamma=0` decodes without a drafter.
+    itself drafts.
     """
     asked = experiment.prompt
     assert asked is not None  # validated
     check_prompts(experiment)
-    models = build_models(experiment)
-    names = chosen_drafters(experiment, models) if experiment.gamma else {}
-    name = next(reversed(names), None)
-    primary = models[experiment.model.primary.name].step
-    corpus, known = corpus_step(experiment), known_tokenizer(experiment)
-    # A checkpoint's own words need no text.
-    alone = [primary] if known else [corpus, primary]
-    targets = alone
-    if name in models:
-        inputs = {"corpus": corpus, "primary": primary}
-        ruled = rule_steps(experiment, experiment.decode.stop, {name: models[name]}, inputs)
-        targets = [corpus, primary, models[name].step, *ruled.values()]
-    store = store_of(experiment)
+    plan, store = Plan.of(experiment), store_of(experiment)
+    targets, wanted = plan.targets, plan.answer
     if experiment.dry_run:
         print(describe(targets, store))
         return
-    if name in models and (seconds := estimated(targets, store)) > PATIENCE_S:
+    if targets is not plan.alone and (seconds := estimated(targets, store)) > PATIENCE_S:
         how = f"in about {duration(seconds)}; the same command with job=run and without prompt does it"
-        print(f"{name} is not trained yet ({how}): prompt_lookup drafts", file=sys.stderr)
-        name, names, targets = LOOKUP, {LOOKUP: LOOKUP}, alone
-        experiment = replace(experiment, decode=replace(experiment.decode, stop=StopRule.fixed))
-    wanted = {step.name: step.memory_bytes for step in unfinished(targets, store)}
-    wanted["the answer"] = PairSize.of(experiment).serving_bytes(resolve_dtype(experiment.decode.dtype))
-    hosts().agree(lambda: require_memory(wanted, experiment.platform))
+        print(f"{wanted.drafter} is not trained yet ({how}): prompt_lookup drafts", file=sys.stderr)
+        targets, wanted = plan.alone, Answer.of(experiment, LOOKUP, LOOKUP)
+    held = {step.name: step.memory_bytes for step in unfinished(targets, store)}
+    held["the answer"] = PairSize.of(experiment).serving_bytes(wanted.dtype)
+    hosts().agree(lambda: require_memory(held, experiment.platform))
     directories = execute(targets, store, lambda record: None, stop)
-    tokenizer = load_tokenizer(known or directories[corpus.name])
+    tokenizer = load_tokenizer(known_tokenizer(experiment) or directories[plan.corpus.name])
     template = chat_template(experiment.data.chat, tokenizer)
     (prompt,) = encode_questions(tokenizer, template, [asked])
-    room_of(experiment).check("prompt", len(prompt), experiment.decode.max_new_tokens)
-    inputs = {**directories, "primary": directories[primary.name]}
+    room_of(experiment).check("prompt", len(prompt), wanted.max_new_tokens)
+    inputs = {**directories, "primary": directories[plan.primary.name]}
     # An answer in a chat begins a line; elsewhere it goes on where the prompt ends.
-    shown = asked + ("\n" if template else "")
-    answer(experiment, shown, prompt, tokenizer, inputs, name or "", names[name] if name else "", stop)
+    answer(wanted, asked + ("\n" if template else ""), prompt, tokenizer, inputs, stop)
 
 
 def answer(
-    experiment: Experiment,
+    wanted: Answer,
     shown: str,
     prompt: np.ndarray,
     tokenizer: Tokenizer,
     inputs: Mapping[str, Path],
-    name: str,
-    kind: str,
     stop: Stop,
 ) -> None:
-    """Decode and print, after what is `shown` of the prompt; `name` and `kind` are those of the drafter, if there is
-    one, and `inputs` are the folders of the primary, of the drafter by its name, if it is trained, and of what its
-    stopping rule needs."""
+    """Decode and print, after what is `shown` of the prompt; `inputs` are the folders of the primary, of the drafter by
+    its name, if it is trained, and of what its stopping rule needs."""
     import jax
 
     from tandem.decoding.engine import Engine, EngineWeights, fan_out
     from tandem.decoding.sampler import row_keys
+    from tandem.decoding.sampling import SamplingConfig
     from tandem.measure import acceptance
-    from tandem.measure.timing import bucket, sampling_of
+    from tandem.measure.timing import bucket
     from tandem.model.layout import one_position, pack_matrices
     from tandem.parallel.sharding import fetch, put
 
     # Of several hosts the first speaks.
     show = print if hosts().first else lambda *_, **__: None
-    decode, gamma = experiment.decode, experiment.gamma if kind else 0
-    dtype = resolve_dtype(decode.dtype)
-    verifier, path = own_primary(inputs, name, experiment.model.primary.name)
-    primary = decoding(path, "decoder", dtype)
-    primary = pack_matrices(primary if kind else one_position(primary))
+    name = wanted.drafter
+    verifier, path = own_primary(inputs, name, wanted.primary)
+    primary = decoding(path, "decoder", wanted.dtype)
+    primary = pack_matrices(primary if wanted.kind else one_position(primary))
     drafting = rule = None
-    if kind:
-        wanted = experiment.drafter
-        kept = kept_tokens(inputs["corpus"], wanted.vocabulary) if name in inputs else None
-        drafting = drafter(inputs.get(name), kind, dtype, primary, wanted.ngram, kept)
-        if found := rule_of_run(experiment):
-            rule = found.load(inputs, name, drafting)
+    if wanted.kind:
+        kept = kept_tokens(inputs["corpus"], wanted.vocabulary) if wanted.vocabulary else None
+        drafting = drafter(inputs.get(name), wanted.kind, wanted.dtype, primary, wanted.ngram, kept)
+        rule = wanted.rule.load(inputs, name, drafting) if wanted.rule else None
     engine = Engine(
         primary.definition,
         drafting and drafting.definition,
-        gamma=gamma,
-        sampling=sampling_of(decode),
-        verification=decode.verification,
+        gamma=wanted.gamma,
+        sampling=SamplingConfig(**vars(wanted.sampling)),
+        verification=wanted.verification,
         rule=rule and rule.definition,
         stop_tokens=list(tokenizer.eos_ids),
     )
     weights = EngineWeights.of(primary, drafting, rule)
     given = np.zeros((1, bucket(len(prompt))), np.int32)
     given[0, : len(prompt)] = prompt
-    limit = len(prompt) - 1 + decode.max_new_tokens
+    limit = len(prompt) - 1 + wanted.max_new_tokens
 
     def start() -> Any:
         state = engine.prefill(
             weights,
             put(given, "rows"),
             put(np.array([len(prompt)]), "rows"),
-            max_new_tokens=decode.max_new_tokens,
+            max_new_tokens=wanted.max_new_tokens,
         )
-        keys = None if engine.sampling.greedy else row_keys(experiment.seed, decode.num_samples)
-        return fan_out(state, decode.num_samples, None if keys is None else put(keys, "rows"))
+        keys = None if engine.sampling.greedy else row_keys(wanted.seed, wanted.num_samples)
+        return fan_out(state, wanted.num_samples, None if keys is None else put(keys, "rows"))
 
     def go_on(state: Any, until: int) -> Any:
-        limits = put(np.full(decode.num_samples, until, np.int32), "rows")
+        limits = put(np.full(wanted.num_samples, until, np.int32), "rows")
         return engine.decode(weights, state, limits)
 
     go_on(start(), 0)  # compiled before the clock starts
     state = jax.block_until_ready(start())
     marks = TERMINAL_MARKS if sys.stdout.isatty() else PLAIN_MARKS
-    samples = [Stream(tokenizer, marks) for _ in range(decode.num_samples)]
+    samples = [Stream(tokenizer, marks) for _ in range(wanted.num_samples)]
     begin = time.perf_counter()
     show(shown, end="", flush=True)
     while True:
@@ -167,10 +224,10 @@ def answer(
             drafted = [True] * int(after[row] - before[row] - 1) + [False]
             kept = slice(before[row] + 1, min(after[row], end[row]) + 1)
             piece = samples[row].add(tokens[row, kept], drafted)
-            if decode.num_samples == 1:
+            if wanted.num_samples == 1:
                 show(piece, end="", flush=True)
     seconds = time.perf_counter() - begin
-    if decode.num_samples == 1:
+    if wanted.num_samples == 1:
         show(samples[0].rest())
     else:
         show()

@@ -28,7 +28,9 @@ GRAPHS = {
     Job.tune: "launch.job_tune:build",
     Job.compile: "launch.job_compile:build",
     Job.export: "launch.job_export:build",
+    Job.generate: "launch.job_generate:build",
 }
+ABOUT_RUNS = (Job.tune, Job.export, Job.generate)
 # Groups whose options decide what is read; the first does for the keys at the top. Each option that is tried takes a
 # tenth of a second, and so does each word that is left out.
 DECIDING = ("decode", "drafter", "train", "data")
@@ -51,7 +53,15 @@ def refuse_unread(experiments: Sequence[Experiment], jobs: Sequence[Sequence[str
 
 
 def reads(experiment: Experiment) -> set[str] | None:
-    """The dotted keys that the experiment's job reads; None where that is not known."""
+    """The dotted keys that the experiment's job reads; None where that is not known. A job about a run may be asked for
+    in the words of that run, which say whose directory it works in."""
+    read = _reads(experiment)
+    if read is not None and experiment.job in ABOUT_RUNS:
+        read |= _reads(_changed(experiment, job=Job.run)) or set()
+    return read
+
+
+def _reads(experiment: Experiment) -> set[str] | None:
     if experiment.job not in GRAPHS:
         return None
     module, function = GRAPHS[experiment.job].split(":")

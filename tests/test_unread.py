@@ -22,7 +22,7 @@ def refused(*words: str) -> str:
     ("words", "problem"),
     [
         (["tau=0.7"], "tau is not read by decode=greedy; it is by confidence, router, survival"),
-        (["drafter.depth=3"], "drafter.depth is not read by drafter=paper; it is by all, eagle, kv, medusa"),
+        (["drafter.depth=3"], "drafter.depth is not read by drafter=paper; it is by all, eagle, eagle3, kv, medusa"),
         (["eval.gammas=[2]", "eval.measures=[speed]"], "eval.gammas is not read with eval.measures=[speed], and is "),
         (["train=ce", "train.distil_steps=5"], "train.distil_steps is not read with train=ce, and is without it"),
         (["train=ce", "train.rates.tandem_distil=2"], "train.rates.tandem_distil is not read with train=ce, and is "),
@@ -30,7 +30,8 @@ def refused(*words: str) -> str:
         (["train.divergence=tv", "train.temperature=2"], "train.temperature is not read with train.divergence=tv"),
         (["decode.top_k=5"], "decode.top_k is not read by "),
         (["tasks.data_dir=/tmp"], "tasks.data_dir is not read by "),
-        (["job=tune", "eval.prompts=3"], "eval.prompts is not read with job=tune, and is without it"),
+        (["job=generate", "prompt=x", "tau=0.5"], "tau is not read by decode=greedy; it is by confidence, router, "),
+        (["job=tune", "eval.prompts=3", "eval.measures=[agreement]"], "eval.prompts is not read with eval.measures="),
     ],
 )
 def test_what_nothing_reads_is_refused_with_what_would(words, problem):
@@ -50,8 +51,9 @@ def test_what_nothing_reads_is_refused_with_what_would(words, problem):
         ["decode.temperature=1", "decode.top_k=5"],
         ["eval=stopping", "eval.gamma_max=4"],
         ["drafter=all", "drafter.depth=6", "drafter.ngram=2"],
+        ["job=export", "eval.prompts=3", "eval.measures=[speed]"],  # the words of the run whose models go out
         ["name=x", "tracking.project=y", "platform.chips=1", "runs_dir=z", "train.name=w"],
-        ["job=generate", "prompt=x", "tau=0.5"],  # of which the graph says too little
+        ["job=generate", "prompt=x", "gamma=4", "data.chat=off", "decode.temperature=1", "seed=2"],
     ],
 )
 def test_what_something_reads_is_not(words):
