@@ -293,9 +293,10 @@ def check_prompts(experiment: Experiment) -> None:
         return
     tokenizer = load_tokenizer(path)
     check_vocabulary(experiment, tokenizer)
+    template = chat_template(experiment.data.chat, tokenizer)  # refused where there must be one and is none
     if experiment.prompt is not None:
-        template = chat_template(experiment.data.chat, tokenizer)
         length = len(encode_questions(tokenizer, template, [experiment.prompt])[0])
         room.check("prompt", length, decode.max_new_tokens)
     sizes = (decode.prompt_tokens, decode.max_new_tokens)
-    encode_prompts(prompt_files(experiment), tokenizer, experiment.data.chat, experiment.eval.prompts, *sizes, room)
+    if files := prompt_files(experiment):
+        encode_prompts(files, tokenizer, experiment.data.chat, experiment.eval.prompts, *sizes, room)
