@@ -27,3 +27,16 @@ def test_decoding_on_an_accelerator_is_reported_beside_theory():
     assert float(predicted) == pytest.approx(theory.speedup(tokens, 3, cost, verify), rel=0.02)
     runs = int(re.findall(r"\nSPEED .* (\d+)\n", done.stdout)[0])
     assert runs == pytest.approx(256 / tokens, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's memory is read from Linux's /proc")
+def test_a_checkpoint_is_read_in_little_more_memory_than_its_weights_take():
+    """Also where the embedding and the output matrix are most of it."""
+    call = [sys.executable, "-m", "benchmarks.loading", "--layers", "2"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peaks = [float(peak) for peak in re.findall(r"peak ([\d.]+), then", done.stdout)]
+    assert len(peaks) == 4
+    assert max(peaks) < 1.15
+    assert min(peaks) > 0.95

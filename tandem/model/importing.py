@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from tandem.errors import EnvironmentFailure
 from tandem.model.decoder import Decoder
 from tandem.model.families import Layout, is_matrix, tensors_of
 from tandem.model.formats import Tensors, open_tensors
+from tandem.model.formats.blob import empty
 from tandem.model.identifying import identify
 from tandem.model.names import path_name
 from tandem.model.parameters import parameters
@@ -36,15 +38,15 @@ def load_checkpoint(
 ) -> Imported:
     """The decoder at `path` (tandem/model/formats says what that may be), multiplying in `dtype`.
 
-    Weights come in `weights_dtype`, one tensor after the other onto the mesh that is set: beside them there is one
-    tensor in memory. Of the embedding and the output matrix the first `vocab_size` rows are taken, where it is given.
-    Raises EnvironmentFailure for a file that is missing or damaged, lacks a tensor or has one more,
-    and for a variant that the decoder does not have.
+    Weights come in `weights_dtype`, one tensor after the other onto the mesh that is set, the largest first: all the
+    while there is little more in memory than they take in the end. Of the embedding and the output matrix the first
+    `vocab_size` rows are taken, where it is given. Raises EnvironmentFailure for a file that is missing or damaged,
+    lacks a tensor or has one more, and for a variant that the decoder does not have.
     """
     config, arrays = read_parameters(path, weights_dtype, vocab_size=vocab_size)
     graph, template = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))))
     leaves, tree = jax.tree_util.tree_flatten_with_path(template)
-    read = {name: jax.tree.leaves(place({name: array}))[0] for name, array in arrays}
+    read = {name: jax.tree.leaves(place({name: array}, owned=True))[0] for name, array in arrays}
     return Imported(config, graph, jax.tree.unflatten(tree, [read[path_name(at)] for at, _ in leaves]))
 
 
@@ -54,8 +56,11 @@ def read_parameters(
     only: Callable[[str], bool] = lambda name: True,
     vocab_size: int | None = None,
 ) -> tuple[DecoderConfig, Iterator[tuple[str, np.ndarray]]]:
-    """What the checkpoint at `path` is, and its parameters as we name and lay them out, one tensor of it at a time:
-    those of the tensors of which `only` accepts one. Raises as `load_checkpoint`, for the numbers as they come."""
+    """What the checkpoint at `path` is, and its parameters as we name and lay them out, in arrays that are new.
+
+    One tensor of it is read at a time, from the largest on, and of these the ones of which `only` accepts a parameter.
+    Raises as `load_checkpoint`, for the numbers as they come.
+    """
     tensors = open_tensors(path)
     config, layout, prefix = identify(tensors)
     wanted = {prefix + name: (stored, held) for name, stored, held in tensors_of(layout, config)}
@@ -63,7 +68,8 @@ def read_parameters(
     shapes = {shaped.name: shaped.shape for shaped in parameters(config)}
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
-        for name, (stored, held) in wanted.items():
+        # What is held beside a tensor while it is turned counts for least when there is nothing else yet.
+        for name, (stored, held) in sorted(wanted.items(), key=lambda item: -prod(tensors.shape(item[0]))):
             if not any(map(only, held)):
                 continue
             for ours, array in zip(held, stored.split(tensors.read(name, dtype), config), strict=True):
@@ -73,9 +79,18 @@ def read_parameters(
                     raise EnvironmentFailure(f"{tensors.path}: {said}")
                 array = array[:vocab_size] if ours == "embedding" else array
                 array = array[:, :vocab_size] if ours == "unembedding" else array
-                yield ours, np.ascontiguousarray(array, dtype=np.dtype(dtype))
+                yield ours, _own(array, np.dtype(dtype))
 
     return config if vocab_size is None else replace(config, vocab_size=vocab_size), arrays()
+
+
+def _own(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """The same in one piece and of this type: itself, if it is that."""
+    if array.flags.c_contiguous and array.dtype == dtype:
+        return array
+    made = empty(array.shape, dtype)
+    made[...] = array
+    return made
 
 
 def _compare(tensors: Tensors, wanted: Mapping[str, Any], config: DecoderConfig, layout: Layout) -> None:

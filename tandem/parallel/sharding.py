@@ -136,11 +136,14 @@ def constrain_stacked(weights: Any) -> Any:
     )
 
 
-def place(weights: Any) -> Any:
-    """Weights or an optimizer's state (of any host the same) on the mesh that is set, or on the one device."""
+def place(weights: Any, owned: bool = False) -> Any:
+    """Weights or an optimizer's state (of any host the same) on the mesh that is set, or on the one device.
+
+    What is `owned` is written to by nobody from now on, so that one device may keep it where it is.
+    """
     mesh = current_mesh()
     if mesh is None:
-        return jax.tree.map(jnp.asarray, weights)
+        return jax.tree.map(jax.device_put if owned else jnp.asarray, weights)
     return jax.tree.map(_put, weights, weight_shardings(mesh, weights))
 
 

@@ -20,6 +20,7 @@ from tandem.errors import EnvironmentFailure
 FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
 
 CHUNK = 1 << 18  # values decoded at a time: what is made of them on the way stays in a processor's cache
+ALIGNED = 64  # bytes; an array in memory that begins at a multiple is a device's on a CPU, and is not copied to be one
 CALL = 1 << 30  # bytes asked of the system at once; it refuses more than 2 GiB
 
 
@@ -80,12 +81,20 @@ class Blob:
             done += read
 
 
+def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """A new array, `ALIGNED`, with whatever numbers were in its memory."""
+    size = prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNED, np.uint8)
+    begin = -memory.ctypes.data % ALIGNED
+    return memory[begin : begin + size].view(dtype).reshape(shape)
+
+
 def read_floats(
     blob: Blob, offset: int, shape: Sequence[int], stored: np.dtype[Any], dtype: DTypeLike | None
 ) -> np.ndarray:
     """Numbers that lie in a file as they are: `shape` of the type `stored`, as `dtype` (None: as stored)."""
     if dtype is None or np.dtype(dtype) == stored:
-        values = np.empty(prod(shape), stored)
+        values = empty(shape, stored).reshape(-1)
         blob.fill(values.view(np.uint8), offset)
         return values.reshape(shape)
     return read_blocks(blob, offset, shape, (1, stored.itemsize), lambda raw: raw.view(stored), dtype)
@@ -107,7 +116,7 @@ def read_blocks(
     if wanted not in FLOATS:
         raise ValueError(f"tensors are read as {', '.join(kind.name for kind in FLOATS)}, not {wanted.name}")
     in_block, size = block
-    values = np.empty(prod(shape), wanted)
+    values = empty(shape, wanted).reshape(-1)
     step = max(CHUNK // in_block, 1) * in_block
     raw = np.empty(step // in_block * size, np.uint8)
     for start in range(0, len(values), step):
