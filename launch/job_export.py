@@ -15,14 +15,16 @@ from launch.steps.train_head import TrainHead
 from tandem.config import Experiment, Source
 from tandem.data.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_files
 from tandem.errors import EnvironmentFailure
-from tandem.pair import CHECKPOINTS, checkpoint_decoder, checkpoint_label, checkpoint_path, decoder_of
+from tandem.pair import checkpoint_decoder, checkpoint_label, checkpoint_path, decoder_of
 from tandem.parallel.hosts import hosts
 
 
 def build(experiment: Experiment) -> list[Step]:
-    """What is exported, with the tokenizer that goes beside it."""
-    exported = _sorted_out(experiment, build_models(experiment))[1]
-    return [corpus_step(experiment), *(model.step for model in exported.values())]
+    """What is exported, with the tokenizer that goes beside it, and the primary that heads take from."""
+    every = build_models(experiment)
+    exported = [model.step for model in _sorted_out(experiment, every)[1].values()]
+    lends = [every[experiment.model.primary.name].step] if any(isinstance(step, TrainHead) for step in exported) else []
+    return [corpus_step(experiment), *exported, *lends]
 
 
 def export(experiment: Experiment, stop: Stop) -> None:
@@ -30,7 +32,8 @@ def export(experiment: Experiment, stop: Stop) -> None:
     decoder in the layout of `transformers`, a tandem as tandem/model/exporting.py says, a head as
     tandem/model/speculators.py does. What is not trained yet is trained first.
 
-    An open checkpoint is there already and is left out; so is a head that no format has, with the reason.
+    An open checkpoint is there already and is left out, but for the primary of a head where no directory has the model
+    that it stands beside. So is a head that the format cannot say, with the reason.
     """
     targets, store = build(experiment), store_of(experiment)
     every = build_models(experiment)
@@ -63,8 +66,11 @@ def _sorted_out(experiment: Experiment, models: dict[str, Model]) -> tuple[dict[
         for name, model in models.items()
         if isinstance(model.step, TrainHead) and (why := model.step.head.beyond_speculators_of(primary))
     }
-    there = {name for name, model in models.items() if isinstance(model.step, OpenCheckpoint)}
-    return left, {name: model for name, model in models.items() if name not in left and name not in there}
+    kept = {name: model for name, model in models.items() if name not in left}
+    heads = any(isinstance(model.step, TrainHead) for model in kept.values())
+    wanted = experiment.model.primary.name if heads and _served(experiment) is None else None
+    opened = {name for name, model in kept.items() if isinstance(model.step, OpenCheckpoint) and name != wanted}
+    return left, {name: model for name, model in kept.items() if name not in opened}
 
 
 def _special(corpus: Path) -> dict[str, Any]:
@@ -114,17 +120,15 @@ def _write_head(into: Path, weights: Path, primary: Path, corpus: Path, experime
     head = checkpoint.load_head(weights)
     config, lent = checkpoint.config_of(weights, "primary"), checkpoint.load_decoder(primary).weights
     kept = kept_tokens(corpus, experiment.drafter.vocabulary)
-    sizes = head.merge().config
-    export_speculator(into, sizes, config, head.weights, lent, _verifier(experiment, into.parent), kept)
+    verifier = _served(experiment) or (into.parent / experiment.model.primary.name).absolute()
+    export_speculator(into, head.merge().config, config, head.weights, lent, str(verifier), kept)
 
 
-def _verifier(experiment: Experiment, exported: Path) -> str | None:
-    """Where the primary's directory is, a checkpoint's or what is exported; None where it is a file of another format,
-    or has rows of the vocabulary that the pair leaves out."""
+def _served(experiment: Experiment) -> Path | None:
+    """The directory of an open primary that heads stand beside; None where it is a file of another format, or has rows
+    of the vocabulary that the pair leaves out, or is no checkpoint."""
     side = experiment.model.primary
-    if side.source not in CHECKPOINTS:
-        return str((exported / side.name).absolute())
-    stored = checkpoint_decoder(experiment, side)
-    if side.source is not Source.huggingface or stored != decoder_of(experiment, side):
+    if side.source is not Source.huggingface or side.path is None:
         return None
-    return str(checkpoint_path(side).absolute())
+    whole = checkpoint_decoder(experiment, side) == decoder_of(experiment, side)
+    return checkpoint_path(side).absolute() if whole else None

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from open_models import LARGE, SMALL, write_checkpoint
+from safetensors.numpy import load_file
 from small_tokenizers import write
 
 from launch import job_generate
@@ -145,14 +146,25 @@ def test_a_secondary_of_the_primarys_layers_shares_its_embedding_in_every_stage(
 
 
 @pytest.mark.slow
-def test_what_was_trained_comes_out_as_it_is(models, text, tmp_path):
+def test_what_was_trained_comes_out_as_it_is(models, text, tmp_path, capsys):
     words = pair(models, f"model.secondary.path={models['small']}", "job=export", "train.seq_len=32")
+    words += ["drafter.drafters=[eagle3,medusa]", "drafter.depth=3", "drafter.vocabulary=64"]
     code = main([*words, *QUICK, "data=text", f"data.path={text}", f"runs_dir={tmp_path}", "name=it"])
     assert code == 0
     out, store = tmp_path / "it" / "export", tmp_path / "store"
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["secondary_ce", "secondary_distil", "tandem_ce", "tandem_distil"]
+        ["secondary_ce", "secondary_distil", "tandem_ce", "tandem_distil", "eagle3_ce", "eagle3_distil", "primary"]
     )
+    assert "not exported: medusa_distil, since no model there drafts by a matrix" in capsys.readouterr().out
+    assert len(list(store.glob("head-*"))) == 2, "a head that cannot be written is not trained for it"
+    head = json.loads((out / "eagle3_distil" / "config.json").read_text())
+    assert head["draft_vocab_size"] == 64
+    # The pair leaves rows of the primary's out, so that the checkpoint is not what the head stands beside.
+    assert head["speculators_config"]["verifier"]["name_or_path"] == str(out / "primary")
+    assert load_checkpoint(out / "primary").config.vocab_size == SMALL.vocab_size
+    kept = bytes_of(store.glob("head-*"), checkpoint.load_head)
+    fusion = load_file(out / "eagle3_distil" / "model.safetensors")["fc.weight"]
+    assert np.ascontiguousarray(fusion.T).tobytes() in kept
     kept = bytes_of(store.glob("finetune-*"), checkpoint.load_decoder)
     weights = load_checkpoint(out / "secondary_distil").weights
     assert {np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)} <= kept

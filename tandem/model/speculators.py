@@ -46,12 +46,12 @@ NAMES = {
 def speculator_config(
     head: Eagle3,
     primary: DecoderConfig,
-    verifier: str | None,
+    verifier: str,
     draft_vocabulary: int | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """The config.json of an EAGLE-3 speculator. `verifier` is where its primary is, None where no directory has it;
-    `draft_vocabulary` the number of tokens that it drafts, None: all."""
+    """The config.json of an EAGLE-3 speculator. `verifier` is the primary's directory, which the package's
+    loader reads too; `draft_vocabulary` the number of tokens that it drafts, None: all."""
     layer = replace(
         head.layer(primary),
         vocab_size=primary.vocab_size,
@@ -86,7 +86,7 @@ def export_speculator(
     primary: DecoderConfig,
     weights: Any,
     primary_weights: Any,
-    verifier: str | None,
+    verifier: str,
     kept: np.ndarray | None = None,
     dtype: str = "float32",
 ) -> None:
