@@ -19,7 +19,7 @@ from launch.process import Stop
 from launch.steps.compile import Chips, CompileDecoding, CompilePretraining, CompileTraining
 from launch.steps.decode import Sampling, Speculation
 from launch.steps.train import Distillation
-from tandem.config import Experiment, OptimizerConfig, Recipe
+from tandem.config import Experiment, OptimizerConfig, Recipe, Source
 from tandem.errors import EnvironmentFailure
 from tandem.model.parameters import parameter_count
 from tandem.pair import decoder_of, resolve_layer_map
@@ -86,6 +86,9 @@ def build(experiment: Experiment) -> list[Step]:
         primary_dtype=train.primary_dtype,
         position_decay=train.position_decay,
         distillation=picked(Distillation, train) if train.recipe is Recipe.distil else None,
+        dtype=train.dtype,
+        vocabulary=train.vocabulary,
+        shares=pair.secondary.source is Source.from_primary,
         **common,
     )
     return [decoding, training]

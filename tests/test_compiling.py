@@ -13,15 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from launch import job_compile
 from launch.compose import compose
+from launch.memory import PairSize
 from launch.run import main
+from launch.steps.compile import CompileTraining
 from sweeps.report import render
 from sweeps.tables import build_tables, to_text
 from tandem.config import DecoderConfig
 from tandem.measure import roofline
+from tandem.model.names import path_name
 from tandem.parallel import ahead
 from tandem.parallel.ahead import too_large
 from tandem.validate import TPU_PRESETS, validate
@@ -165,6 +169,27 @@ def test_what_the_compiler_lets_pass_though_its_figures_do_not_fit_is_too_large(
     assert row["too_large"] == {"used": 2.067e10, "limit": 15.75 * 2**30}
     row |= {"what": "training step", "argument_bytes": 8e8}
     assert "scale.pretrain.bison.accumulate=16 or platform=v5e_64 would fit" in job_compile.advice(experiment, row)
+
+
+def test_a_training_step_trains_what_the_run_trains():
+    """Not an embedding that the secondary shares; and its loss counts `train.vocabulary`."""
+    words = ["model=tandem_mistral_7b_3_layers", "platform=v5e_1", "job=compile", "train.scan_layers=true"]
+    experiment = compose([*words, "train.vocabulary=1000", "train.dtype=bfloat16"])
+    step = job_compile.build(experiment)[1]
+    assert isinstance(step, CompileTraining)
+    given = step.experiment(experiment.platform)
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    _, (trained, _, fixed, *_), _ = ahead._training_step(given, mesh)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)]
+    assert "secondary.layers.2.query" in names
+    assert {"secondary.embedding", "secondary.unembedding"}.isdisjoint(names)
+    held = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(fixed["held"])]
+    assert sorted(held) == ["secondary.embedding", "secondary.unembedding"]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(trained))
+    size = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    assert size == PairSize.of(experiment).trained
+    plain = job_compile.build(compose(["platform=v5e_1", "job=compile"]))[1]
+    assert {"shares", "vocabulary", "dtype"}.isdisjoint(plain.meaning["config"])
 
 
 def test_the_compilers_own_message_is_read():

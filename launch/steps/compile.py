@@ -25,6 +25,7 @@ from tandem.config import (
     Recipe,
     ScaleConfig,
     SideConfig,
+    Source,
     TrainConfig,
 )
 from tandem.errors import EnvironmentFailure
@@ -155,6 +156,9 @@ class CompileTraining(Compile):
     primary_dtype: DType
     position_decay: float
     distillation: Distillation | None = None
+    dtype: DType = DType.float32  # of the tandem's products
+    vocabulary: int | None = None  # how many tokens the loss counts
+    shares: bool = False  # the secondary has the primary's embedding, which is not trained
 
     def experiment(self, platform: PlatformConfig) -> Experiment:
         train = TrainConfig(
@@ -163,10 +167,17 @@ class CompileTraining(Compile):
             primary=self.mode,
             primary_dtype=self.primary_dtype,
             position_decay=self.position_decay,
+            dtype=self.dtype,
+            vocabulary=self.vocabulary,
             **vars(self.optimizer),
             **(vars(self.distillation) if self.distillation else {}),
         )
-        return replace(super().experiment(platform), train=train)
+        made = replace(super().experiment(platform), train=train)
+        if not self.shares:
+            return made
+        layers = list(range(self.secondary.num_layers))  # whichever they are
+        taken = SideConfig("secondary", source=Source.from_primary, layers=layers)
+        return replace(made, model=replace(made.model, secondary=taken))
 
 
 def _lines(request: ahead.Request, context: Context) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tandem.config import DecoderConfig, DType, Experiment, PrimaryMode, Recipe
+from tandem.config import DecoderConfig, DType, Experiment, PrimaryMode, Recipe, Source
 from tandem.model.bound import Bound
 from tandem.pair import decoder_of, resolve_layer_map
 
@@ -202,7 +202,8 @@ def _decoder(config: DecoderConfig, dtype: str, untied: bool = False) -> Bound:
     return _shapes(make)
 
 
-def _tandem(experiment: Experiment, dtype: str) -> Bound:
+def _tandem(experiment: Experiment, dtype: str, trained: bool = False) -> Bound:
+    """A tandem that multiplies in `dtype`; one that is `trained` has float32 weights."""
     from flax import nnx
 
     from tandem.model.layout import cast_matrices
@@ -214,7 +215,7 @@ def _tandem(experiment: Experiment, dtype: str) -> Bound:
     def make() -> Any:
         model = Tandem(primary, secondary, layer_map, dtype=dtype, rngs=nnx.Rngs(0))
         graph, weights = nnx.split(model)
-        return nnx.merge(graph, cast_matrices(weights, dtype))
+        return nnx.merge(graph, weights if trained else cast_matrices(weights, dtype))
 
     return _shapes(make)
 
@@ -231,10 +232,12 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
     """The step that the recipe ends with: of stage 2, of stage 1, or of the primary's pretraining."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
+    from tandem.model.copying import SHARED_NAMES
     from tandem.parallel.sharding import batch_sharding, weight_shardings
     from tandem.training.loop import make_update
-    from tandem.training.objective import decoder_loss, learning_part, tandem_loss
+    from tandem.training.objective import Vocabulary, decoder_loss, held_part, holding, learning_part, tandem_loss
 
     train, decoder = experiment.train, decoder_of(experiment, experiment.model.primary)
     joint = train.primary is not PrimaryMode.frozen
@@ -245,7 +248,8 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
         fixed, loss = None, decoder_loss(graph, remat=optimizer.remat, scan_layers=optimizer.scan_layers)
     else:
         primary, fixed = _decoder(decoder, "float32" if joint else products_dtype(train.primary_dtype))
-        graph, trained = _tandem(experiment, "float32")
+        graph, trained = _tandem(experiment, products_dtype(train.dtype), trained=True)
+        counted, size = train.vocabulary, decoder.vocab_size
         loss = tandem_loss(
             graph,
             primary,
@@ -255,6 +259,8 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
             temperature=train.temperature,
             divergence=train.divergence,
             position_decay=train.position_decay,
+            # Which tokens they are is the same to the compiler.
+            vocabulary=Vocabulary(np.arange(counted), size) if counted and counted < size else None,
             remat=train.remat,
             scan_layers=train.scan_layers,
         )
@@ -262,6 +268,9 @@ def _training_step(experiment: Experiment, mesh: Mesh) -> Program:
             depth = max(resolve_layer_map(experiment))
             learning, fixed = learning_part(train.primary, depth, fixed)
             trained = {"tandem": trained, "primary": learning}
+        if experiment.model.secondary.source is Source.from_primary:
+            trained, held = held_part(trained, [f"secondary.{name}" for name in SHARED_NAMES])
+            loss, fixed = holding(loss), {"held": held, "rest": fixed}
     rule, update = make_update(loss, optimizer, experiment.seed)
     state = jax.eval_shape(rule.init, trained)
     tokens = (optimizer.batch_size, optimizer.seq_len + 1)
