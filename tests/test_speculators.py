@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 
 from tandem.architecture import DecoderConfig, Norm
 from tandem.decoding.drafters import architecture, drafter_names
+from tandem.decoding.drafters.eagle3 import Eagle3
 from tandem.errors import EnvironmentFailure
 from tandem.model.exporting import export_huggingface
 from tandem.model.speculators import export_speculator, speculator_config
@@ -45,7 +46,7 @@ PRIMARY = DecoderConfig(
     embedding_scale=3.0,
 )
 UNTIED = replace(PRIMARY, tie_embeddings=False)
-HEAD = SIZES["eagle3"]
+HEAD = Eagle3(DEPTH, 40, 6, 2)
 KEPT = np.array([0, 3, 4, 11, 12, 30, 36])
 OTHERS = sorted(set(SIZES) - {"eagle3"})
 
