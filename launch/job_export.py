@@ -95,10 +95,10 @@ def _write(into: Path, weights: Path, kind: str, corpus: Path, experiment: Exper
     special = _special(corpus)
     _begin(into, corpus)
     if kind == "decoder":
-        _, values = checkpoint.load_decoder(weights)
+        values = checkpoint.load_decoder(weights).weights
         export_huggingface(into, checkpoint.config_of(weights, "decoder"), values, **special)
         return
-    _, values = checkpoint.load_tandem(weights)
+    values = checkpoint.load_tandem(weights).weights
     side = experiment.model.primary
     export_tandem(
         into,

@@ -97,7 +97,7 @@ def ship(run: Path) -> list[Path]:
     written = [target / TOKENIZER]
     for name, source in made.items():
         config, optimizer = experiment.scale.models[name], picked(Optimisation, experiment.scale.pretrain[name])
-        weights = checkpoint.load_decoder(source / WEIGHTS)[1]
+        weights = checkpoint.load_decoder(source / WEIGHTS).weights
         about = {"pretrain": optimizer.described, "seed": experiment.seed, "corpus": meta["tokenizer_sha256"]}
         checkpoint.save_decoder(target / f"{name}.safetensors", config, weights, dtype="float16", **about)
         card = _card(name, roles[name], config, optimizer, meta, results, source)
