@@ -25,7 +25,6 @@ from tandem.config import (
     ScaleConfig,
     SideConfig,
     Source,
-    StopRule,
     TrainConfig,
 )
 from tandem.data.prompts import PROMPT_SETS, prompt_file
@@ -33,7 +32,7 @@ from tandem.decoding.drafters import head_names
 from tandem.model.families import family_names
 from tandem.model.formats.hub import is_name, is_revision, may_be_name
 from tandem.pair import CHECKPOINTS, STAND_INS, decoder_of, sides, to_fetch
-from tandem.validate_drafters import check_drafters, drafting_is_stopped, longest_block
+from tandem.validate_drafters import check_drafters, check_stopping
 
 LARGEST_SEED = 2**31 - 1
 
@@ -355,7 +354,7 @@ def _measures(experiment: Experiment, check: Checks) -> None:
         check.wrong("decode.top_p", decode.top_p, "must be above 0 and at most 1")
     check.at_least("decode.num_samples", decode.num_samples, 1)
     check.at_least("decode.batch_size", decode.batch_size, 1)
-    _stopping(experiment, check)
+    check_stopping(experiment, check)
     lists = {
         "eval.measures": measured.measures,
         "eval.stops": measured.stops,
@@ -388,21 +387,6 @@ def _tasks(experiment: Experiment, check: Checks) -> None:
     if directory is not None and not experiment.tasks.download and not Path(directory).expanduser().is_dir():
         rule = f"is not a directory{_nearest_sibling(Path(directory).expanduser())}"
         check.wrong("tasks.data_dir", directory, rule)
-
-
-def _stopping(experiment: Experiment, check: Checks) -> None:
-    decode, stops = experiment.decode, experiment.eval.stops
-    check.at_least("eval.gamma_max", experiment.eval.gamma_max, 1)
-    if experiment.tau is None and decode.stop in (StopRule.router, StopRule.confidence):
-        check.wrong("tau", "null", f"must be a threshold for decode.stop={decode.stop}; decode={decode.stop} has one")
-    if decode.stop is StopRule.oracle:
-        check.wrong("decode.stop", "oracle", "needs the response before it is made; compare with it by eval.stops")
-    greedy = decode.temperature == 0 or decode.top_k == 1
-    if StopRule.oracle in stops and not greedy:
-        check.wrong("eval.stops", "oracle", f"needs greedy decoding, not decode.temperature={decode.temperature}")
-    key, longest = longest_block(experiment)
-    if drafting_is_stopped(experiment) and longest > decode.max_new_tokens:
-        check.wrong(key, longest, f"must be at most decode.max_new_tokens={decode.max_new_tokens}")
 
 
 def _platform(experiment: Experiment, decoders: Mapping[str, DecoderConfig], check: Checks) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the drafters that an experiment names, a part of `tandem/validate.py`."""
+"""Checks of the drafters that an experiment names and of the rules that stop them, a part of `tandem/validate.py`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,22 @@ def check_drafters(experiment: Experiment, check: Checks) -> None:
         if is_head(one.name) and train.primary is not PrimaryMode.frozen:
             check.wrong("drafter.drafters", entry, "needs train.primary=frozen, the primary that it is trained on")
         _stopped(experiment, entry, one, check)
+
+
+def check_stopping(experiment: Experiment, check: Checks) -> None:
+    """Which rules stop drafting, by which threshold, and after how many drafts at most."""
+    decode, stops = experiment.decode, experiment.eval.stops
+    check.at_least("eval.gamma_max", experiment.eval.gamma_max, 1)
+    if experiment.tau is None and decode.stop in (StopRule.router, StopRule.confidence):
+        check.wrong("tau", "null", f"must be a threshold for decode.stop={decode.stop}; decode={decode.stop} has one")
+    if decode.stop is StopRule.oracle:
+        check.wrong("decode.stop", "oracle", "needs the response before it is made; compare with it by eval.stops")
+    greedy = decode.temperature == 0 or decode.top_k == 1
+    if StopRule.oracle in stops and not greedy:
+        check.wrong("eval.stops", "oracle", f"needs greedy decoding, not decode.temperature={decode.temperature}")
+    key, longest = longest_block(experiment)
+    if drafting_is_stopped(experiment) and longest > decode.max_new_tokens:
+        check.wrong(key, longest, f"must be at most decode.max_new_tokens={decode.max_new_tokens}")
 
 
 def drafting_is_stopped(experiment: Experiment) -> bool:

@@ -113,7 +113,7 @@ def test_help(tmp_path):
         "distil*",
         "paper/table1",
         "gamma       3",
-        "tau         0.8",
+        "tau         null",
         "name        null",
     ):
         assert expected in done.stdout

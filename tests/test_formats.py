@@ -244,7 +244,7 @@ def test_a_file_that_shrinks_after_it_was_opened_is_an_error_and_not_a_signal(tm
 def test_what_is_no_model_is_told_what_one_is(tmp_path):
     for path, said in (
         (tmp_path / "nowhere", "does not exist; a model is"),
-        ("org/model-1B", "nothing is fetched by its name"),
+        ("org/model-1B", "with source=huggingface ORG/NAME on a hub"),
         (tmp_path, r"not a Hugging Face directory: it lacks config\.json"),
     ):
         with pytest.raises(EnvironmentFailure, match=said):
