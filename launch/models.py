@@ -11,6 +11,7 @@ from typing import Any
 
 import tandem
 from launch.checksums import require_shipped
+from launch.estimates import reading_flops, sampling_rate, training_flops
 from launch.graph import Step, picked
 from launch.memory import BYTES, TRAINED_BYTES, PairSize
 from launch.steps.checkpoint import CHECKPOINT, OpenCheckpoint, TakeLayers
@@ -18,7 +19,7 @@ from launch.steps.corpus import GIVEN_TOKENIZER, TEXTS, TOKENIZER, TokenizeCorpu
 from launch.steps.finetune import Finetune
 from launch.steps.pretrain import Pretrain
 from launch.steps.record import RecordPrimary
-from launch.steps.sample import ROWS, SampleText
+from launch.steps.sample import SampleText
 from launch.steps.shipped import SHIPPED, Shipped
 from launch.steps.train import Distillation, Optimisation
 from launch.steps.train_head import TrainHead
@@ -59,17 +60,6 @@ from tasks.text import tfds_files
 PRETRAINED = Path(tandem.__file__).parent / "pretrained"
 
 STAGES = {1: "ce", 2: "distil"}
-
-# Floating-point operations a second that training reaches on two CPU cores, for the dry run's estimates.
-TRAINING_FLOPS = 1.2e11
-# The same of whole texts read by bfloat16 products, where the processor has them.
-READING_FLOPS = 5e11
-# The share of an accelerator's peak that training and reading reach, as long as nothing was compiled for it.
-UTILISATION = 0.4
-# The least that a pass of decoding takes on an accelerator, whatever it reads.
-PASS_S = 1e-3
-# Tokens a second that a model of SmolLM2's size writes on two CPU cores in large batches.
-SAMPLED_TOKENS = 330
 
 
 @dataclass
@@ -160,7 +150,7 @@ def _sampled(experiment: Experiment, files: Mapping[str, Files]) -> Step:
         inputs={"writer": _opened(experiment, side)},
         files=files,
         size=f"{tokens:,} tokens of its own",
-        estimate_s=tokens / _sampling_rate(experiment, _weights(decoder_of(experiment, side), dtype)),
+        estimate_s=tokens / sampling_rate(experiment.platform, _weights(decoder_of(experiment, side), dtype)),
         memory_bytes=_weights(decoder_of(experiment, side), dtype),
         openings=data.openings,
         temperatures=data.temperatures,
@@ -235,7 +225,7 @@ def _stand_in(experiment: Experiment, side: SideConfig, corpus: Step) -> Step:
         name=name,
         inputs={"corpus": corpus},
         size=f"{_millions(config)} stand-in, {_tokens(optimizer):,} tokens from scratch{why}",
-        estimate_s=6 * parameter_count(config) * _tokens(optimizer) / _training_flops(experiment),
+        estimate_s=6 * parameter_count(config) * _tokens(optimizer) / training_flops(experiment.platform),
         memory_bytes=TRAINED_BYTES * parameter_count(config),
         decoder=config,
         optimizer=optimizer,
@@ -271,7 +261,10 @@ def _recording(
         name=name,
         inputs={"corpus": corpus, "primary": primary},
         size=f"{train.recorded_tokens:,} tokens, {disk / 1e9:.1f} GB on disk",
-        estimate_s=2 * parameter_count(decoder) * train.recorded_tokens / _reading_flops(experiment),
+        estimate_s=2
+        * parameter_count(decoder)
+        * train.recorded_tokens
+        / reading_flops(experiment.platform, resolve_dtype(experiment.train.primary_dtype)),
         memory_bytes=_weights(decoder, dtype),
         reads=reads,
         tokens=train.recorded_tokens,
@@ -373,8 +366,14 @@ def _heads(experiment: Experiment, kind: str, corpus: Step, primary_step: Step) 
     inputs: dict[str, Step] = {"corpus": corpus, "primary": primary_step, **recording}
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     operations = 6 * count + 4 * head.depth * primary.d_model * (train.vocabulary or primary.vocab_size)
-    a_token = operations / _training_flops(experiment)
-    a_token += 0 if recording else 2 * parameter_count(primary) / _reading_flops(experiment)
+    a_token = operations / training_flops(experiment.platform)
+    a_token += (
+        0
+        if recording
+        else 2
+        * parameter_count(primary)
+        / reading_flops(experiment.platform, resolve_dtype(experiment.train.primary_dtype))
+    )
     dtype = resolve_dtype(train.primary_dtype)
     made: dict[str, Model] = {}
     for stage, suffix in STAGES.items():
@@ -423,14 +422,12 @@ def _further_seconds(
     if experiment.model.secondary.source is Source.from_primary:
         counted = experiment.train.vocabulary or trained.vocab_size
         operations += (4 * counted - 6 * trained.vocab_size) * trained.d_model
-    reading = 2 * parameter_count(read) / _reading_flops(experiment) if read else 0.0
-    return (operations / _training_flops(experiment) + reading) * _tokens(optimizer)
-
-
-def _sampling_rate(experiment: Experiment, weights: int) -> float:
-    """Tokens a second of a text that is written."""
-    bandwidth = experiment.platform.memory_bandwidth
-    return ROWS / (PASS_S + weights / (UTILISATION * bandwidth)) if bandwidth else SAMPLED_TOKENS
+    reading = (
+        2 * parameter_count(read) / reading_flops(experiment.platform, resolve_dtype(experiment.train.primary_dtype))
+        if read
+        else 0.0
+    )
+    return (operations / training_flops(experiment.platform) + reading) * _tokens(optimizer)
 
 
 def _training_bytes(experiment: Experiment) -> int:
@@ -440,16 +437,6 @@ def _training_bytes(experiment: Experiment) -> int:
 
 def _weights(config: DecoderConfig, dtype: str) -> int:
     return BYTES[dtype] * parameter_count(config)
-
-
-def _training_flops(experiment: Experiment) -> float:
-    platform = experiment.platform
-    return UTILISATION * platform.peak_flops * platform.chips if platform.peak_flops else TRAINING_FLOPS
-
-
-def _reading_flops(experiment: Experiment) -> float:
-    quick = experiment.platform.peak_flops is None and resolve_dtype(experiment.train.primary_dtype) == "bfloat16"
-    return READING_FLOPS if quick else _training_flops(experiment)
 
 
 def _tokens(config: OptimizerConfig) -> int:
