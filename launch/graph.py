@@ -74,7 +74,7 @@ class Step:
         raise NotImplementedError
 
     @cached_property
-    def config(self) -> Record:
+    def settings(self) -> Record:
         """The step's own fields as plain data, without those at their defaults."""
         base = {spec.name for spec in fields(Step)}
         own = [spec for spec in fields(self) if spec.name not in base and spec.metadata != NOT_MEANING]
@@ -87,7 +87,7 @@ class Step:
         return {
             "kind": self.kind,
             "version": self.version,
-            "config": self.config,
+            "config": self.settings,
             "inputs": {role: step.fingerprint for role, step in self.inputs.items()},
             "read": {role: files.meaning for role, files in self.files.items()},
         }

@@ -73,7 +73,7 @@ def _reads(experiment: Experiment) -> set[str] | None:
     except (UserError, ImportError):
         return None  # and that as well
     for step in _all(targets):
-        _ = step.config
+        _ = step.settings
     return read
 
 

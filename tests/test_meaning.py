@@ -111,6 +111,6 @@ def test_inputs_and_files_change_the_fingerprint(samples):
 
 def test_what_runs_is_the_class_and_holds_nothing_but_the_fields(samples):
     for step in samples:
-        assert not vars(step).keys() - {spec.name for spec in fields(step)} - {"config", "meaning", "fingerprint"}
+        assert not vars(step).keys() - {spec.name for spec in fields(step)} - {"settings", "meaning", "fingerprint"}
         assert not [name for name, value in vars(step).items() if callable(value)]
         assert type(step).run.__closure__ is None  # type: ignore[attr-defined]

@@ -80,8 +80,19 @@ STEPS = """
             kind, run = "report", report
             gamma: int
 
+        @dataclass(frozen=True, eq=False, kw_only=True)
+        class Look(Step):
+            kind = "look"
+            tau: float
+
+            def run(self, context):
+                pass
+
         trained = Train(name="train", steps=experiment.train.steps, size="1M", estimate_s=100.0)
-        return [Report(name="report", gamma=experiment.gamma, inputs={"model": trained})]
+        told = Report(name="report", gamma=experiment.gamma, inputs={"model": trained})
+        if experiment.tau is None:
+            return [told]
+        return [told, Look(name="look", tau=experiment.tau, inputs={"report": told})]
 
     sys.modules["launch.experiment"] = types.ModuleType("launch.experiment")
     sys.modules["launch.experiment"].build = build
@@ -372,7 +383,7 @@ def test_a_sweep_that_is_not_there(at):
     assert damaged.returncode == 1
     assert "cannot be read" in damaged.stderr
     assert call(at, "job=sweep_status", *LOCAL).returncode == 2
-    assert "sweep='sweep-aaaa' is read by job=sweep_status" in call(at, "sweep=sweep-aaaa").stderr
+    assert "sweep='sweep-aaaa' is read by job=report, sweep_status" in call(at, "sweep=sweep-aaaa").stderr
 
 
 # --- the worker ---
@@ -479,7 +490,9 @@ def test_a_grid_over_gamma_and_tau_shares_everything_but_the_report(tmp_path):
 def test_work_on_accelerators_is_estimated_by_their_rate_and_price():
     jobs = (SweepJob("p000", "one", (), "", (), estimate_s=9 * 86400.0), SweepJob("p001", "two", (), "", ()))
     made = Sweep("sweep-0", "jobset", {"price_per_chip_hour": 1.2}, (), "", jobs)
-    on_tpu, here = (list(estimate(made, compose([f"platform={name}"]).platform)) for name in ("v5e_16", "local"))
+    on_tpu, here = (
+        list(estimate(made, compose([f"platform={name}", "scale=pod"]).platform)) for name in ("v5e_16", "local")
+    )
     assert on_tpu[0] == "about 216 h 00 min of work, 3,456.0 chip-hours, 4,147 at 1.2 each"
     assert on_tpu[1] == "a job of it takes more than a week (9 days) on platform=v5e_16"
     assert here[0] == "about 216 h 00 min of work"

@@ -28,6 +28,7 @@ class RayLauncherConf:
     memory_gb: float | None = None
     store: str | None = None
     max_preemptions: int = 10
+    price_per_chip_hour: float | None = None
     env: dict[str, str] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)
 
