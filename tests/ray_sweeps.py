@@ -78,7 +78,7 @@ STEPS = """
                     raise Interrupted
 
         def report(self, context):
-            gamma, tau = self.gamma, self.tau
+            gamma, tau = self.gamma, self.tau or 0.8
             value = int((context.inputs["model"] / "checkpoint").read_text().split()[1])
             if os.environ.get("FAULT", "") == f"bug at {gamma}":
                 1 / 0
@@ -93,7 +93,7 @@ STEPS = """
         class Report(Step):
             kind, run = "report", report
             gamma: int
-            tau: float
+            tau: float | None
 
         trained = Train(name="train", steps=experiment.train.steps, size="1M", estimate_s=100.0)
         report_step = Report(name="report", gamma=experiment.gamma, tau=experiment.tau, inputs={"model": trained})
