@@ -368,7 +368,12 @@ def test_the_command_line_drives_leaves_finds_and_cancels_a_sweep_on_a_cluster(a
     corpus.write_text("a b c\n<|endoftext|>\nd e f\n", encoding="utf-8")
     common = ["scale=tiny", "train=pretrain", "eval.measures=[agreement]", "data=text", f"data.path={corpus}"]
     launcher = {"image": "img:1", "store": "gs://bucket/runs", "poll_s": 0.1, "secrets.WANDB_API_KEY": "wandb/key"}
-    words = [*common, "gamma=2,4", "hydra/launcher=jobset", *(f"hydra.launcher.{k}={v}" for k, v in launcher.items())]
+    words = [
+        *common,
+        "eval.sequences=2,4",
+        "hydra/launcher=jobset",
+        *(f"hydra.launcher.{k}={v}" for k, v in launcher.items()),
+    ]
 
     def begin(*words: str) -> subprocess.Popen[str]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

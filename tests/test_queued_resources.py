@@ -543,7 +543,7 @@ def test_the_command_line_runs_a_sweep_on_tpu_vms(api, tmp_path):
     corpus = tmp_path / "corpus.txt"
     sources = [path.read_text(encoding="utf-8") for path in sorted((HERE.parent / "launch").rglob("*.py"))]
     corpus.write_text("\n<|endoftext|>\n".join(sources), encoding="utf-8")
-    points = [*tiny, f"data.path={corpus}", "gamma=2,4", "hydra/launcher=queued_resources", *words]
+    points = [*tiny, f"data.path={corpus}", "eval.sequences=2,4", "hydra/launcher=queued_resources", *words]
     command = [sys.executable, str(HERE.parent / "launch/run.py"), "-m", *points]
     preview = subprocess.run([*command, "dry_run=true"], cwd=tmp_path, capture_output=True, text=True)
     assert preview.returncode == 0, preview.stderr

@@ -139,7 +139,7 @@ def test_a_second_run_finds_all_steps_and_another_gamma_trains_nothing(finished)
     assert again.stdout.split("report   ")[0] == tables
 
     before = len(events(folder))
-    launch_run(folder, "tracking=disabled", "gamma=2", "tau=0.5", "eval.measures=[speed]")
+    launch_run(folder, "tracking=disabled", "gamma=2", "eval.measures=[speed]")
     done = [step for event, step in events(folder)[before:] if event == "run"]
     assert done == ["speed"]
 
