@@ -274,4 +274,6 @@ def test_real_points_come_out_the_same_though_a_job_was_killed(tmp_path):
     assert sum(table == tables[0] for table in tables) == 2
     ran = Counter((entry["event"], entry["step"]) for entry in lines(here / "runs" / "store" / "log.jsonl"))
     assert ran["run", "agreement"] == 2  # of each point its own
-    assert {ran["run", step] for _, step in ran if step != "agreement"} == {1}, "no step was begun again that was not being resumed"
+    assert {ran["run", step] for _, step in ran if step != "agreement"} == {1}, (
+        "no step was begun again that was not being resumed"
+    )
