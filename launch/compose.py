@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_NAME = "config"
 PROMPT = "prompt="
+_INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
 def groups() -> dict[str, list[str]]:
@@ -90,6 +91,26 @@ def compose_all(jobs: Sequence[Sequence[str]], download: bool = True) -> list[Ex
 def keys_of(overrides: Sequence[str]) -> list[str]:
     """The keys, not groups, that the words set; what cannot be read is none."""
     return [key for key, _ in _sort([word for word in overrides if not word.startswith(PROMPT)], [])[1]]
+
+
+def sources(overrides: Sequence[str]) -> dict[str, str]:
+    """The keys that take their value from another one, and which, where words that can be read say no other."""
+    from omegaconf import OmegaConf
+
+    choices, values = _sort([word for word in overrides if not word.startswith(PROMPT)], [])
+    raw = OmegaConf.to_container(_unresolved((*choices, *(word for _, word in values))), resolve=False)
+    found = {key: match[1] for key, value in _leaves(raw, "") if (match := _INTERPOLATION.fullmatch(str(value)))}
+    rates = cast(dict[str, Any], raw)["scale"]["rates"]  # which train.rates starts from, see `_experiment`
+    given = cast(dict[str, Any], raw)["train"].get("rates", {})
+    return found | {f"train.rates.{row}": f"scale.rates.{row}" for row in rates if row not in given}
+
+
+def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
 
 
 def from_container(data: Mapping[str, Any]) -> Experiment:
@@ -179,19 +200,25 @@ def _composed(words: Sequence[str], problems: list[str]) -> dict[str, Any]:
     return _composed([], problems)
 
 
-def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
+def _unresolved(words: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes of choices and values, before interpolations are resolved."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    values = tuple(word for word in words if word.startswith("++") and not word.startswith("++hydra"))
+    # Reading files and finding defaults is most of the time, and the points of a sweep have it in common. Hydra
+    # applies values last as well, by this same function.
+    config = copy.deepcopy(_files(tuple(word for word in words if word not in values)))
+    ConfigLoaderImpl._apply_overrides_to_config([_parse(word) for word in values], config)
+    return config
+
+
+def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    values = tuple(word for word in words if word.startswith("++") and not word.startswith("++hydra"))
     try:
-        # Reading files and finding defaults is most of the time, and the points of a sweep have it in common. Hydra
-        # applies values last as well, by this same function.
-        config = copy.deepcopy(_files(tuple(word for word in words if word not in values)))
-        ConfigLoaderImpl._apply_overrides_to_config([_parse(word) for word in values], config)
-        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), None
+        return cast(dict[str, Any], OmegaConf.to_container(_unresolved(words), resolve=True)), None
     except (HydraException, OmegaConfBaseException) as error:
         if not words:
             raise

@@ -175,7 +175,8 @@ def rule_of_run(experiment: Experiment) -> Rule | None:
 
 def _router_tau(experiment: Experiment) -> float:
     """τ of the paper's router in a comparison of rules: the run's where that is its rule."""
-    return experiment.tau or PAPER_TAU if experiment.decode.stop is StopRule.router else PAPER_TAU
+    own = experiment.tau if experiment.decode.stop is StopRule.router else None
+    return PAPER_TAU if own is None else own
 
 
 def _router(experiment: Experiment, name: str, model: Model, inputs: Mapping[str, Step]) -> Step:

@@ -261,10 +261,7 @@ def _recording(
         name=name,
         inputs={"corpus": corpus, "primary": primary},
         size=f"{train.recorded_tokens:,} tokens, {disk / 1e9:.1f} GB on disk",
-        estimate_s=2
-        * parameter_count(decoder)
-        * train.recorded_tokens
-        / reading_flops(experiment.platform, resolve_dtype(experiment.train.primary_dtype)),
+        estimate_s=_reading_seconds(experiment, decoder) * train.recorded_tokens,
         memory_bytes=_weights(decoder, dtype),
         reads=reads,
         tokens=train.recorded_tokens,
@@ -367,13 +364,7 @@ def _heads(experiment: Experiment, kind: str, corpus: Step, primary_step: Step) 
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     operations = 6 * count + 4 * head.depth * primary.d_model * (train.vocabulary or primary.vocab_size)
     a_token = operations / training_flops(experiment.platform)
-    a_token += (
-        0
-        if recording
-        else 2
-        * parameter_count(primary)
-        / reading_flops(experiment.platform, resolve_dtype(experiment.train.primary_dtype))
-    )
+    a_token += 0 if recording else _reading_seconds(experiment, primary)
     dtype = resolve_dtype(train.primary_dtype)
     made: dict[str, Model] = {}
     for stage, suffix in STAGES.items():
@@ -422,12 +413,14 @@ def _further_seconds(
     if experiment.model.secondary.source is Source.from_primary:
         counted = experiment.train.vocabulary or trained.vocab_size
         operations += (4 * counted - 6 * trained.vocab_size) * trained.d_model
-    reading = (
-        2 * parameter_count(read) / reading_flops(experiment.platform, resolve_dtype(experiment.train.primary_dtype))
-        if read
-        else 0.0
-    )
+    reading = _reading_seconds(experiment, read) if read else 0.0
     return (operations / training_flops(experiment.platform) + reading) * _tokens(optimizer)
+
+
+def _reading_seconds(experiment: Experiment, primary: DecoderConfig) -> float:
+    """Of a token that the primary reads."""
+    dtype = resolve_dtype(experiment.train.primary_dtype)
+    return 2 * parameter_count(primary) / reading_flops(experiment.platform, dtype)
 
 
 def _training_bytes(experiment: Experiment) -> int:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from io import StringIO
 from typing import Any
 
-from launch.compose import compose, groups, keys_of
+from launch.compose import compose, groups, keys_of, sources
 from launch.graph import Step
 from launch.identity import NOT_MEANING, as_run
 from tandem.config import Experiment, Job
@@ -31,8 +31,8 @@ GRAPHS = {
     Job.generate: "launch.job_generate:build",
 }
 ABOUT_RUNS = (Job.tune, Job.export, Job.generate)
-# Groups whose options decide what is read; the first does for the keys at the top. Each option that is tried takes a
-# tenth of a second, and so does each word that is left out.
+# Groups whose options decide what is read; the first does for the keys at the top. An option that is tried takes a
+# tenth of a second, and so does a word that is left out.
 DECIDING = ("decode", "drafter", "train", "data")
 MOST_WORDS = 4
 
@@ -46,7 +46,7 @@ def refuse_unread(experiments: Sequence[Experiment], jobs: Sequence[Sequence[str
         if left := [key for key in unread if key in keys_of(words)]:
             read = reads(experiment)
             for key in left:
-                if read is None or _covers(read, key) or _covers(read, *_follow(experiment, words, key)):
+                if read is None or _is_read(read, words, key):
                     del unread[key]
     if unread:
         raise ConfigurationError([_refusal(experiments[at], jobs[at], key) for key, at in unread.items()])
@@ -82,41 +82,42 @@ def _says_who(key: str) -> bool:
     return key.partition(".")[0] in (*NOT_MEANING, "hydra") or key.rpartition(".")[2] in ("name", "download")
 
 
-def _covers(read: Iterable[str], *keys: str) -> bool:
-    """Whether any of the keys, or what it is an entry of, is read."""
-    return any(key == one or key.startswith(f"{one}.") for key in keys for one in read)
+def _is_read(read: Iterable[str], words: Sequence[str], key: str) -> bool:
+    """Whether the key, or one that takes its value along, or what one of them is an entry of, is read."""
+    return any(
+        _says_who(one) or any(one == known or one.startswith(f"{known}.") for known in read)
+        for one in _followers(words, key)
+    )
 
 
-def _follow(experiment: Experiment, words: Sequence[str], key: str) -> list[str]:
-    """The keys that start from this one and take its value along."""
-    others = [word for word in words if word.lstrip("+").partition("=")[0] != key]
-    try:
-        without = dict(_leaves(compose(others)))
-    except ConfigurationError:
-        return []
-    return [name for name, value in _leaves(experiment) if without.get(name) != value]
+def _followers(words: Sequence[str], key: str) -> list[str]:
+    """The key, and those that take its value along."""
+    found, taken = [key], sources(words)
+    for one in found:
+        found += [name for name, source in taken.items() if source == one]
+    return found
 
 
 def _refusal(experiment: Experiment, words: Sequence[str], key: str) -> str:
     """What is not read, by what, and by what it would be: other words left out, another option, another job."""
-    followers = [key, *_follow(experiment, words, key)]
 
     def read_by(made: Experiment) -> bool:
         read = reads(made)
-        return read is not None and _covers(read, *followers)
+        return read is not None and _is_read(read, words, key)
 
-    def composed(words: Sequence[str]) -> Iterator[Experiment]:
-        with suppress(ConfigurationError):
-            yield compose(words)
+    def read_with(words: Sequence[str]) -> bool:
+        try:
+            return read_by(compose(words, download=False))
+        except UserError:
+            return False
 
     others = [word for word in words if word.partition("=")[0] != key][:MOST_WORDS]
     for word in others:
-        if any(map(read_by, composed([other for other in words if other != word]))):
+        if read_with([other for other in words if other != word]):
             return f"{key} is not read with {word}, and is without it"
     group = key.partition(".")[0] if key.partition(".")[0] in DECIDING else DECIDING[0]
     kept = [word for word in words if word.partition("=")[0] != group]
-    options = [one for one in groups()[group] if any(map(read_by, composed([*kept, f"{group}={one}"])))]
-    if options:
+    if options := [one for one in groups()[group] if read_with([*kept, f"{group}={one}"])]:
         return f"{key} is not read by {group}={getattr(experiment, group).name}; it is by {', '.join(options)}"
     jobs = [job.value for job in GRAPHS if read_by(_changed(experiment, job=job))]
     by = f"job={experiment.job} here"
@@ -128,19 +129,6 @@ def _changed(experiment: Experiment, **values: Any) -> Experiment:
     made = copy.copy(experiment)
     vars(made).update(values)
     return made
-
-
-def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    entries = (
-        node.items()
-        if isinstance(node, Mapping)
-        else ((field.name, getattr(node, field.name)) for field in fields(node))
-    )
-    for name, value in entries:
-        if is_dataclass(value) or isinstance(value, Mapping):
-            yield from _leaves(value, f"{where}{name}.")
-        else:
-            yield f"{where}{name}", value
 
 
 def _watched(node: Any, where: str, read: set[str]) -> Any:

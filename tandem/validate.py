@@ -58,6 +58,8 @@ def validate(experiment: Experiment) -> list[str]:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
     if experiment.prompt is not None and not _is_text(experiment.prompt):
         check.problems.append("prompt holds bytes that are not UTF-8, or half of a surrogate pair")
+    if experiment.prompt is not None and experiment.job is not Job.generate:
+        check.problems.append(f"prompt is read by job=generate, and not by job={experiment.job}")
     if experiment.job is Job.generate and not experiment.prompt:
         check.problems.append('job=generate needs a prompt that is not empty, as in prompt="def main():"')
     _scale(experiment.scale, check)

@@ -341,4 +341,5 @@ def test_a_prompt_that_is_no_text_is_refused():
 def test_a_prompt_is_taken_as_it_stands():
     text = "a = {1: '${x}'}, [\n"
     assert compose(["job=generate", f"prompt={text}"]).prompt == text
-    assert configuration_hash(compose([f"prompt={text}"])) == configuration_hash(compose([]))
+    answers = [compose(["job=generate", f"prompt={each}"]) for each in (text, "another")]
+    assert configuration_hash(answers[0]) == configuration_hash(answers[1])

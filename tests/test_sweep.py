@@ -13,7 +13,7 @@ import termios
 import textwrap
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import hypothesis
@@ -496,6 +496,8 @@ def test_work_on_accelerators_is_estimated_by_their_rate_and_price():
     assert on_tpu[0] == "about 216 h 00 min of work, 3,456.0 chip-hours, 4,147 at 1.2 each"
     assert on_tpu[1] == "a job of it takes more than a week (9 days) on platform=v5e_16"
     assert here[0] == "about 216 h 00 min of work"
+    with pytest.raises(ConfigurationError, match="price_per_chip_hour=-1 must be at least 0"):
+        list(estimate(replace(made, options={"price_per_chip_hour": -1}), compose([]).platform))
     seconds = {}
     for name in ("local", "v5e_16"):
         graph = build(compose([f"platform={name}", "scale=pod"]))

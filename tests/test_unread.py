@@ -45,6 +45,7 @@ def test_what_nothing_reads_is_refused_with_what_would(words, problem):
         ["decode=confidence", "tau=0.7"],
         ["decode=survival", "tau=0.1"],
         ["decode.gamma=4"],  # by way of gamma
+        ["decode.gamma=3", "scale.further.steps=350", "eval.job=run"],  # their own defaults too
         ["scale.further.steps=5"],  # by way of train.steps
         ["scale.rates.tandem_ce=2"],
         ["train.rates.tandem_ce=2"],
@@ -110,3 +111,17 @@ def test_downstream_tasks_imply_their_job():
     assert compose(["eval=paper"]).job == "run"
     with pytest.raises(ConfigurationError, match=r"eval.tasks=.* is read by job=evaluate, and not by job=run"):
         compose(["eval=superglue", "job=run"])
+
+
+def test_a_prompt_is_read_by_an_answer_alone():
+    with pytest.raises(ConfigurationError, match="prompt is read by job=generate, and not by job=run"):
+        compose(["prompt=x"])
+
+
+def test_a_threshold_of_zero_is_one():
+    from launch.experiment import build
+
+    (compared,) = [
+        step for step in build(compose(["decode=router", "tau=0", "eval=stopping"])) if step.kind == "stopping"
+    ]
+    assert compared.tau == 0

@@ -21,7 +21,7 @@ from sweeps.points import Point, answer, long_rows
 from sweeps.sweep_report import render
 from sweeps.tables import to_text
 from tandem.config import Experiment
-from tandem.errors import ConfigurationError, EnvironmentFailure
+from tandem.errors import UserError
 
 if TYPE_CHECKING:
     from launch.process import Stop
@@ -40,9 +40,8 @@ def present(directory: SweepDirectory, made: Sweep) -> None:
     """Present a sweep as its jobs stand."""
     records = directory.records(made)
     jobs = [job for job in made.jobs if not job.steps]
-    ends = [
-        (WORDS.get(record.state, record.state.value), record.last_lines) for record in (records[j.id] for j in jobs)
-    ]
+    own = [records[job.id] for job in jobs]
+    ends = [(WORDS.get(record.state, record.state.value), record.last_lines) for record in own]
     present_points(directory.path, made.command, side_by_side([job.overrides for job in jobs], ends))
 
 
@@ -81,8 +80,8 @@ def _point(words: Sequence[str], axes: Mapping[str, Any], end: tuple[str, str]) 
     state, last_lines = end
     made = Point(axes, "", shlex.join(["uv", "run", "launch/run.py", *words]), None, state, last_lines)
     try:
-        run = as_run(compose(words))
-    except ConfigurationError as error:
+        run = as_run(compose(words, download=False))
+    except UserError as error:
         return replace(made, state=f"{state}, and refused today: {error}")
     if run is None:
         return made
@@ -91,7 +90,7 @@ def _point(words: Sequence[str], axes: Mapping[str, Any], end: tuple[str, str]) 
         return made
     try:
         return replace(made, results=read_json(Path(made.run) / RESULTS))
-    except (OSError, EnvironmentFailure) as error:
+    except (OSError, UserError) as error:
         return replace(made, state=f"{state}, but its results cannot be read: {error}")
 
 

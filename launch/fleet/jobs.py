@@ -97,7 +97,8 @@ def resume(experiment: Experiment, stop: Stop) -> int:
     with directory.driving():
         directory.forget_cancelling()
         code = drive(made, directory, backend, stop)
-        present(directory, made)
+        if not stop.signal:
+            present(directory, made)
         return code
 
 

@@ -83,7 +83,8 @@ def sweep(
         made = _same_jobs_if_under_way(made, directory)
         directory.write(made)
         code = drive(made, directory, backend, stop, planned.redo)
-        present(directory, made)
+        if not stop.signal:  # who interrupts wants the terminal back; job=report has the answer
+            present(directory, made)
         return code
 
 
@@ -92,9 +93,12 @@ def _equal(points: Mapping[str, str]) -> list[str]:
 
 
 def estimate(made: Sweep, platform: PlatformConfig) -> Iterator[str]:
-    """What the jobs take together, in hours, and on accelerators in chip-hours and by the launcher's price."""
+    """What the jobs take together, in hours, and on accelerators in chip-hours and by the launcher's price. Raises
+    ConfigurationError where that is none."""
     seconds = sum(job.estimate_s for job in made.jobs)
     text, price = f"about {duration(seconds)} of work", made.options.get("price_per_chip_hour")
+    if price is not None and not price >= 0:
+        raise ConfigurationError([f"hydra.launcher.price_per_chip_hour={price} must be at least 0"])
     if platform.peak_flops is not None:
         hours = seconds / 3600 * platform.chips
         text += f", {hours:,.1f} chip-hours" + ("" if price is None else f", {hours * price:,.0f} at {price:g} each")
