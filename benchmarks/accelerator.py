@@ -36,6 +36,7 @@ from jax.profiler import ProfileData
 
 from tandem.config import DecoderConfig
 from tandem.measure import acceptance, theory
+from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder, DecoderLayer
 from tandem.model.exporting import huggingface_config
 from tandem.model.layout import cast_matrices
@@ -69,7 +70,7 @@ def random_model(config: DecoderConfig, later: float) -> Model:
     drawn = jax.jit(layer)
     for index, part in enumerate(decoder.layers):
         nnx.update(part, drawn(jax.random.key(index + 1), jnp.float32(1 if index == 0 else later)))
-    return config, *nnx.split(decoder)
+    return config, Bound(*nnx.split(decoder))
 
 
 def copied(gigabytes: float, repeats: int = 10) -> float:
