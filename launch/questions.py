@@ -1,7 +1,8 @@
 """Sweeps that are files: `-m +sweep=gamma_tau` is the grid of `sweeps/questions/gamma_tau.yaml`, with its question.
 
 A file has `title`, `hypothesis`, `fixed` (words) and `axes` (key: values); words on the command line come after it, and
-one for a key of an axis takes the axis' place.
+one for a key of an axis takes the axis' place. With `answer: paper_claims` the points are compared with the paper
+instead of with each other. `experiment=paper/all` is the grid of `paper.yaml`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,6 +20,9 @@ from tandem.errors import ConfigurationError
 
 QUESTIONS = Path(__file__).resolve().parents[1] / "sweeps" / "questions"
 WORD, LIST = "+sweep=", "list"
+WHOLE_PAPER, DEEP_TABLES = "experiment=paper/all", ("experiment=paper/table6", "experiment=paper/table7")
+
+Answer = Literal["best_point", "paper_claims"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,26 @@ class Question:
     hypothesis: str
     fixed: list[str] = field(default_factory=list)
     axes: dict[str, list[Any]] = field(default_factory=dict)
+    answer: Answer = "best_point"
 
     def words(self, own: Sequence[str]) -> list[str]:
         """The overrides of the grid, and after them a user's `own`."""
         chosen = {word.lstrip("+").partition("=")[0] for word in own}
         axes = [f"{key}={','.join(map(str, values))}" for key, values in self.axes.items() if key not in chosen]
         return [*(word for word in self.fixed if word.partition("=")[0] not in chosen), *axes, *own]
+
+
+def spelt_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `experiment=paper/all` as the multirun that it means.
+
+    Raises ConfigurationError for the tables of the paper that nothing here can measure.
+    """
+    for word in arguments:
+        if word in DEEP_TABLES:
+            raise ConfigurationError([f"{word}: Deep Tandem (the paper's section 5) is not here yet"])
+    if WHOLE_PAPER not in arguments:
+        return list(arguments)
+    return ["-m", f"{WORD}paper", *(word for word in arguments if word not in (WHOLE_PAPER, "-m", "--multirun"))]
 
 
 def asked(words: Sequence[str]) -> Question | None:

@@ -27,7 +27,7 @@ PROGRAM = "uv run launch/run.py"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    arguments = questions.spelt_out(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         from launch.usage import usage
 

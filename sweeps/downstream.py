@@ -54,6 +54,23 @@ def _apart(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def paper_scores(results: Results) -> dict[tuple[str, str, int | None], tuple[float, float | None]]:
+    """Score and half interval, in percent, by the paper's name of a task or suite, the model's name, and its γ.
+
+    A suite's score is the mean over its tasks; of WMT22 it is that of the directions from English, as in table 3.
+    """
+    rows = [row for row in rows_of(results, "downstream") if row.get("primary_metric")]
+    found = {}
+    for (name, gamma), own in _grouped(rows, lambda row: (row["name"], row.get("gamma"))).items():
+        parts = {_paper_name(row["task"]): [row] for row in own}
+        parts |= _grouped(own, lambda row: row["suite"])
+        parts["wmt22"] = _directions(parts.get("wmt22", [])).get("wmt22 from English", [])
+        for task, members in parts.items():
+            if members:
+                found[task, name, gamma] = _mean_row(task, members)[name]
+    return found
+
+
 def shaped(results: Results) -> list[Row]:
     """The same tables as flat rows of numbers: a row a task and source, for each model its score and half interval."""
     flat = []
@@ -175,8 +192,7 @@ def _directions(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _paper_row(number: int, task: str) -> Row | None:
     """The paper's percentages of one row of its table, by the names that we give the models."""
-    name = _PAPER_TASKS.get(task, task)
-    found = [row for row in paper.TABLES[number].rows if row.get("task") == name and "score" in row]
+    found = [row for row in paper.TABLES[number].rows if row.get("task") == _paper_name(task) and "score" in row]
     if not found:
         return None
     scores: Row = {row["name"]: (100 * row["score"], None) for row in found}
@@ -196,6 +212,10 @@ def _cell(value: tuple[float, float | None]) -> str:
         return f"{score:.1f}"
     # Eight models fit a terminal's line only with short cells, and a wide interval has no use for a decimal.
     return f"{score:.1f}±{half:.1f}" if half < 9.95 else f"{score:.1f}±{half:.0f}"
+
+
+def _paper_name(task: str) -> str:
+    return _PAPER_TASKS.get(_plain(task), _plain(task))
 
 
 def _plain(task: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from sweeps.points import Point, answer, merged
-from sweeps.table import printable
+from sweeps.points import Point, merged
+from sweeps.table import Table, printable
 from sweeps.tables import to_html
 
 STYLE = Path(__file__).with_name("report.css")
@@ -37,11 +37,10 @@ document.getElementById('filter').oninput = e => {
 """
 
 
-def render(title: str, hypothesis: str, command: str, points: Sequence[Point]) -> str:
+def render(title: str, hypothesis: str, command: str, points: Sequence[Point], answer: Table) -> str:
     """The page as text, under the sweep's question and what was expected, where there is one."""
     tables = merged(points)
-    best = answer(points)
-    first = "" if best is None else f"<section><h2>The answer</h2>{to_html(best)}</section>"
+    first = f"<section><h2>The answer</h2>{to_html(answer)}</section>"
     rest = "".join(f"<section>{to_html(table)}</section>" for table in tables)
     done = sum(point.results is not None for point in points)
     return (

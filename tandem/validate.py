@@ -365,8 +365,8 @@ def _measures(experiment: Experiment, check: Checks) -> None:
     for key, values in lists.items():
         if len(set(values)) != len(values):
             check.wrong(key, [str(value) for value in values], "names something twice")
-    if not measured.measures and experiment.job is not Job.evaluate:
-        check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}")
+    if not measured.measures and not measured.stops and experiment.job is not Job.evaluate:
+        check.wrong("eval.measures", "[]", f"must name at least one of {', '.join(Measure)}, or eval.stops a rule")
 
 
 def _tasks(experiment: Experiment, check: Checks) -> None:

@@ -15,10 +15,12 @@ from launch.fleet.state import SweepDirectory, find_sweep
 from launch.fleet.table import WORDS
 from launch.graph import RESULTS
 from launch.identity import as_run, run_directory
-from launch.questions import asked
+from launch.questions import Question, asked
 from launch.store import make_directory, read_json, write_json_atomic, write_text_atomic
+from sweeps.paper_claims import claims_table
 from sweeps.points import Point, answer, long_rows
 from sweeps.sweep_report import render
+from sweeps.table import Table
 from sweeps.tables import to_text
 from tandem.config import Experiment
 from tandem.errors import UserError
@@ -48,16 +50,24 @@ def present(directory: SweepDirectory, made: Sweep) -> None:
 def present_points(folder: Path, typed: Sequence[str], points: Sequence[Point]) -> None:
     """Print the table of the points that the words `typed` asked for, write page and rows into `folder`, and say where
     they are; nothing where no point is a run that is done."""
-    table = answer(points)
+    question = asked(typed)
+    table = _found(question, points)
     if table is None:
         return
     make_directory(folder)
     write_json_atomic(folder / POINTS, {"points": described(points), **long_rows(points)})
-    command, question = shlex.join(["launch/run.py", *typed]), asked(typed)
+    command = shlex.join(["launch/run.py", *typed])
     title, why = (question.title, question.hypothesis) if question else (folder.name, "")
-    write_text_atomic(folder / REPORT, render(title, why, command, points))
+    write_text_atomic(folder / REPORT, render(title, why, command, points, table))
     print(f"\n{title}" if question else "")
     print(f"{to_text(table)}\n\nreport   {folder / REPORT}\npoints   {folder / POINTS}")
+
+
+def _found(question: Question | None, points: Sequence[Point]) -> Table | None:
+    if question is None or question.answer == "best_point":
+        return answer(points)
+    left = [f"{' '.join(map(str, p.axes.values()))} is {p.state}" for p in points if p.results is None]
+    return claims_table([point.results for point in points if point.results is not None], "; ".join(left))
 
 
 def side_by_side(words: Sequence[Sequence[str]], ends: Sequence[tuple[str, str]]) -> list[Point]:

@@ -220,7 +220,7 @@ def _category_rows(
     for category, chosen in by_category(categories).items():
         made = []
         for one in shown:
-            part = one.outcome.of(chosen)
+            part, alone = one.outcome.of(chosen), one.side.baseline(outcomes).of(chosen)
             made.append(
                 {
                     "name": one.name,
@@ -228,7 +228,8 @@ def _category_rows(
                     "category": category,
                     "prompts": len(chosen),
                     "tokens_per_primary_run": part.tokens_per_primary_run,
-                    "speedup_decode": speedup(one.side.baseline(outcomes).of(chosen), part),
+                    "speedup_decode": speedup(alone, part),
+                    "speedup_end_to_end": speedup(alone, part, end_to_end=True),
                     "repetition_rate": repetition_rate(part.responses),
                 }
             )

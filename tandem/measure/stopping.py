@@ -150,7 +150,7 @@ def stopping_tables(
     `tau`, and the oracle.
 
     `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1,
-    `over_fixed_decode` the same as measured.
+    `over_fixed_decode` and `over_fixed_end_to_end` the same as measured, without the prefill and with it.
     """
     law, limit = sampling_of(decode), decode.gamma
     chosen = _chosen(tuned, stops, tau, limit)
@@ -259,6 +259,7 @@ def _measures(outcome: Outcome, exact: Outcome, baseline: Outcome, cost: float) 
         "primary_runs": outcome.primary_runs / responses,
         "secondary_runs": outcome.drafts / responses,
         "speedup_decode": speedup(baseline, outcome),
+        "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
         "cost_ratio": cost,
         "verify_cost": verify,
         "speedup_predicted": theory.speedup(tokens, drafts, cost, verify),
@@ -268,7 +269,8 @@ def _measures(outcome: Outcome, exact: Outcome, baseline: Outcome, cost: float) 
 
 def _over_fixed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with their speedups over those of the best fixed block length."""
-    ratios = {"predicted": "over_fixed", "predicted_flat": "over_fixed_flat", "decode": "over_fixed_decode"}
+    ratios = {"predicted": "over_fixed", "predicted_flat": "over_fixed_flat"}
+    ratios |= {kind: f"over_fixed_{kind}" for kind in ("decode", "end_to_end")}
     for kind, ratio in ratios.items():
         key = f"speedup_{kind}"
         best = max(row[key] for row in rows if row["stop"] == StopRule.fixed)

@@ -1,0 +1,112 @@
+"""The paper's claims beside what runs measured: the same direction, the other one, or not measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch import questions
+from launch.compose import compose_all, expand
+from launch.run import main
+from sweeps.paper_claims import OPPOSITE, SAME, UNKNOWN, claims, claims_table
+from tandem.errors import ConfigurationError
+
+MODELS = [
+    {"name": "large", "role": "primary"},
+    {"name": "mid", "role": "middle"},
+    {"name": "small", "role": "secondary"},
+]
+
+
+def rows_by_claim(*runs, missing=""):
+    table = claims_table([{"models": MODELS, **run} for run in runs], missing)
+    assert table is not None
+    return {row["claim"]: row for row in table.rows}
+
+
+def test_models_are_known_by_their_roles():
+    agreement = [
+        {"name": "small", "total_variation": 0.4, "cross_entropy": 2.0},
+        {"name": "small_distil", "total_variation": 0.4},
+        {"name": "tandem_ce", "gamma": 2, "total_variation": 0.41, "cross_entropy": 1.9},
+        {"name": "tandem_distil", "gamma": 2, "total_variation": 0.3},
+        {"name": "tandem_distil", "gamma": 4, "total_variation": 0.9},
+    ]
+    rows = rows_by_claim({"agreement": agreement}, missing="paper/table2 failed")
+    better = rows["tandem_distil against gecko_distil: total variation"]
+    assert (better["ours"], better["theirs"], better["direction"]) == ("0.300 : 0.400", "0.141 : 0.318", SAME)
+    assert better["change"] == pytest.approx(-0.25)
+    assert rows["tandem_ce against gecko: total variation"]["direction"] == OPPOSITE
+    assert rows["tandem_ce against gecko: cross entropy"]["direction"] == SAME
+    absent = rows["tandem_distil against gecko_distil, LM1B, 1 sample"]
+    assert (absent["direction"], absent["ours"], absent["reason"]) == (UNKNOWN, None, "paper/table2 failed")
+
+
+def test_speeds_on_the_papers_data_set_go_before_those_on_other_prompts():
+    def speeds(tandem, control, **more):
+        named = {"small_distil": control, "tandem_distil": tandem}
+        return [{"name": name, "speedup_decode": value, **more} for name, value in named.items()]
+
+    one = {"speed": speeds(1.0, 1.5, samples=1), "speed_by_category": speeds(2.0, 1.5, category="lm1b")}
+    four = {"speed": speeds(1.2, 1.1, samples=4)}
+    found = {
+        (c.table, c.what.rpartition("distil, ")[2]): c for c in claims([{"models": MODELS, **r} for r in (four, one)])
+    }
+    assert found[8, "LM1B, 1 sample"].ours == (2.0, 1.5)
+    assert found[8, "LM1B, 1 sample"].reason == ""
+    assert found[8, "Reddit, 1 sample"].ours == (1.0, 1.5)
+    assert "own prompts" in found[8, "Reddit, 1 sample"].reason
+    assert found[8, "Reddit, 4 samples"].ours == (1.2, 1.1)
+    assert found[2, "LM1B, 1 sample"].ours is None  # nothing was measured end to end
+
+
+def test_scores_say_where_they_are_too_close_to_tell():
+    def scored(name, score, half, **more):
+        interval = {"low": score - half, "high": score + half}
+        about = {"suite": "superglue", "primary_metric": True, "metric": "accuracy", "n": 100}
+        return {"name": name, "task": "boolq_v1", "score": score, **about, **interval, **more}
+
+    close = [
+        scored("tandem_distil", 60.0, 5.0, gamma=3),
+        scored("tandem_distil", 99.0, 0.1, gamma=7),
+        scored("small", 61.0, 5.0),
+    ]
+    row = rows_by_claim({"downstream": close})["tandem_distil against gecko, boolq: score, %"]
+    assert (row["ours"], row["direction"], row["reason"]) == ("60.0 : 61.0", OPPOSITE, "within the intervals")
+    row = rows_by_claim({"downstream": [scored("tandem_distil", 60.0, 1.0, gamma=3), scored("small", 70.0, 1.0)]})
+    assert row["tandem_distil against gecko, boolq: score, %"]["reason"] == ""
+
+
+def test_runs_of_the_models_are_compared_with_the_fastest_block_length():
+    def row(stop, gamma, **measured):
+        return {"name": "tandem_distil", "stop": stop, "gamma": gamma, **measured}
+
+    rows = [
+        row("fixed", 3, primary_runs=50, secondary_runs=150, speedup_decode=1.2),
+        row("fixed", 7, primary_runs=40, secondary_runs=280, speedup_decode=1.0),
+        row("router", 27, primary_runs=55, secondary_runs=100),
+        row("router", 17, over_fixed_decode=1.1, over_fixed_end_to_end=0.9),
+    ]
+    made = rows_by_claim({"stopping": rows})
+    assert made["router against one block length: runs of the primary"]["ours"] == "55.0 : 50.0"
+    assert made["router against one block length: runs of the secondary"]["direction"] == SAME
+    found = {claim.table: claim for claim in claims([{"stopping": rows}]) if "Reddit, γ_max" in claim.what}
+    assert (found[4].row()["direction"], found[9].row()["direction"]) == (OPPOSITE, SAME)
+
+
+def test_nothing_measured_is_no_table():
+    assert claims_table([{"models": MODELS}]) is None
+
+
+def test_the_whole_paper_is_a_sweep_over_its_tables():
+    words = questions.spelt_out(["experiment=paper/all", "scale=tiny"])
+    assert words == ["-m", "+sweep=paper", "scale=tiny"]
+    assert questions.asked(words).answer == "paper_claims"
+    jobs = expand(questions.typed_words(words[1:]))
+    assert [job[-2] for job in jobs] == [f"experiment=paper/table{n}" for n in ("1", "2", "2_4_samples", "3", "4", "5")]
+    assert len(compose_all(jobs)) == 6
+
+
+@pytest.mark.parametrize("table", [6, 7])
+def test_deep_tandems_tables_are_refused_by_name(table):
+    with pytest.raises(ConfigurationError, match=r"experiment=paper/table\d: Deep Tandem .* is not here yet"):
+        main([f"experiment=paper/table{table}"])
