@@ -18,7 +18,7 @@ from launch.steps.checkpoint import CHECKPOINT, OpenCheckpoint, TakeLayers
 from launch.steps.corpus import GIVEN_TOKENIZER, TEXTS, TOKENIZER, TokenizeCorpus
 from launch.steps.finetune import Finetune
 from launch.steps.pretrain import Pretrain
-from launch.steps.record import RecordPrimary
+from launch.steps.record import LAST_STATES, OWN_STATES, RecordPrimary
 from launch.steps.sample import SampleText
 from launch.steps.shipped import SHIPPED, Shipped
 from launch.steps.train import Distillation, Optimisation
@@ -79,15 +79,15 @@ def build_models(experiment: Experiment) -> dict[str, Model]:
     name = pair.secondary.name
     models = {name: Model(base[name], "decoder")}
     if train.recipe is not Recipe.pretrain:
-        depth = decoder_of(experiment, pair.primary).num_layers
-        reads = (*resolve_layer_map(experiment), depth)
-        text = {"corpus": corpus, **_recording(experiment, "recording", reads, corpus, primary)}
+        recordings = _recordings(experiment, "tandem", resolve_layer_map(experiment), corpus, primary)
+        read = {"corpus": corpus, "primary": primary, **recordings}
+        text = {key: step for key, step in read.items() if key in ("corpus", LAST_STATES)}
         ce = _finetune(experiment, f"{name}_ce", 1, {**text, "base": base[name]})
-        tandem_ce = _tandem(experiment, "tandem_ce", 1, {**text, "primary": primary, "secondary": base[name]})
+        tandem_ce = _tandem(experiment, "tandem_ce", 1, {**read, "secondary": base[name]})
         models |= {ce.name: Model(ce, "decoder"), "tandem_ce": Model(tandem_ce, "tandem")}
         if train.recipe is Recipe.distil:
             distil = _finetune(experiment, f"{name}_distil", 2, {**text, "primary": primary, "base": ce})
-            tandem_distil = _tandem(experiment, "tandem_distil", 2, {**text, "primary": primary, "tandem": tandem_ce})
+            tandem_distil = _tandem(experiment, "tandem_distil", 2, {**read, "tandem": tandem_ce})
             models |= {distil.name: Model(distil, "decoder"), "tandem_distil": Model(tandem_distil, "tandem")}
         for kind in dict.fromkeys(named(entry)[0].name for entry in experiment.drafter.drafters):
             if is_head(kind):
@@ -245,30 +245,35 @@ def _ships(experiment: Experiment, side: SideConfig) -> bool:
     return wanted and side.source is Source.shipped and experiment.data.corpus is Corpus.stdlib
 
 
-def _recording(
-    experiment: Experiment, name: str, layers: Sequence[int], corpus: Step, primary: Step
+def _recordings(
+    experiment: Experiment, reader: str, layers: Sequence[int], corpus: Step, primary: Step
 ) -> dict[str, Step]:
-    """The recording after these layers that models learn from where the primary reads the text once
-    (`train.recorded_tokens`)."""
-    train, pair = experiment.train, experiment.model
-    if train.recorded_tokens is None:
-        return {}
-    decoder = decoder_of(experiment, pair.primary)
-    reads = sorted({*layers} - {0})
-    dtype = resolve_dtype(train.primary_dtype)
-    disk = 2 * decoder.d_model * len(reads) * train.recorded_tokens
-    step = RecordPrimary(
+    """What a model learns from where the primary reads the text once (`train.recorded_tokens`): the primary's last
+    states, which all models have in common, and those after the `layers` that the reader alone is given."""
+    decoder = decoder_of(experiment, experiment.model.primary)
+    last = decoder.num_layers
+    own = sorted({*layers} - {0, last})
+    made = {LAST_STATES: _recording(experiment, "recording", [last], corpus, primary)}
+    if own:
+        made[OWN_STATES] = _recording(experiment, f"recording_{reader}", own, corpus, primary)
+    return {} if experiment.train.recorded_tokens is None else made
+
+
+def _recording(experiment: Experiment, name: str, reads: list[int], corpus: Step, primary: Step) -> Step:
+    train, decoder = experiment.train, decoder_of(experiment, experiment.model.primary)
+    dtype, tokens = resolve_dtype(train.primary_dtype), train.recorded_tokens or 0
+    disk = 2 * decoder.d_model * len(reads) * tokens
+    return RecordPrimary(
         name=name,
         inputs={"corpus": corpus, "primary": primary},
-        size=f"{train.recorded_tokens:,} tokens, {disk / 1e9:.1f} GB on disk",
-        estimate_s=_reading_seconds(experiment, decoder) * train.recorded_tokens,
+        size=f"{tokens:,} tokens, {disk / 1e9:.1f} GB on disk",
+        estimate_s=_reading_seconds(experiment, decoder) * tokens,
         memory_bytes=_weights(decoder, dtype),
         reads=reads,
-        tokens=train.recorded_tokens,
+        tokens=tokens,
         seq_len=train.seq_len,
         primary_dtype=dtype,
     )
-    return {"recording": step}
 
 
 def _unfit(path: Path, config: DecoderConfig, optimizer: Optimisation) -> str:
@@ -358,13 +363,12 @@ def _heads(experiment: Experiment, kind: str, corpus: Step, primary_step: Step) 
     shared = pair.secondary.source is Source.from_primary
     head, train = head_of_size(kind, primary, secondary, reads, experiment.drafter.depth, shared), experiment.train
     count = head.parameter_count(primary)
-    layers = (*head.reads(primary), primary.num_layers)
-    recording = _recording(experiment, f"recording_{kind}", layers, corpus, primary_step)
-    inputs: dict[str, Step] = {"corpus": corpus, "primary": primary_step, **recording}
+    recordings = _recordings(experiment, kind, head.reads(primary), corpus, primary_step)
+    inputs: dict[str, Step] = {"corpus": corpus, "primary": primary_step, **recordings}
     # Each draft of a block is a pass of the head and one of the primary's output matrix, forwards and backwards.
     operations = 6 * count + 4 * head.depth * primary.d_model * (train.vocabulary or primary.vocab_size)
     a_token = operations / training_flops(experiment.platform)
-    a_token += 0 if recording else _reading_seconds(experiment, primary)
+    a_token += 0 if recordings else _reading_seconds(experiment, primary)
     dtype = resolve_dtype(train.primary_dtype)
     made: dict[str, Model] = {}
     for stage, suffix in STAGES.items():

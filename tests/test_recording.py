@@ -6,6 +6,8 @@ import pytest
 from drafter_heads import SIZES
 from flax import nnx
 
+from launch.compose import compose
+from launch.models import build_models
 from tandem.architecture import DecoderConfig
 from tandem.data.iterator import first_windows
 from tandem.data.packing import most_frequent
@@ -40,7 +42,7 @@ def tandem_of(primary, layers=(0, 3), layer_map=(0, 3)):
 
 def test_what_is_recorded_trains_as_the_primary_beside_it(primary, windows, tmp_path):
     record(tmp_path, primary, windows, [0, 3, 4], batch_size=4)
-    batch = Recording(tmp_path, 3, 0, [0, 3, 4])(2)
+    batch = Recording([tmp_path], 3, 0, [0, 3, 4])(2)
     assert set(batch["states"]) == {3, 4}
     graph, weights = tandem_of(primary)
     vocabulary = Vocabulary.most_frequent(windows, 20, 64)
@@ -62,7 +64,7 @@ def test_a_head_learns_from_what_is_recorded_too(kind, primary, windows, tmp_pat
     head = nnx.split(HeadModule(SIZES[kind], PRIMARY, rngs=nnx.Rngs(2)))
     reads = (*SIZES[kind].reads(PRIMARY), PRIMARY.num_layers)
     record(tmp_path, primary, windows, reads, batch_size=4)
-    batch = Recording(tmp_path, 3, 0, reads)(0)
+    batch = Recording([tmp_path], 3, 0, reads)(0)
     vocabulary = Vocabulary.most_frequent(windows, 20, 64)
     loss = head_loss(head[0], primary[0], distil_weight=0.5, vocabulary=vocabulary)
     one, other = (loss(head[1], primary[1], of, jax.random.key(0))[0] for of in (batch, batch["tokens"]))
@@ -79,7 +81,7 @@ def test_windows_begin_where_documents_of_their_length_do(windows):
 
 def test_every_epoch_visits_every_window_once(primary, windows, tmp_path):
     record(tmp_path, primary, windows, [4], batch_size=4)
-    read = Recording(tmp_path, 11, 3, [4])
+    read = Recording([tmp_path], 11, 3, [4])
     first, second = (read(step)["tokens"] for step in (0, 1))
     assert sorted(map(tuple, first)) == sorted(map(tuple, second)) == sorted(map(tuple, windows))
     assert not np.array_equal(first, second)
@@ -102,8 +104,26 @@ def test_a_recording_that_was_stopped_goes_on(primary, windows, tmp_path):
 
 def test_a_recording_without_a_state_is_refused(primary, windows, tmp_path):
     record(tmp_path, primary, windows, [4])
+    with pytest.raises(EnvironmentFailure, match="no states after layer 2, 3 beside it; remove"):
+        Recording([tmp_path], 2, 0, [2, 3, 4])
+    (tmp_path / "states.4.bin").unlink()
     with pytest.raises(EnvironmentFailure, match="its states cannot be read"):
-        Recording(tmp_path, 2, 0, [3, 4])
+        Recording([tmp_path], 2, 0, [4])
+
+
+def test_states_that_lie_in_two_folders_are_as_if_they_were_in_one(primary, windows, tmp_path):
+    for name, reads in (("whole", [1, 3, 4]), ("last", [4]), ("own", [1, 3])):
+        record(tmp_path / name, primary, windows, reads)
+    whole = Recording([tmp_path / "whole"], 3, 0, [0, 1, 4])(1)
+    parts = Recording([tmp_path / "last", tmp_path / "own"], 3, 0, [0, 1, 4])(1)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_a_control_hangs_on_nothing_that_only_its_tandem_reads():
+    words = ["scale=tiny", "use_shipped=false", "train.recorded_tokens=4096"]
+    made = [build_models(compose([*words, f"model.layer_map={layers}"])) for layers in ("[1,2]", "[2,2]")]
+    names = {name: {models[name].step.fingerprint for models in made} for name in made[0]}
+    assert [name for name, found in names.items() if len(found) > 1] == ["tandem_ce", "tandem_distil"]
 
 
 def test_what_is_held_gets_no_gradient_and_the_loss_is_the_same(primary, windows):

@@ -11,6 +11,8 @@ from tandem.data.iterator import first_windows
 from tandem.data.packing import open_tokens
 
 RECORDING = "recording"  # the folder
+# Inputs of what learns from recordings: the primary's last states, and those after the layers that it reads alone.
+LAST_STATES, OWN_STATES = "recording", "recording_read"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.drafting import kept_tokens
 from launch.graph import Context, Step
-from launch.steps.record import RECORDING
+from launch.steps.record import LAST_STATES, OWN_STATES, RECORDING
 from tandem.config import Divergence, OptimizerConfig
 from tandem.data.iterator import Batches, heldout_windows
 from tandem.data.packing import open_tokens
@@ -150,16 +150,16 @@ class FurtherTraining(Training):
         reads: Sequence[int],
         watch: Watch | None,
     ) -> Any:
-        """`train`, but for what the model has `shared` with another; by the input `recording`, where there is one, of
-        the primary's states after as many layers as each of `reads` says."""
+        """`train`, but for what the model has `shared` with another; by recordings, where there are some, of the
+        primary's states after as many layers as each of `reads` says."""
         from flax import nnx
 
         from tandem.training.objective import held_part, holding
         from tandem.training.recording import Recording
 
         seed, batches = self.stage_seed(), None
-        if folder := context.inputs.get("recording"):
-            batches = Recording(folder / RECORDING, self.optimizer.batch_size, seed, reads)
+        if recorded := [context.inputs[key] / RECORDING for key in (LAST_STATES, OWN_STATES) if key in context.inputs]:
+            batches = Recording(recorded, self.optimizer.batch_size, seed, reads)
         if shared is None:
             return self.train(context, loss, weights, fixed, seed, batches, watch)
         weights, held = held_part(weights, shared.names)

@@ -27,6 +27,7 @@ from tandem.parallel.sharding import put
 
 META = "meta.json"
 DONE = "done"  # how many windows are written; a recording that was stopped goes on from there
+REMEDY = "remove the step's folder, and the same command makes it again"
 KIND = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -73,20 +74,25 @@ def record(
 
 
 class Recording:
-    """Training batches of what `record` wrote: `batches(step)` is {"tokens": [B, T + 1], "states": {n: [B, T, D]}}.
+    """Training batches of what `record` wrote of one text into several folders: `batches(step)` is
+    {"tokens": [B, T + 1], "states": {n: [B, T, D]}}.
 
     Each epoch visits every window once, in a random order of its own; a batch may reach into the next.
     """
 
-    def __init__(self, folder: Path, batch_size: int, seed: int, reads: Sequence[int]) -> None:
-        try:
-            self.meta = json.loads((folder / META).read_text(encoding="utf-8"))
-            self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-            wanted = sorted({layer for layer in reads if layer})
-            self.states = {layer: _open(folder, layer, self.meta, "r") for layer in wanted}
-        except (OSError, ValueError, KeyError) as error:
-            remedy = "remove the step's folder, and the same command makes it again"
-            raise EnvironmentFailure(f"{folder}: its states cannot be read ({error}); {remedy}") from None
+    def __init__(self, folders: Sequence[Path], batch_size: int, seed: int, reads: Sequence[int]) -> None:
+        self.states: dict[int, np.memmap] = {}
+        for folder in folders:
+            try:
+                meta = json.loads((folder / META).read_text(encoding="utf-8"))
+                self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+                wanted = [layer for layer in meta["reads"] if layer in reads]
+                self.states |= {layer: _open(folder, layer, meta, "r") for layer in wanted}
+            except (OSError, ValueError, KeyError) as error:
+                raise EnvironmentFailure(f"{folder}: its states cannot be read ({error}); {REMEDY}") from None
+        if missing := {*reads} - {0, *self.states}:
+            layers = ", ".join(map(str, sorted(missing)))
+            raise EnvironmentFailure(f"{folders[0]}: no states after layer {layers} beside it; {REMEDY}")
         self.batch_size, self.seed = batch_size, seed
         self._orders: dict[int, np.ndarray] = {}
 
