@@ -201,6 +201,25 @@ def test_no_pass_copies_a_cache(primary, gamma):
     assert len(made) == 2 * (PRIMARY.num_layers + (2 * SECONDARY.num_layers if gamma else 0))
 
 
+def test_no_call_widens_a_table_of_bfloat16():
+    """A CPU gathers bfloat16 from a float32 copy of the whole table, at each call: a block of a streamed answer is one."""
+    graph, weights = decoder(replace(PRIMARY, vocab_size=531), 0)
+    model = nnx.merge(graph, weights)
+    for _, part in nnx.iter_modules(model):
+        if hasattr(part, "dtype"):
+            part.dtype = jnp.dtype(jnp.bfloat16)
+    graph, weights = nnx.split(model)
+    plain = Bound(graph, cast_matrices(weights, jnp.bfloat16))
+    packed = pack_matrices(plain)
+    assert jnp.array_equal(packed.merge().embed(PROMPTS), plain.merge().embed(PROMPTS))
+    widened = re.compile(rf"= f32\[531,{PRIMARY.d_model}\]")
+    for model, found in ((plain, True), (packed, False)):
+        engine, given = Engine(model.definition), EngineWeights(model.weights)
+        state = engine.prefill(given, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), max_new_tokens=NEW)
+        text = engine.decode.lower(given, state, jnp.asarray(LENGTHS)).compile().as_text()
+        assert bool(widened.search(text)) is found
+
+
 def test_greedy_takes_the_first_of_the_most_probable():
     logits = np.random.default_rng(0).integers(-3, 3, (4, 5, 37)).astype(np.float32)  # many are equal
     logits[0, 0], logits[0, 1] = -np.inf, np.nan

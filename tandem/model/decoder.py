@@ -141,7 +141,10 @@ class Decoder(nnx.Module):
         if axes is SEQUENCES:
             # The batch is divided over the axis that divides widths, so widths are brought together before the lookup.
             table = constrain(table, "vocab", "whole")
-        x = constrain(table[tokens].astype(at_least_float32(self.dtype)), *axes)
+        x = table[tokens]
+        if x.dtype == jnp.uint16:  # as `pack_matrices` holds it
+            x = jax.lax.bitcast_convert_type(x, jnp.bfloat16)
+        x = constrain(x.astype(at_least_float32(self.dtype)), *axes)
         return x if self.config.embedding_scale == 1 else x * self.config.embedding_scale
 
     def logits(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
