@@ -202,7 +202,7 @@ def test_no_pass_copies_a_cache(primary, gamma):
 
 
 def test_no_call_widens_a_table_of_bfloat16():
-    """A CPU gathers bfloat16 from a float32 copy of the whole table, at each call: a block of a streamed answer is one."""
+    """A CPU gathers bfloat16 from a float32 copy of the whole table, at each call; a streamed block is one."""
     graph, weights = decoder(replace(PRIMARY, vocab_size=531), 0)
     model = nnx.merge(graph, weights)
     for _, part in nnx.iter_modules(model):

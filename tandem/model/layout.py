@@ -94,9 +94,10 @@ def pack_matrices(model: Bound[nnx.GraphDef]) -> Bound[nnx.GraphDef]:
 
     Matrices with one input become one. On a CPU those with `LEAST_TRANSPOSED` rows D or more are held as [F, D] and
     read along the contraction; shorter ones, which are slower so, as [D, F]. Unless they are very long, they are held a
-    second time as panels [F / PANEL, D, PANEL], for products of a few positions. A table in bfloat16 is held as integers
-    of 16 bits on a CPU, which gathers bfloat16 from a float32 copy of all of it, one for each call of a program: 113 MB
-    and a third of a block's time with SmolLM2-135M.
+    second time as panels [F / PANEL, D, PANEL], for products of a few positions.
+
+    A table in bfloat16 is held as integers of 16 bits on a CPU. It gathers bfloat16 from a float32 copy of the whole
+    table, one for each call of a program: 113 MB and a third of a block's time with SmolLM2-135M.
     """
     module = model.merge(copy=True)
     decoder = getattr(module, "secondary", module)
