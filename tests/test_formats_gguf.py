@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import struct
 import subprocess
@@ -226,3 +227,39 @@ def test_the_numbers_of_types_are_those_of_the_package():
     from gguf.constants import GGMLQuantizationType
 
     assert {name: GGMLQuantizationType[name].value for name in TYPES} == TYPES
+
+
+def llama3_factors(theta: float, width: int, factor: float) -> np.ndarray:
+    """As llama.cpp's converter makes them, by wavelengths."""
+    made = []
+    for pair in range(width // 2):
+        wavelength = 2 * math.pi * theta ** (2 * pair / width)
+        mixed = (8192 / wavelength - 1) / (4 - 1)
+        slowed = factor if wavelength > 8192 / 1 else 1 / ((1 - mixed) / factor + mixed)
+        made.append(1.0 if wavelength < 8192 / 4 else slowed)
+    return np.asarray(made, np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_stretched_frequencies_of_llama_3_are_read_from_a_file_too(tmp_path, factor):
+    from tandem.model.identifying import identify
+    from tandem.model.rotary import frequencies
+
+    sizes = {"block_count": 1, "embedding_length": 256, "attention.head_count": 2, "attention.head_count_kv": 1}
+    pairs = [(f"llama.{key}", 4, struct.pack("<I", n)) for key, n in (sizes | {"feed_forward_length": 32}).items()]
+    pairs += [("general.architecture", 8, text("llama")), ("llama.rope.freq_base", 6, struct.pack("<f", 5e5))]
+
+    def read(factors: np.ndarray):
+        tensors = [
+            ("rope_freqs.weight", (64,), "F32", factors.tobytes()),
+            ("token_embd.weight", (8, 256), "F32", bytes(8192)),
+        ]
+        return identify(open_tensors(write_gguf(tmp_path / "model.gguf", pairs, tensors))).config
+
+    factors = llama3_factors(5e5, 128, factor)
+    plain = 5e5 ** (-np.arange(0, 128, 2) / 128)
+    np.testing.assert_allclose(frequencies(read(factors)), plain / factors, rtol=1e-5)
+    with pytest.raises(
+        EnvironmentFailure, match=r"rope_freqs\.weight stretches the rotary frequencies otherwise than Llama"
+    ):
+        read(np.linspace(1, 4, 64, dtype=np.float32))  # as of a longrope

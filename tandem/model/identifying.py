@@ -6,9 +6,12 @@ from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tandem.architecture import DecoderConfig
 from tandem.errors import EnvironmentFailure
 from tandem.model.families import Layout, Unsupported, family, family_of
+from tandem.model.families.llama import ROPE_FACTORS
 from tandem.model.formats import Tensors
 from tandem.model.formats.gguf import GGUF
 from tandem.model.formats.llama2c import Llama2c
@@ -29,13 +32,12 @@ def identify(tensors: Tensors) -> Identified:
         if isinstance(tensors, GGUF):
             layout = family_of(said.get("general.architecture", "?"), "GGUF").gguf
             assert layout is not None
-            if any(name.startswith("rope_freqs") for name in tensors.names):
-                problem = "rope_freqs: stretched rotary frequencies are read from a directory, not from a GGUF file"
-                raise Unsupported([problem])
             # What its tensors say and its keys do not.
             more: dict[str, Any] = {"tied": "output.weight" not in tensors.names}
             if "token_embd.weight" in tensors.names:
                 more["vocab_size"] = tensors.shape("token_embd.weight")[0]
+            if ROPE_FACTORS in tensors.names:
+                more[ROPE_FACTORS] = tensors.read(ROPE_FACTORS, np.float32)
             said = ChainMap(more, said)  # type: ignore[arg-type] - which is only read
         elif isinstance(tensors, Llama2c):
             layout = family("llama").others["llama2.c"]

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tandem.architecture import DecoderConfig
+from tandem.architecture import DecoderConfig, RopeScaling
 from tandem.model.families import Family, Layout, Stored, register
 from tandem.model.families.fields import Fields, written_rope
 
+ROPE_FACTORS = "rope_freqs.weight"  # in a GGUF file: a tensor, and no key
+# Of all its models: positions before the stretch, and within them the turns of a frequency that is slowed down in full,
+# and of one that is not.
+LLAMA3_STRETCH = (8192, 1.0, 4.0)
 HUGGINGFACE = (
     Stored("model.embed_tokens.weight", ("embedding",)),
     Stored("model.layers.*.input_layernorm.weight", ("layers.*.attention_norm.scale",)),
@@ -149,11 +153,36 @@ def _from_huggingface(said: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
+def _stretched(fields: Fields, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 3.1's stretch of the rotary frequencies, which a GGUF file has as what each is divided by. Refuses other
+    factors."""
+    factors = fields.get(ROPE_FACTORS)
+    if factors is None:
+        return {}
+    width = sizes["head_size"] or sizes["d_model"] // sizes["num_heads"]
+    length, low, high = LLAMA3_STRETCH
+    frequencies = sizes["rope_theta"] ** (-np.arange(0, width, 2) / width)
+    kept = np.clip((length * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)
+    factor = float(np.max(factors))
+    if factors.shape != kept.shape or not np.allclose(factors, 1 / (kept + (1 - kept) / factor), rtol=1e-4):
+        fields.problems.append(
+            f"{ROPE_FACTORS} stretches the rotary frequencies otherwise than Llama 3.1: read the directory"
+        )
+    return {
+        "rope_scaling": RopeScaling.llama3,
+        "rope_factor": factor,
+        "rope_original_length": length,
+        "rope_low_freq_factor": low,
+        "rope_high_freq_factor": high,
+    }
+
+
 def _from_gguf(metadata: Mapping[str, Any]) -> DecoderConfig:
     fields = Fields(metadata)
     if fields.get("llama.expert_count"):
         fields.problems.append(f"llama.expert_count={fields.get('llama.expert_count')}: experts are not supported")
-    return fields.done(**gguf_sizes(fields, "llama"))
+    sizes = gguf_sizes(fields, "llama")
+    return fields.done(**sizes, **_stretched(fields, sizes))
 
 
 def _from_llama2c(sizes: Mapping[str, Any]) -> DecoderConfig:
@@ -190,7 +219,7 @@ def _written_mistral(config: DecoderConfig) -> dict[str, Any]:
 
 # Older files keep the rotary frequencies, which follow from the configuration.
 _layout = Layout(HUGGINGFACE, _from_huggingface, ignored=("rotary_emb.inv_freq",))
-_gguf = Layout(GGUF, _from_gguf)
+_gguf = Layout(GGUF, _from_gguf, ignored=(ROPE_FACTORS,))
 register(
     Family("llama", ("llama",), _layout, _written, ("llama",), _gguf, {"llama2.c": Layout(LLAMA2C, _from_llama2c)})
 )
