@@ -271,6 +271,22 @@ def test_a_submitted_job_is_what_was_rendered_and_submitting_twice_is_one(backen
     }
 
 
+def test_a_job_that_needs_no_accelerator_is_a_pod_on_any_machine(backend):
+    made = backend.render(replace(job(), on_devices=False), ONE)
+    inner = made["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = inner["template"]["spec"]
+    assert (inner["parallelism"], inner["completions"]) == (1, 1)
+    assert "tpu" not in json.dumps(pod["nodeSelector"]) + json.dumps(pod["containers"][0]["resources"])
+    assert pod["tolerations"] == []
+    assert "exclusive-topology" not in json.dumps(made["metadata"])
+    assert (
+        pod["containers"][0]["command"]
+        == backend.render(job(), ONE)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"][
+            "containers"
+        ][0]["command"]
+    )
+
+
 def test_the_states_of_a_job(backend, api):
     backend.submit(job(), ONE)
     assert backend.status([ONE, "sweep-1-p009-1"]) == {ONE: backend.status([ONE])[ONE]}

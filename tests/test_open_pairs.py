@@ -178,6 +178,26 @@ def test_what_was_trained_comes_out_as_it_is(models, text, tmp_path, capsys):
         import_tandem(out / "tandem_distil")
 
 
+FAMILIES = ("llama_llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "neox")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_is_trained_drafts_for_its_primary_and_is_written_out(kind, text, tmp_path):
+    shape = load_checkpoint(ROOT / "tests" / "fixtures" / "families" / kind).config
+    shape = replace(shape, vocab_size=LARGE.vocab_size)
+    large, small = (write_checkpoint(tmp_path / name, shape, seed) for seed, name in enumerate(("large", "small")))
+    words = ["model=tandem_pair", f"model.primary.path={large}", f"model.secondary.path={small}", "name=it"]
+    results = run(tmp_path, text, *words)
+    assert results["models"][0]["family"] == shape.family
+    rows = {row["name"]: row for row in results["speed"]}
+    assert all(row["identical_to_primary"] == 1 for row in rows.values())
+    assert rows["tandem_distil"]["primary_runs"] > 0
+    assert main([*words, *QUICK, "job=export", "data=text", f"data.path={text}", f"runs_dir={tmp_path}"]) == 0
+    written = load_checkpoint(tmp_path / "it" / "export" / "secondary_distil").config
+    assert replace(written, context_length=None) == replace(shape, context_length=None)
+
+
 def bytes_of(folders: Iterable[Path], load: Callable[[Path], tuple[Any, Any]]) -> set[bytes]:
     """The weights of steps, each as its bytes."""
     found = [load(folder / "weights.safetensors")[1] for folder in folders]

@@ -52,6 +52,7 @@ class Slices:
     Options = type(None)
     poll_s = 15.0
     start_s = START_S
+    plain_machines = False
     max_preemptions = 1000
     ends_with_parent = False
 

@@ -424,6 +424,11 @@ class Named(Step):
     meant: str
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OffDevices(Named):
+    on_devices = False
+
+
 @strategies.composite
 def graphs(draw):
     """For each of a few points, the steps that it needs, inputs first, of one random graph."""
@@ -432,16 +437,17 @@ def graphs(draw):
         inputs = draw(strategies.lists(strategies.sampled_from(steps), unique=True, max_size=3)) if steps else []
         estimate = draw(strategies.sampled_from([None, 0.0, 4.0, 15.0, 100.0]))
         given = {each.name: each for each in inputs}
-        steps.append(Named(name=f"n{number}", meant=f"n{number}", inputs=given, estimate_s=estimate))
+        kind = draw(strategies.sampled_from([Named, OffDevices]))
+        steps.append(kind(name=f"n{number}", meant=f"n{number}", inputs=given, estimate_s=estimate))
     points = draw(strategies.integers(1, 4))
     chosen = [draw(strategies.lists(strategies.sampled_from(steps), min_size=1)) for _ in range(points)]
     return {f"p{number:03d}": topological(targets) for number, targets in enumerate(chosen)}
 
 
 @hypothesis.settings(deadline=None, max_examples=300)
-@hypothesis.given(graphs())
-def test_groups_hold_every_shared_step_once_and_never_wait_for_each_other_in_a_circle(missing):
-    groups = shared_groups(missing, small_s=20.0)
+@hypothesis.given(graphs(), strategies.booleans())
+def test_groups_hold_every_shared_step_once_and_never_wait_for_each_other_in_a_circle(missing, apart):
+    groups = shared_groups(missing, 20.0, apart)
     held = [step.fingerprint for group in groups for step in group]
     needed = [step.fingerprint for steps in missing.values() for step in steps]
     assert len(held) == len(set(held))
@@ -456,6 +462,11 @@ def test_groups_hold_every_shared_step_once_and_never_wait_for_each_other_in_a_c
         ready = {number for number in waits if number not in done and waits[number] <= done}
         assert ready, "a circle"
         done |= ready
+    for group in groups if apart else ():
+        ready = [all(not given.on_devices for given in topological([step])) for step in group]
+        assert len(set(ready)) == 1, (
+            "one step of a job wants an accelerator, and another neither it nor what it waits for"
+        )
     for group in groups:
         users = [{point for point, steps in missing.items() if step in steps} for step in group]
         assert all(each == users[0] for each in users)
@@ -485,6 +496,31 @@ def test_a_grid_over_gamma_and_tau_shares_everything_but_the_report(tmp_path):
     assert point.overrides[-1] == "tracking.group=sweep-0"
     assert point.expects == submitted_hash(compose(point.overrides))
     assert len(planned.jobs) == 4 + 4
+
+
+def test_what_needs_no_accelerator_is_a_job_without_one(tmp_path):
+    words = ("platform=v5e_1", "decode=router", "drafter=tandem", "gamma=2,4", f"runs_dir={tmp_path}")
+    for plain_machines, names in ((True, ["corpus, gecko, bison, otter"]), (False, [])):
+        jobs = plan(points_of(*words), "sweep-0", 5.0, plain_machines).jobs
+        off = [job for job in jobs if not job.on_devices]
+        assert [job.title for job in off if "corpus" in job.steps] == names
+        assert all("--off-devices" in job.command for job in off)
+        assert any(off[0].id in job.waits_for for job in jobs if off) or not off
+    here = (f"runs_dir={tmp_path}", *words[1:-1])
+    assert all(job.on_devices for job in plan(points_of(*here), "sweep-0", 5.0, True).jobs), "there is none here"
+
+
+def test_a_worker_off_the_devices_does_its_steps_where_the_platform_has_no_machine(tmp_path):
+    words = ("platform=gpu_8", "scale=tiny", f"runs_dir={tmp_path}")
+    command = [*WORKER, "--expect", submitted_hash(compose(words))]
+    on, off = (
+        subprocess.run(
+            [*command, "--steps", "corpus", *flags, "--", *words], capture_output=True, text=True, check=False
+        )
+        for flags in ((), ("--off-devices",))
+    )
+    assert (on.returncode, off.returncode) == (1, 0), on.stderr + off.stderr
+    assert len(list((tmp_path / "store").glob("corpus-*"))) == 1
 
 
 def test_work_on_accelerators_is_estimated_by_their_rate_and_price():

@@ -56,7 +56,8 @@ class SweepJob:
     compose its experiment, and `expects` the hash of the composed configuration (`submitted_hash` in plan.py), which
     the worker checks. `command` is the whole argument list; no shell ever reads it. `steps` are the names of the steps
     that a shared job does, `waits_for` the ids of jobs that must have succeeded before. `estimate_s` orders jobs: the
-    longest starts first. What a job needs of a machine is an option of the backend, the same for the whole sweep.
+    longest starts first. What a job needs of a machine is an option of the backend, the same for the whole sweep; a job
+    that is `on_devices=False` needs no accelerator.
     """
 
     id: str
@@ -67,6 +68,7 @@ class SweepJob:
     steps: tuple[str, ...] = ()
     waits_for: tuple[str, ...] = ()
     estimate_s: float = 0.0
+    on_devices: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Backend(Protocol):
     capacity: int | None
     # Seconds that starting a job costs, for deciding which shared steps are worth a job of their own.
     start_s: float
+    # Whether a job that needs no accelerator can be placed where there is none.
+    plain_machines: bool
     # How often one job may be preempted and tried again before it counts as failed.
     max_preemptions: int
     # What becomes of attempts when the process that drives the sweep stops: cancelled if true (and, if it was killed,

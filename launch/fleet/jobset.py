@@ -83,6 +83,7 @@ class JobSetBackend:
     Options = JobSetOptions
     capacity: int | None = None  # Kueue has the queue
     start_s = 120.0
+    plain_machines = True
     max_preemptions = 3  # beyond the restarts that a JobSet makes by itself
     ends_with_parent = False
 
@@ -93,7 +94,7 @@ class JobSetBackend:
         self._apis: tuple[Any, Any] | None = None
 
     def render(self, job: SweepJob, handle: str) -> Mapping[str, Any]:
-        return manifest.jobset(handle, job.command, self._options.slice(), self._sweep, job.title)
+        return manifest.jobset(handle, job.command, self._options.slice(), self._sweep, job.title, job.on_devices)
 
     def submit(self, job: SweepJob, handle: str) -> None:
         body = self.render(job, handle)

@@ -62,6 +62,7 @@ class LocalBackend:
     Options = LocalOptions
     poll_s = 0.05
     start_s = 5.0
+    plain_machines = False
     max_preemptions = 3  # nobody preempts here but a person, or the kernel for want of memory
     ends_with_parent = True
 

@@ -4,6 +4,8 @@ It asks for what `xpk workload create` asks for (tests/test_jobset.py compares t
 container runs the command itself and no shell, so that no character of it means anything but itself and SIGTERM
 reaches the program; it is restarted after preemption alone (42, 137, 143, or a pod that the cluster evicted), where
 xpk restarts after any code from 127 on; and it works in the store, a mounted bucket or volume claim.
+
+A job without an accelerator is one pod on any machine of the cluster, and does not queue for a slice.
 """
 
 from __future__ import annotations
@@ -48,21 +50,21 @@ class Slice:
         return TOPOLOGIES[self.topology] // CHIPS_PER_HOST
 
 
-def jobset(name: str, command: Sequence[str], wanted: Slice, sweep: str, title: str = "") -> dict[str, Any]:
+def jobset(
+    name: str, command: Sequence[str], wanted: Slice, sweep: str, title: str = "", on_devices: bool = True
+) -> dict[str, Any]:
     """The manifest of one JobSet, `name` being a DNS label and `command` the argument list of every host."""
     labels = {"app.kubernetes.io/name": "tandem", SWEEP_LABEL: sweep}
-    queue = {"kueue.x-k8s.io/queue-name": wanted.queue} if wanted.queue else {}
+    queue = {"kueue.x-k8s.io/queue-name": wanted.queue} if wanted.queue and on_devices else {}
+    # A slice is one node pool, and no other job may have a part of it.
+    alone = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"} if on_devices else {}
     return {
         "apiVersion": f"{API_GROUP}/{API_VERSION}",
         "kind": "JobSet",
         "metadata": {
             "name": name,
             "labels": labels | queue,
-            # A slice is one node pool, and no other job may have a part of it.
-            "annotations": {
-                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
-                "tandem/title": title,
-            },
+            "annotations": {**alone, "tandem/title": title},
         },
         "spec": {
             "ttlSecondsAfterFinished": round(wanted.keep_hours * 3600),
@@ -71,18 +73,18 @@ def jobset(name: str, command: Sequence[str], wanted: Slice, sweep: str, title: 
                 "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
             },
             "replicatedJobs": [
-                {"name": REPLICATED_JOB, "replicas": 1, "template": {"spec": _job(command, wanted, labels)}}
+                {"name": REPLICATED_JOB, "replicas": 1, "template": {"spec": _job(command, wanted, labels, on_devices)}}
             ],
         },
     }
 
 
-def _job(command: Sequence[str], wanted: Slice, labels: Mapping[str, str]) -> dict[str, Any]:
+def _job(command: Sequence[str], wanted: Slice, labels: Mapping[str, str], on_devices: bool) -> dict[str, Any]:
     """The inner Job: a pod a host, which fail together; any failure that no rule fails for good restarts the JobSet."""
     on_exit = {"containerName": CONTAINER, "operator": "NotIn", "values": list(PREEMPTED_CODES)}
     return {
-        "parallelism": wanted.hosts,
-        "completions": wanted.hosts,
+        "parallelism": wanted.hosts if on_devices else 1,
+        "completions": wanted.hosts if on_devices else 1,
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {
@@ -92,7 +94,10 @@ def _job(command: Sequence[str], wanted: Slice, labels: Mapping[str, str]) -> di
                 {"action": "FailJob", "onExitCodes": on_exit},
             ]
         },
-        "template": {"metadata": {"labels": dict(labels), **_annotations(wanted)}, "spec": _pod(command, wanted)},
+        "template": {
+            "metadata": {"labels": dict(labels), **_annotations(wanted)},
+            "spec": _pod(command, wanted, on_devices),
+        },
     }
 
 
@@ -100,13 +105,13 @@ def _annotations(wanted: Slice) -> dict[str, Any]:
     return {"annotations": {"gke-gcsfuse/volumes": "true"}} if bucket_of(wanted.store) else {}
 
 
-def _pod(command: Sequence[str], wanted: Slice) -> dict[str, Any]:
-    selector = {
-        "cloud.google.com/gke-tpu-accelerator": ACCELERATOR,
-        "cloud.google.com/gke-tpu-topology": wanted.topology,
-    }
-    tolerations = [{"key": "google.com/tpu", "operator": "Exists"}]
-    if wanted.spot:
+def _pod(command: Sequence[str], wanted: Slice, on_devices: bool) -> dict[str, Any]:
+    selector, tolerations = {}, []
+    if on_devices:
+        selector["cloud.google.com/gke-tpu-accelerator"] = ACCELERATOR
+        selector["cloud.google.com/gke-tpu-topology"] = wanted.topology
+        tolerations.append({"key": "google.com/tpu", "operator": "Exists"})
+    if wanted.spot and on_devices:
         selector["cloud.google.com/gke-spot"] = "true"
         tolerations.append({"key": "cloud.google.com/gke-spot", "operator": "Exists"})
     pod: dict[str, Any] = {
@@ -114,7 +119,7 @@ def _pod(command: Sequence[str], wanted: Slice) -> dict[str, Any]:
         "nodeSelector": selector,
         "tolerations": tolerations,
         "terminationGracePeriodSeconds": wanted.grace_s,
-        "containers": [_container(command, wanted)],
+        "containers": [_container(command, wanted, on_devices)],
         "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}, {"name": "store", **_store_volume(wanted)}],
     }
     if wanted.host_network:
@@ -126,7 +131,7 @@ def _pod(command: Sequence[str], wanted: Slice) -> dict[str, Any]:
     return pod
 
 
-def _container(command: Sequence[str], wanted: Slice) -> dict[str, Any]:
+def _container(command: Sequence[str], wanted: Slice, on_devices: bool) -> dict[str, Any]:
     env: list[dict[str, Any]] = [{"name": name, "value": literal(value)} for name, value in wanted.env.items()]
     for name, (secret, key) in wanted.secrets.items():
         env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
@@ -136,8 +141,8 @@ def _container(command: Sequence[str], wanted: Slice) -> dict[str, Any]:
         "command": [literal(word) for word in command],
         "workingDir": STORE,
         "env": env,
-        "securityContext": {"privileged": True},
-        "resources": {"limits": {"google.com/tpu": CHIPS_PER_HOST}},
+        **({"securityContext": {"privileged": True}} if on_devices else {}),
+        "resources": {"limits": {"google.com/tpu": CHIPS_PER_HOST}} if on_devices else {},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "store", "mountPath": STORE}],
     }
 

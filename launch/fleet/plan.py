@@ -55,8 +55,9 @@ def sweep_id(points: Sequence[Point], backend: str) -> str:
     return f"sweep-{hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:8]}"
 
 
-def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
-    """The jobs of the points and of the steps that they share. Raises `ConfigurationError` if two would clash."""
+def plan(points: Sequence[Point], sweep: str, start_s: float, plain_machines: bool = False) -> Plan:
+    """The jobs of the points and of the steps that they share; with `plain_machines` those that need no accelerator are
+    jobs of their own. Raises `ConfigurationError` if two would clash."""
     points = _distinct(points)
     titles, graphs = _titles(points), [_targets(point) for point in points]
     first: dict[Any, int] = {}
@@ -71,7 +72,9 @@ def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
         missing[f"p{number:03d}"] = [
             step for step in topological(targets) if step.fingerprint in wanted and store.find(step) is None
         ]
-    groups = shared_groups(missing, start_s * STARTS_WORTH)
+    # Without accelerators a job apart would be a start more, and nothing saved.
+    apart = plain_machines and points[0].experiment.platform.peak_flops is not None
+    groups = shared_groups(missing, start_s * STARTS_WORTH, apart)
     where = {step.fingerprint: _group_id(group) for group in groups for step in group}
     by_id = dict(zip(missing, points, strict=True))
     users: dict[str, list[Point]] = {}
@@ -84,7 +87,9 @@ def plan(points: Sequence[Point], sweep: str, start_s: float) -> Plan:
         names = tuple(step.name for step in group)
         # Any point that has these steps composes them.
         composer = users[group[0].fingerprint][0]
-        job = _job(_group_id(group), _title(names, users[group[0].fingerprint], points), composer, sweep, names)
+        on_devices = not apart or any(step.on_devices for step in group)
+        title = _title(names, users[group[0].fingerprint], points)
+        job = _job(_group_id(group), title, composer, sweep, names, on_devices)
         waits_for = tuple(sorted(id for id in inputs if id not in (None, job.id)))
         jobs.append(replace(job, waits_for=waits_for, estimate_s=_seconds(group)))
     for (id, steps), title in zip(missing.items(), (titles[number] for number in kept), strict=True):
@@ -108,12 +113,13 @@ def _meaning(point: Point, targets: Sequence[Step]) -> Any:
     return (steps, point.experiment.name) if steps else submitted_hash(point.experiment)
 
 
-def shared_groups(missing: Mapping[str, Sequence[Step]], small_s: float) -> list[list[Step]]:
+def shared_groups(missing: Mapping[str, Sequence[Step]], small_s: float, apart: bool = False) -> list[list[Step]]:
     """The steps that at least two points need, as the groups that one job each does, inputs before what needs them.
 
     A group's steps are all needed by the same points. Steps of more than `small_s` seconds stand alone, so that they
     run beside each other; smaller ones are done together, level by level of the graph, which cannot make two groups
-    wait for each other.
+    wait for each other. With `apart` what needs no accelerator, and waits for nothing that needs one, is in groups of
+    its own.
     """
     users: dict[str, list[str]] = {}
     steps: dict[str, Step] = {}
@@ -121,16 +127,20 @@ def shared_groups(missing: Mapping[str, Sequence[Step]], small_s: float) -> list
         for step in wanted:
             users.setdefault(step.fingerprint, []).append(point)
             steps.setdefault(step.fingerprint, step)
-    levels: dict[tuple[str, ...], dict[int, list[Step]]] = {}
+    levels: dict[tuple[tuple[str, ...], bool], dict[int, list[Step]]] = {}
     level_of: dict[str, int] = {}
+    off_devices: set[str] = set()
     for fingerprint, step in steps.items():  # inputs first, as each point's steps are
         if len(users[fingerprint]) < 2:
             continue
         same = tuple(users[fingerprint])
         inputs = [given.fingerprint for given in step.inputs.values()]
+        if apart and not step.on_devices and all(given in off_devices for given in inputs if given in steps):
+            off_devices.add(fingerprint)
         below = [level_of[given] for given in inputs if given in level_of and tuple(users[given]) == same]
         level_of[fingerprint] = 1 + max(below, default=-1)
-        levels.setdefault(same, {}).setdefault(level_of[fingerprint], []).append(step)
+        alike = levels.setdefault((same, fingerprint in off_devices), {})
+        alike.setdefault(level_of[fingerprint], []).append(step)
     groups = []
     for by_level in levels.values():
         pool: list[Step] = []
@@ -159,7 +169,7 @@ def _group_id(group: Sequence[Step]) -> str:
     return f"s{hashlib.sha256(','.join(step.fingerprint for step in group).encode()).hexdigest()[:6]}"
 
 
-def _job(id: str, title: str, point: Point, sweep: str, steps: Sequence[str] = ()) -> SweepJob:
+def _job(id: str, title: str, point: Point, sweep: str, steps: Sequence[str] = (), on_devices: bool = True) -> SweepJob:
     words, experiment = point.words, point.experiment
     tracking = experiment.tracking
     if tracking.group is None and tracking.mode is not TrackingMode.disabled:
@@ -167,8 +177,9 @@ def _job(id: str, title: str, point: Point, sweep: str, steps: Sequence[str] = (
         experiment = replace(experiment, tracking=replace(tracking, group=sweep))
     expects = submitted_hash(experiment)
     only = ["--steps", ",".join(steps)] if steps else []
+    only += [] if on_devices else ["--off-devices"]
     command = (*WORKER, "--expect", expects, *only, "--", *words)
-    return SweepJob(id, title, words, expects, command, steps=tuple(steps))
+    return SweepJob(id, title, words, expects, command, steps=tuple(steps), on_devices=on_devices)
 
 
 def _title(names: Sequence[str], users: Sequence[Point], points: Sequence[Point]) -> str:

@@ -106,6 +106,7 @@ class QueuedResourcesBackend:
     name = "queued_resources"
     Options = QueuedResourcesOptions
     start_s = 300.0
+    plain_machines = False
 
     def __init__(self, options: QueuedResourcesOptions, directory: SweepDirectory):
         self.poll_s = options.poll_s

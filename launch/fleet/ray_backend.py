@@ -61,6 +61,7 @@ class RayBackend:
     Options = RayOptions
     poll_s = 0.2
     start_s = 5.0
+    plain_machines = True
     ends_with_parent = True
 
     def __init__(self, options: RayOptions, directory: SweepDirectory):
@@ -78,12 +79,13 @@ class RayBackend:
 
     def render(self, job: SweepJob, handle: str) -> Mapping[str, Any]:
         options = self._options
-        where = {"slice": f"{options.topology} ({TOPOLOGIES[options.topology]})"} if options.topology else {}
+        topology = options.topology if job.on_devices else None
+        where = {"slice": f"{topology} ({TOPOLOGIES[topology]})"} if topology else {}
         return {
             "actor": handle,
             "cluster": options.address or "embedded",
             **where,
-            "resources": self._options.resources,
+            "resources": options.resources(job.on_devices),
             "command": self._command(job),
             "directory": self._work,
             "env": dict(options.env),
@@ -96,7 +98,7 @@ class RayBackend:
         with answers():
             self._ray()
             attempt = _Attempt(job, time.monotonic())
-            if self._options.topology is None:
+            if self._options.topology is None or not job.on_devices:
                 self._place(handle, attempt, 1)
             self._attempts[handle] = attempt
 
@@ -141,7 +143,7 @@ class RayBackend:
     def _begin(self, handle: str, attempt: _Attempt) -> Status:
         """Bring an attempt nearer to running: its slice, its actors' places, its runs."""
         ray = self._ray()
-        topology = self._options.topology
+        topology = self._options.topology if attempt.job.on_devices else None
         if topology is not None and attempt.slice is None and not self._take_slice(handle, attempt, topology):
             return Status(State.pending, detail=f"no whole slice of topology {topology} is free")
         ready, _ = ray.wait(attempt.placing, num_returns=len(attempt.placing), timeout=0)
@@ -153,7 +155,11 @@ class RayBackend:
                 self._free(attempt)
                 self._attempts[handle] = _Attempt(attempt.job, time.monotonic())
                 return Status(State.pending, detail=f"slice {attempt.slice.name} is not given")
-            where = f"for slice {attempt.slice.name}" if attempt.slice else f"for room: {self._options.resources} a job"
+            where = (
+                f"for slice {attempt.slice.name}"
+                if attempt.slice
+                else f"for room: {self._options.resources(attempt.job.on_devices)} a job"
+            )
             return Status(State.pending, detail=f"waiting {where}" if waited > 5 else "")
         try:
             places = ray.get(attempt.placing, timeout=ANSWER_S)
@@ -194,7 +200,7 @@ class RayBackend:
         for module in (ray_host, machine):
             ray.cloudpickle.register_pickle_by_value(module)
         # Others of its methods answer while `run` does not return.
-        options: dict[str, Any] = {"max_concurrency": 4, **self._options.resources}
+        options: dict[str, Any] = {"max_concurrency": 4, **self._options.resources(attempt.job.on_devices)}
         if attempt.slice is not None:
             options["resources"] = {"TPU": attempt.slice.chips_per_host}
         host = ray.remote(ray_host.Host)

@@ -67,12 +67,11 @@ class RayOptions:
             return self.gpus
         return 1.0 if self.address is None and machine.visible_gpus() else 0.0
 
-    @property
-    def resources(self) -> dict[str, Any]:
+    def resources(self, on_devices: bool = True) -> dict[str, Any]:
         """Of one actor, as Ray's options name them."""
         made: dict[str, Any] = {"num_cpus": self.cpus}
-        if self.gpus_of_a_job:
+        if self.gpus_of_a_job and on_devices:
             made["num_gpus"] = self.gpus_of_a_job
-        if self.topology is None:  # a slice's hosts are the job's own
+        if self.topology is None or not on_devices:  # a slice's hosts are the job's own
             made["memory"] = round((self.memory_gb or machine.LEAST_MEMORY_GB) * 1e9)
         return made

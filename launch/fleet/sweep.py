@@ -72,7 +72,7 @@ def sweep(
     id = sweep_id(points, launcher.backend)
     directory = SweepDirectory(sweeps_root(experiments[0].runs_dir) / id)
     backend = open_backend(launcher.backend, launcher.options, directory)
-    planned = plan(points, id, backend.start_s)
+    planned = plan(points, id, backend.start_s, backend.plain_machines)
     made = Sweep(id, launcher.backend, dict(launcher.options), tuple(typed), os.getcwd(), planned.jobs)
     said = [*_equal(planned.equal), *estimate(made, experiments[0].platform)]
     if experiments[0].dry_run:
@@ -100,7 +100,7 @@ def estimate(made: Sweep, platform: PlatformConfig) -> Iterator[str]:
     if price is not None and not price >= 0:
         raise ConfigurationError([f"hydra.launcher.price_per_chip_hour={price} must be at least 0"])
     if platform.peak_flops is not None:
-        hours = seconds / 3600 * platform.chips
+        hours = sum(job.estimate_s for job in made.jobs if job.on_devices) / 3600 * platform.chips
         text += f", {hours:,.1f} chip-hours" + ("" if price is None else f", {hours * price:,.0f} at {price:g} each")
     yield text
     longest = max((job.estimate_s for job in made.jobs), default=0.0)

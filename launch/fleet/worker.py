@@ -1,14 +1,17 @@
-"""What a job of a sweep runs: `python -m launch.fleet.worker --expect HASH [--steps A,B] -- WORDS...`.
+"""What a job of a sweep runs: `python -m launch.fleet.worker --expect HASH [--steps A,B [--off-devices]] -- WORDS...`.
 
 WORDS compose the experiment as they do on the command line. Its hash must be the one that was submitted, so that an
 image with other code or another `conf/`, or a value read from this machine's surroundings, is found out at once.
-With `--steps` only these steps are done, for the points that need them. Exit codes: launch/process.py.
+With `--steps` only these steps are done, for the points that need them; with `--off-devices` on whatever machine this
+is, without the platform's accelerators. Exit codes: launch/process.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: the repository belongs on the path, launch/fleet/ does not
@@ -26,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="launch.fleet.worker", allow_abbrev=False)
     parser.add_argument("--expect", required=True)
     parser.add_argument("--steps", type=lambda text: text.split(","), default=[])
+    parser.add_argument("--off-devices", action="store_true")
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     from launch.compose import compose
@@ -37,11 +41,13 @@ def main() -> int:
         problem = f"these words compose another configuration here ({composed}) than where they were submitted"
         reasons = "the code or conf/ differs, or a value depends on the machine or the time"
         raise ConfigurationError([f"{problem} ({options.expect}): {reasons}"])
+    if options.off_devices:
+        os.environ["JAX_PLATFORMS"] = "cpu"
     with Stop() as stop:
         if options.steps:
 
             def work() -> None:
-                with on_platform(experiment):
+                with nullcontext() if options.off_devices else on_platform(experiment):
                     do_steps(experiment, set(options.steps), stop)
 
             return guarded(work, stop)
