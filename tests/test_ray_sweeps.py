@@ -9,6 +9,7 @@ import subprocess
 import textwrap
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ from ray_sweeps import (
     workers,
 )
 from safetensors.numpy import load_file
+
+from launch.fleet.interface import SweepJob
+from launch.fleet.machine import LEAST_MEMORY_GB
+from launch.fleet.ray_backend import RayBackend
+from launch.fleet.ray_options import RayOptions
+from launch.fleet.state import SweepDirectory
+
+
+def test_a_job_that_needs_no_accelerator_asks_for_no_slice(tmp_path):
+    options = RayOptions(address="auto", topology="4x4", cpus=2, gpus=1.0)
+    backend = RayBackend(options, SweepDirectory(tmp_path / "sweep-1"))
+    job = SweepJob("s000000", "corpus", (), "", ("true",))
+    on, off = (backend.render(replace(job, on_devices=on_devices), "sweep-1-s000000-1") for on_devices in (True, False))
+    assert (on["slice"], on["resources"]) == ("4x4 (v5litepod-16)", {"num_cpus": 2, "num_gpus": 1.0})
+    assert "slice" not in off
+    assert off["resources"] == {"num_cpus": 2, "memory": round(LEAST_MEMORY_GB * 1e9)}
+
 
 # --- whole sweeps, with steps that stand in for the science ---
 
