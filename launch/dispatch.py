@@ -25,6 +25,7 @@ JOBS = {
     Job.doctor: "launch.job_doctor:doctor",
     Job.export: "launch.job_export:export",
     Job.report: "launch.fleet.answer:report",
+    Job.board: "launch.job_board:board",
 }
 
 

@@ -28,6 +28,7 @@ class Job(StrEnum):
     doctor = "doctor"
     export = "export"
     report = "report"
+    board = "board"
 
 
 class Recipe(StrEnum):
