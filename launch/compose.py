@@ -115,6 +115,8 @@ def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 def from_container(data: Mapping[str, Any]) -> Experiment:
     """The experiment in a composed and resolved configuration. Raises `ConfigurationError` with all that is wrong."""
+    if not isinstance(data, Mapping):
+        raise ConfigurationError([f"not a configuration: {data!r:.60}"])
     return _experiment(data, [], download=True)
 
 

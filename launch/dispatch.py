@@ -26,6 +26,7 @@ JOBS = {
     Job.export: "launch.job_export:export",
     Job.report: "launch.fleet.answer:report",
     Job.board: "launch.job_board:board",
+    Job.gc: "launch.job_gc:collect",
 }
 
 

@@ -29,6 +29,7 @@ class Job(StrEnum):
     export = "export"
     report = "report"
     board = "board"
+    gc = "gc"
 
 
 class Recipe(StrEnum):

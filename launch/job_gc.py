@@ -1,0 +1,169 @@
+"""job=gc: finished and unfinished steps of the store that no run and no sweep refers to, shown and then removed.
+
+A run refers to the steps of its graph, finished or not, and a sweep to those of its points. An answer of job=generate
+is no run: what it alone has brought about is made again when it is asked for again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.checksums import ABOUT
+from launch.compose import compose, from_container
+from launch.fleet.state import SweepDirectory, sweeps_root
+from launch.graph import RESULTS, topological
+from launch.identity import as_run, store_of
+from launch.process import Stop
+from launch.progress import duration
+from launch.store import Store, read_json, world_errors
+from launch.unread import GRAPHS
+from tandem.config import Experiment
+from tandem.errors import ConfigurationError, Interrupted, UserError
+
+# Of a step: <kind>-<fingerprint>, and behind it what an interrupted process left, what was found damaged, and what was
+# being removed.
+STEP = re.compile(
+    r"(?P<key>[a-z_]+-(?P<fingerprint>[0-9a-f]{16}))(?P<state>\.partial|(\.partial)?\.(damaged|removed)(-\d+)?)?"
+)
+CONFIG = "config.yaml"
+UNKNOWN = "what it refers to cannot be told today; remove that folder, or finish it first"
+
+
+@dataclass(frozen=True)
+class Left:
+    """A directory of the store that nothing refers to."""
+
+    path: Path
+    key: str
+    name: str
+    bytes: int
+    age_s: float
+
+
+def collect(experiment: Experiment, stop: Stop) -> None:
+    """Show what nothing refers to, and unless it is a dry run remove it. Raises ConfigurationError where it cannot be
+    told what a run or a sweep refers to: nothing is removed then."""
+    store = store_of(experiment)
+    left = list(unreferenced(store, references(Path(experiment.runs_dir).expanduser(), store)))
+    for one in left:
+        print(f"{one.bytes / 1e6:>12,.1f} MB  {duration(one.age_s):>12} old  {one.path.name}  {one.name}".rstrip())
+    total = f"{sum(one.bytes for one in left) / 1e9:,.2f} GB in {len(left)} steps that nothing refers to"
+    if experiment.dry_run:
+        print(f"{total}; without dry_run=true they are removed")
+        return
+    removed = 0
+    for one in left:
+        if stop():
+            raise Interrupted("gc")
+        removed += _remove(store, one)
+    print(f"{total}: removed {removed}" + ("" if removed == len(left) else "; the others are being worked on"))
+
+
+def references(root: Path, store: Store) -> set[str]:
+    """Fingerprints of all steps that runs and sweeps under `root` need or have needed. Raises ConfigurationError with
+    all those of which that cannot be told."""
+    found: list[str] = []
+    problems: list[str] = []
+    for folder in sorted(path.parent for path in root.glob(f"*/{CONFIG}")):
+        try:
+            found += _of_run(folder)
+        except (UserError, OSError, yaml.YAMLError, ValueError) as error:
+            problems.append(f"{folder}: {UNKNOWN} ({' '.join(str(error).split())})")
+    for folder in sorted(path.parent for path in sweeps_root(str(root)).glob("*/sweep.json")):
+        try:
+            jobs = SweepDirectory(folder).read().jobs
+            found += [one for job in jobs if not job.steps for one in _of_words(job.overrides)]
+        except UserError as error:
+            problems.append(f"{folder}: {UNKNOWN} ({' '.join(str(error).split())})")
+    if problems:
+        raise ConfigurationError(problems)
+    return set(_with_inputs(store, found))
+
+
+def unreferenced(store: Store, kept: set[str]) -> Iterator[Left]:
+    """What of the store is none of the fingerprints `kept`, and what was set aside as damaged."""
+    for path in sorted(store.root.iterdir()) if store.root.is_dir() else ():
+        found = STEP.fullmatch(path.name)
+        if not found or not path.is_dir():
+            continue
+        if found["fingerprint"] in kept and found["state"] in (None, ".partial"):
+            continue
+        files = [file.stat() for file in path.rglob("*") if file.is_file()]
+        age = time.time() - max((file.st_mtime for file in files), default=path.stat().st_mtime)
+        yield Left(path, found["key"], _name(path), sum(file.st_size for file in files), age)
+
+
+def _of_run(folder: Path) -> list[str]:
+    try:
+        return list(read_json(folder / RESULTS)["provenance"]["steps"].values())
+    except (UserError, KeyError, TypeError, AttributeError):
+        pass  # it is not finished, or of another version: its configuration says what it means
+    return _graph(from_container(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
+
+
+def _of_words(words: Iterable[str]) -> list[str]:
+    run = as_run(compose(list(words), download=False))
+    return [] if run is None else _graph(run)
+
+
+def _graph(experiment: Experiment) -> list[str]:
+    """Of all steps that a run hangs on."""
+    if experiment.job not in GRAPHS:
+        return []
+    module, function = GRAPHS[experiment.job].split(":")
+    return [step.fingerprint for step in topological(getattr(import_module(module), function)(experiment))]
+
+
+def _with_inputs(store: Store, fingerprints: Iterable[str]) -> Iterator[str]:
+    """The fingerprints, and those of all that the steps say they were made of."""
+    known = {path.name.rpartition("-")[2]: path for path in store.root.glob("*-*")}
+    waiting, seen = list(fingerprints), set[str]()
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            waiting += _about(known[one]).get("inputs", {}).values() if one in known else []
+    yield from seen
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _name(folder: Path) -> str:
+    return str(_about(folder).get("name", ""))
+
+
+def _remove(store: Store, one: Left) -> bool:
+    """Whether it is gone: what a process works on stays."""
+    lock = store.root / "locks" / f"{one.key}.lock"
+    with world_errors(one.path):
+        lock.parent.mkdir(exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        else:
+            # Out of the way in one move, so that nobody finds half of a finished step.
+            doomed = one.path.with_name(f"{one.path.name}.removed")
+            os.rename(one.path, doomed)
+            shutil.rmtree(doomed)
+            return True
+        finally:
+            os.close(descriptor)
