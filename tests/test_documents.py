@@ -32,7 +32,7 @@ ELSEWHERE = re.compile(
     r"eval=superglue|experiment=|--help|job=board"
 )
 # What is for models of more layers, or for longer, than those of experiment=debug.
-SMALLER = {
+SMALLER: dict[str, str] = {
     "train.distil_steps=1000": "train.distil_steps=4",
     "model.layer_map=[2,3]": "model.layer_map=[1,2]",
     "model.layer_map=[1,3,0,0]": "model.layer_map=[1,2,0,0]",
@@ -59,8 +59,7 @@ COMMANDS = commands()
 def folder(tmp_path_factory):
     """A directory with the files that the documents name."""
     folder = tmp_path_factory.mktemp("documents")
-    with lzma.open(folder / "corpus.txt.xz", "wt", encoding="utf-8") as file:
-        file.write((ROOT / "README.md").read_text(encoding="utf-8"))
+    (folder / "corpus.txt.xz").write_bytes(lzma.compress((ROOT / "README.md").read_bytes()))
     (folder / "questions.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n', encoding="utf-8")
     for path in PROMPT_SETS.values():
         (folder / "data" / path).parent.mkdir(parents=True)
@@ -88,6 +87,7 @@ RUN_HERE = [words for _, words in COMMANDS if not ELSEWHERE.search(" ".join(word
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", RUN_HERE, ids=" ".join)
-def test_a_documents_command_does_what_it_says(words, folder, monkeypatch, capsys):
+def test_a_documents_command_does_what_it_says(words: tuple[str, ...], folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    assert main([*(SMALLER.get(word, word) for word in words), "experiment=debug"]) == 0, capsys.readouterr().err
+    smaller = [SMALLER.get(word, word) for word in words]
+    assert main([*smaller, "experiment=debug"]) == 0, capsys.readouterr().err

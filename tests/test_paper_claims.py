@@ -100,7 +100,9 @@ def test_nothing_measured_is_no_table():
 def test_the_whole_paper_is_a_sweep_over_its_tables():
     words = questions.spelt_out(["experiment=paper/all", "scale=tiny"])
     assert words == ["-m", "+sweep=paper", "scale=tiny"]
-    assert questions.asked(words).answer == "paper_claims"
+    question = questions.asked(words)
+    assert question is not None
+    assert question.answer == "paper_claims"
     jobs = expand(questions.typed_words(words[1:]))
     assert [job[-2] for job in jobs] == [f"experiment=paper/table{n}" for n in ("1", "2", "2_4_samples", "3", "4", "5")]
     assert len(compose_all(jobs)) == 6
