@@ -305,6 +305,14 @@ def test_survival_of_blocks_is_the_product_along_the_text():
     np.testing.assert_allclose(outcome[1], kept[0, 4] * kept[0, 5] * kept[0, 6])
 
 
+def test_texts_without_a_whole_block_tell_nothing_of_survival():
+    traces = synthetic(60, 5)
+    place = jnp.broadcast_to(jnp.asarray([2, 3, 0, 1, 2]), traces.place.shape)
+    _, report = fit(replace(traces, place=place), jnp.ones((11, 6)), 0)
+    assert report["survival"] == {"mean": None, "calibration_error": None, "auc": None}
+    assert report["this"]["mean"] > 0
+
+
 def test_calibration_by_hand():
     predicted, happened = np.array([0.1, 0.15, 0.8, 0.9]), np.array([0.0, 1.0, 1.0, 1.0])
     # Bins: {0.1, 0.15} with mean gap 0.375, {0.8} with 0.2, {0.9} with 0.1.

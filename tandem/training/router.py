@@ -236,7 +236,7 @@ def _report(router: RouterWeights, traces: Traces) -> dict[str, Any]:
     if blocks:
         given = tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
         report["survival"] = {
-            "mean": float(given[1].mean()),
+            "mean": float(given[1].mean()) if len(given[1]) else None,  # a text may be shorter than a block
             "calibration_error": _finite(expected_calibration_error, given),
             "auc": _finite(area_under_curve, given),
         }
