@@ -20,7 +20,7 @@ from launch.keys import closest, known_keys, nearest_key, typed
 from tandem.config import Experiment
 from tandem.decoding.drafters import drafter_names
 from tandem.errors import ConfigurationError
-from tandem.validate import validate
+from tandem.validate import is_text, validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,6 +29,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_NAME = "config"
 PROMPT = "prompt="
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+# A value, or an element of one, with `~`, which Hydra's grammar has in quotes alone.
+_WITH_TILDE = re.compile(r"(?<=[=,\[])([^=,\[\](){}'\"\\]*~[^=,\[\](){}'\"\\]*)")
 
 
 def groups() -> dict[str, list[str]]:
@@ -53,11 +55,11 @@ def compose(overrides: Sequence[str], download: bool = True) -> Experiment:
 
     What is right but for checkpoints that `model.download` asks for has them fetched, unless `download` is false.
 
-    A prompt is text as it stands, brackets, quotes and line ends included; all other values are in Hydra's grammar.
+    A prompt is text as it stands, brackets, quotes and line ends included; all other values are in Hydra's grammar, and
+    `~` may be without quotes.
     """
     problems: list[str] = []
-    prompts = [word.removeprefix(PROMPT) for word in overrides if word.startswith(PROMPT)]
-    choices, values = _sort([word for word in overrides if not word.startswith(PROMPT)], problems)
+    choices, values = _sort(overrides, problems)
     known = _known(tuple(choices), problems)
     accepted = []
     for key, word in values:
@@ -69,10 +71,7 @@ def compose(overrides: Sequence[str], download: bool = True) -> Experiment:
                 problems.append(f"{key} is a group of keys: set one of them, as {inside}")
             else:
                 problems.append(f"unknown key {key}{nearest_key(key, [*known, *groups()])}")
-    data = _composed(choices + accepted, problems)
-    if prompts:
-        data = {**data, "prompt": prompts[-1].replace("${", "\\${")}  # OmegaConf's own escape
-    return _experiment(data, problems, download)
+    return _experiment(_prompted(_composed(choices + accepted, problems), overrides), problems, download)
 
 
 def compose_all(jobs: Sequence[Sequence[str]], download: bool = True) -> list[Experiment]:
@@ -90,14 +89,14 @@ def compose_all(jobs: Sequence[Sequence[str]], download: bool = True) -> list[Ex
 
 def keys_of(overrides: Sequence[str]) -> list[str]:
     """The keys, not groups, that the words set; what cannot be read is none."""
-    return [key for key, _ in _sort([word for word in overrides if not word.startswith(PROMPT)], [])[1]]
+    return [key for key, _ in _sort(overrides, [])[1]]
 
 
 def sources(overrides: Sequence[str]) -> dict[str, str]:
     """The keys that take their value from another one, and which, where words that can be read say no other."""
     from omegaconf import OmegaConf
 
-    choices, values = _sort([word for word in overrides if not word.startswith(PROMPT)], [])
+    choices, values = _sort(overrides, [])
     raw = OmegaConf.to_container(_unresolved((*choices, *(word for _, word in values))), resolve=False)
     found = {key: match[1] for key, value in _leaves(raw, "") if (match := _INTERPOLATION.fullmatch(str(value)))}
     rates = cast(dict[str, Any], raw)["scale"]["rates"]  # which train.rates starts from, see `_experiment`
@@ -113,17 +112,31 @@ def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
             yield f"{where}{name}", value
 
 
-def from_container(data: Mapping[str, Any]) -> Experiment:
-    """The experiment in a composed and resolved configuration. Raises `ConfigurationError` with all that is wrong."""
+def from_container(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in a composed and resolved configuration, which may be Hydra's own of `for_hydra(overrides)`.
+    Raises `ConfigurationError` with all that is wrong."""
     if not isinstance(data, Mapping):
         raise ConfigurationError([f"not a configuration: {data!r:.60}"])
-    return _experiment(data, [], download=True)
+    return _experiment(_prompted(data, overrides), [], download=True)
+
+
+def _prompted(data: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:
+    """The configuration with the prompt of the words, which Hydra has not seen."""
+    prompts = [word.removeprefix(PROMPT) for word in overrides if word.startswith(PROMPT)]
+    return {**data, "prompt": prompts[-1].replace("${", "\\${")} if prompts else data  # OmegaConf's own escape
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The jobs of a multirun, as the overrides of each, in the order in which Hydra runs them."""
+    """The jobs of a multirun, as the overrides of each, in the order in which Hydra runs them.
+
+    A prompt is text here too: a comma in it makes no grid.
+    """
     axes = []
     for word in overrides:
+        if word.startswith(PROMPT):
+            axes.append([word])
+            continue
+        word = _tilde_quoted(word)
         parsed = _parse(word)
         if isinstance(parsed, str):
             raise ConfigurationError([parsed])
@@ -135,12 +148,19 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def for_hydra(overrides: Sequence[str]) -> list[str]:
-    """The same overrides, all in the form that Hydra accepts without checking keys itself."""
+    """The same overrides but for prompts, all in the form that Hydra accepts without checking keys itself."""
     problems: list[str] = []
     choices, values = _sort(overrides, problems, sweeps=True)
     if problems:
         raise ConfigurationError(problems)
     return choices + [word for _, word in values]
+
+
+def quoted(text: str) -> str:
+    """A text as a value in Hydra's grammar that stands for just this text."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.single).with_quotes().replace("${", "\\${")
 
 
 def to_yaml(experiment: Experiment) -> str:
@@ -155,20 +175,32 @@ def _parse(word: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    if not is_text(word):
+        return f"{word!r} holds bytes that are not UTF-8, or half of a surrogate pair"
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
         return f"cannot read {word!r}: write key=value, and quote a value with special characters: 'key=\"a, b\"'"
 
 
+def _tilde_quoted(word: str) -> str:
+    """The word with quotes around what has `~` in it, where it cannot be read without."""
+    quoted = _WITH_TILDE.sub(r"'\1'", word)
+    return quoted if quoted != word and isinstance(_parse(word), str) else word
+
+
 def _sort(
     overrides: Sequence[str], problems: list[str], sweeps: bool = False
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Choices of group options, and values as (key, word for Hydra); what is neither goes to the problems."""
+    """Choices of group options, and values but for prompts as (key, word for Hydra); what is neither goes to the
+    problems."""
     options = groups()
     choices: list[str] = []
     values: list[tuple[str, str]] = []
     for word in overrides:
+        if word.startswith(PROMPT):
+            continue
+        word = _tilde_quoted(word)
         parsed = _parse(word)
         if isinstance(parsed, str):
             problems.append(parsed)

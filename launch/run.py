@@ -6,6 +6,7 @@ Exit codes: launch/process.py.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ if __package__ in (None, ""):  # run as a file: the repository belongs on the pa
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch import questions
-from launch.compose import CONF, CONFIG_NAME, compose_all, expand, for_hydra, from_container, to_yaml
+from launch.compose import CONF, CONFIG_NAME, compose_all, expand, for_hydra, from_container, quoted, to_yaml
 from launch.dispatch import start
 from launch.process import Stop, command_line, guarded
+from launch.store import make_directory, world_errors
 from launch.unread import refuse_unread
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
@@ -92,11 +94,15 @@ def _multirun(
     def job(config: object) -> None:
         if not stop():
             data = OmegaConf.to_container(config, resolve=True)  # type: ignore[arg-type]
-            experiment = from_container(data)  # type: ignore[arg-type]
+            experiment = from_container(data, overrides)  # type: ignore[arg-type]
             codes.append(guarded(lambda: start(experiment, stop), stop))
 
-    sys.argv[1:] = ["--multirun", *for_hydra(overrides)]
-    job()  # type: ignore[call-arg]
+    root = Path(experiments[0].runs_dir).expanduser()
+    make_directory(root)  # where Hydra keeps what was asked for
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # what Hydra raises comes here, and not on the terminal
+    sys.argv[1:] = ["--multirun", *for_hydra([f"hydra.sweep.dir={quoted(str(root))}", *overrides])]
+    with world_errors(root):
+        job()  # type: ignore[call-arg]
     if len(jobs) > 1 and not experiments[0].dry_run:
         # Hydra's launchers run the points in their order; one that works elsewhere tells nothing of them here.
         ends = [("done" if code == 0 else f"exit code {code}", "") for code in codes] or [("done", "")] * len(jobs)

@@ -115,7 +115,7 @@ def start(
             name=name,
             config=dict(config),
         )
-    except (wandb.Error, OSError, TimeoutError) as error:
+    except (wandb.Error, OSError, TimeoutError, ValueError) as error:  # the last is how it refuses a setting
         raise _failure(tracking.mode, str(error)) from error
     run.define_metric(STEP, hidden=True)
     run.define_metric("*", step_metric=STEP)

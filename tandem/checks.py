@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
+
+# Of a file's name, and of all of a path, on the file systems that there are.
+NAME_BYTES, PATH_BYTES = 255, 4095
+LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
@@ -16,6 +22,12 @@ def nearest(word: str, options: Iterable[str]) -> str:
     return f"; one of {', '.join(options)}" if 0 < len(options) <= 12 else ""
 
 
+def shown(value: object) -> str:
+    """A value for a message, a text in quotes; of a long one its beginning and its end."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN // 2]}…{text[-20:]}"
+
+
 class Checks:
     """Collects problems."""
 
@@ -23,7 +35,7 @@ class Checks:
         self.problems: list[str] = []
 
     def wrong(self, key: str, value: object, rule: str) -> None:
-        self.problems.append(f"{key}={value!r} {rule}" if isinstance(value, str) else f"{key}={value} {rule}")
+        self.problems.append(f"{key}={shown(value)} {rule}")
 
     def at_least(self, key: str, value: float, least: float) -> bool:
         good = math.isfinite(value) and value >= least
@@ -40,6 +52,22 @@ class Checks:
     def within(self, key: str, value: float, least: float, most: float) -> None:
         if not least <= value <= most:
             self.wrong(key, value, f"must be from {least} to {most}")
+
+    def length(self, key: str, value: str, most: int) -> None:
+        if not 1 <= len(value) <= most:
+            self.wrong(key, value, f"must have 1 to {most} characters, and has {len(value)}")
+
+    def path(self, key: str, value: str | None) -> None:
+        """That a text can be a path; whether there is something is not asked."""
+        encoded = (value or "").encode("utf-8", "surrogatepass")
+        if b"\0" in encoded:
+            self.wrong(key, value, "cannot be a path: it holds a NUL")
+        elif longest := max((len(part) for part in encoded.split(b"/") if len(part) > NAME_BYTES), default=0):
+            self.wrong(key, value, f"has a name of {longest} bytes, and files have names of at most {NAME_BYTES}")
+        elif len(encoded) > PATH_BYTES:
+            self.wrong(key, value, f"is a path of {len(encoded)} bytes, and may have at most {PATH_BYTES}")
+        elif encoded.startswith(b"~") and os.path.expanduser(value or "").startswith("~"):
+            self.wrong(key, value, f"begins with {Path(value or '').parts[0]}, and whose home that is is not known")
 
     def block_lengths(self, key: str, values: list[int]) -> None:
         if not values or min(values) < 1:

@@ -6,6 +6,7 @@ Types and unknown keys are the composer's business (`launch/compose.py`); here a
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tandem.config import (
     ScaleConfig,
     SideConfig,
     Source,
+    TrackingConfig,
     TrainConfig,
 )
 from tandem.data.prompts import PROMPT_SETS, prompt_file
@@ -36,6 +38,9 @@ from tandem.validate_drafters import check_drafters, check_stopping
 
 LARGEST_SEED = 2**31 - 1
 
+# Weights & Biases' own rules, which it says only once a run is under way: characters of a tag and of a project.
+TAG_LENGTH, PROJECT_LENGTH, NOT_IN_PROJECTS = 64, 128, "/\\#?%:"
+
 # Chips of the platforms v5e_1 and so on.
 TPU_PRESETS = (1, 4, 8, 16, 64, 256)
 
@@ -43,6 +48,9 @@ TPU_PRESETS = (1, 4, 8, 16, 64, 256)
 def validate(experiment: Experiment) -> list[str]:
     """Everything that is wrong with an experiment, a sentence each: key, value, what is allowed."""
     check = Checks()
+    _paths(experiment, check)
+    if check.problems:  # what follows asks the disk about them
+        return check.problems
     check.at_least("gamma", experiment.gamma, 0)
     if experiment.tau is not None:
         check.within("tau", experiment.tau, 0.0, 1.0)
@@ -50,13 +58,16 @@ def validate(experiment: Experiment) -> list[str]:
     name = experiment.name
     if name is not None and (name in ("", ".", "..", "store") or set(name) & set("/\\\0")):
         check.wrong("name", name, "must be usable as the name of a directory beside the store")
+    for key in ("model", "scale", "train", "platform"):
+        _part_of_name(f"{key}.name", getattr(experiment, key).name, check)
+    _tracking(experiment.tracking, check)
     about_sweep = experiment.job is Job.report or experiment.job.value.startswith("sweep_")
     if experiment.sweep is not None and not about_sweep:
         rule = f"is read by job=report, sweep_status and the like, and not by job={experiment.job}"
         check.wrong("sweep", experiment.sweep, rule)
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
-    if experiment.prompt is not None and not _is_text(experiment.prompt):
+    if experiment.prompt is not None and not is_text(experiment.prompt):
         check.problems.append("prompt holds bytes that are not UTF-8, or half of a surrogate pair")
     if experiment.prompt is not None and experiment.job is not Job.generate:
         check.problems.append(f"prompt is read by job=generate, and not by job={experiment.job}")
@@ -71,6 +82,33 @@ def validate(experiment: Experiment) -> list[str]:
     _tasks(experiment, check)
     _platform(experiment, decoders, check)
     return check.problems
+
+
+def _paths(experiment: Experiment, check: Checks) -> None:
+    data, pair = experiment.data, experiment.model
+    paths = {"runs_dir": experiment.runs_dir, "name": experiment.name, "tasks.data_dir": experiment.tasks.data_dir}
+    paths |= {"data.path": data.path, "data.data_dir": data.data_dir}
+    paths |= {f"data.prompts[{index}]": name for index, name in enumerate(data.prompts or ())}
+    for role in ("primary", "secondary", "middle"):
+        if side := getattr(pair, role):
+            paths |= {f"model.{role}.path": side.path, f"model.{role}.tokenizer": side.tokenizer}
+    for key, path in paths.items():
+        check.path(key, path)
+
+
+def _part_of_name(key: str, name: str, check: Checks) -> None:
+    """Names that are in a run directory's, and W&B's tags."""
+    check.length(key, name, TAG_LENGTH)
+    if set(name) & set("/\\\0"):
+        check.wrong(key, name, "must be usable in the name of a directory")
+
+
+def _tracking(tracking: TrackingConfig, check: Checks) -> None:
+    for index, tag in enumerate(tracking.tags):
+        check.length(f"tracking.tags[{index}]", tag, TAG_LENGTH)
+    check.length("tracking.project", tracking.project, PROJECT_LENGTH)
+    if found := sorted(set(tracking.project) & set(NOT_IN_PROJECTS)):
+        check.wrong("tracking.project", tracking.project, f"must be without {' '.join(found)}")
 
 
 def _scale(scale: ScaleConfig, check: Checks) -> None:
@@ -277,7 +315,7 @@ def _data(experiment: Experiment, check: Checks) -> None:
     if data.corpus == Corpus.text:
         if data.path is None:
             check.problems.append("data=text needs data.path, a file or a folder of texts (plain, .gz or .xz)")
-        elif not Path(data.path).expanduser().exists():
+        elif not os.path.exists(Path(data.path).expanduser()):
             check.wrong("data.path", data.path, f"does not exist{_nearest_sibling(Path(data.path).expanduser())}")
         if not data.separator.strip():
             check.wrong("data.separator", data.separator, "must be a line that is not blank")
@@ -286,7 +324,7 @@ def _data(experiment: Experiment, check: Checks) -> None:
     if data.corpus == Corpus.tfds:
         if data.dataset is None:
             check.problems.append("data=tfds needs data.name, as in data.name=lm1b:1.1.0")
-        if data.data_dir is not None and "://" not in data.data_dir and not Path(data.data_dir).expanduser().is_dir():
+        if data.data_dir is not None and "://" not in data.data_dir and not os.path.isdir(Path(data.data_dir).expanduser()):
             check.wrong("data.data_dir", data.data_dir, "is not a directory")
 
 
@@ -303,7 +341,8 @@ def _sampled(experiment: Experiment, check: Checks) -> None:
     check.at_least("data.document_tokens", data.document_tokens, 16)
 
 
-def _is_text(words: str) -> bool:
+def is_text(words: str) -> bool:
+    """Whether a text can be encoded: the command line gives bytes that are not UTF-8 as halves of surrogate pairs."""
     try:
         words.encode()
     except UnicodeEncodeError:
@@ -321,7 +360,7 @@ def _prompts(experiment: Experiment, check: Checks) -> None:
         path = prompt_file(name, directory)
         if name in PROMPT_SETS and directory is None:
             check.wrong("data.prompts", name, f"needs tasks.data_dir, a directory with {PROMPT_SETS[name]}")
-        elif not path.is_file():
+        elif not os.path.isfile(path):
             close = nearest(name, PROMPT_SETS) if path == Path(name) and path.parent == Path() else ""
             there = f" ({path})" if name in PROMPT_SETS else ""
             check.wrong("data.prompts", name, f"is not a file{there}{_nearest_sibling(path) or close}")
@@ -330,9 +369,12 @@ def _prompts(experiment: Experiment, check: Checks) -> None:
 def _nearest_sibling(path: Path) -> str:
     """The closest name beside a path that does not exist."""
     parent = path.absolute().parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         return f" (nor does {parent})"
-    names = [entry.name for entry in parent.iterdir()]
+    try:
+        names = os.listdir(parent)
+    except OSError as error:
+        return f" ({parent}: {error.strerror})"
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
@@ -386,7 +428,7 @@ def _tasks(experiment: Experiment, check: Checks) -> None:
     if len(set(experiment.eval.tasks)) != len(experiment.eval.tasks):
         check.wrong("eval.tasks", experiment.eval.tasks, "names something twice")
     directory = experiment.tasks.data_dir
-    if directory is not None and not experiment.tasks.download and not Path(directory).expanduser().is_dir():
+    if directory is not None and not experiment.tasks.download and not os.path.isdir(Path(directory).expanduser()):
         rule = f"is not a directory{_nearest_sibling(Path(directory).expanduser())}"
         check.wrong("tasks.data_dir", directory, rule)
 

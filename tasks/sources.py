@@ -7,6 +7,7 @@ One directory holds both: `<data_dir>/super_glue/boolq/1.0.2/` as TensorFlow Dat
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from tasks.download import download
 from tasks.files import blamed
 from tasks.prepared import prepared_rows
 from tasks.task import File, Question, Row, Task
-from tasks.tfds import DESCRIPTION, prepared_files, split_lengths
+from tasks.tfds import DESCRIPTION, prepared_files, preparing, split_lengths
 
 PREPARED_BY_DEFAULT = "~/tensorflow_datasets"
 
@@ -159,15 +160,12 @@ def missing(task: Task, part: str, settings: Settings) -> str:
     what = "questions" if part == "eval" else "exemplars"
     ways = []
     if dataset.tfds:
-        ways.append(
-            f'python -c "import tensorflow_datasets as tfds; tfds.builder({dataset.tfds!r}, '
-            f'data_dir={str(directory)!r}).download_and_prepare()"'
-        )
+        ways.append(preparing(dataset.tfds, str(directory)))
     for file in dataset.files.get(part, ()):
         if file.url:
-            ways.append(f"curl -fL --create-dirs -o {directory / file.path} {file.url}")
+            ways.append(f"curl -fL --create-dirs -o {shlex.quote(str(directory / file.path))} {file.url}")
     if dataset.get:
-        ways.append(dataset.get.format(data_dir=directory))
+        ways.append(dataset.get.format(data_dir=shlex.quote(str(directory))))
     lines = [f"{task.name}: its {what} are missing; nothing at"]
     lines += [f"  {path}" for path in looked]
     lines += ["tasks.data_dir=… names the directory they are in; with a network, tasks.download=true gets them, or"]

@@ -50,7 +50,7 @@ class Dataset:
     tfds_splits: Mapping[str, str] | None = None  # "eval" and "exemplars" to split names
     tfds_row: Callable[[Row], Row] = dict  # its row as the files' readers give it
     keep: Callable[[str, Row], bool] = lambda part, row: True  # which rows of a part are this task's
-    get: str = ""  # another command that gets the files, with {data_dir}
+    get: str = ""  # another command that gets the files, with {data_dir}, which is quoted for a shell
 
 
 @dataclass(frozen=True)

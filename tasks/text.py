@@ -12,7 +12,7 @@ from tandem.config import DataConfig
 from tandem.data.corpus import Document
 from tandem.data.files import Files
 from tandem.errors import ConfigurationError, EnvironmentFailure
-from tasks.tfds import prepared_examples, prepared_files, split_lengths
+from tasks.tfds import prepared_examples, prepared_files, preparing, split_lengths
 
 DATASET_NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[^/:]+))?:(?P<version>\d+\.\d+\.\d+)")
 SPLIT = "train"
@@ -53,12 +53,8 @@ def _folder(config: DataConfig) -> Path:
     else:
         folder = Path(data_dir).expanduser().joinpath(*parts)
     if not (folder / "dataset_info.json").exists():
-        # The `tfds build` command needs Apache Beam, which is not installed.
-        raise EnvironmentFailure(
-            f"data.dataset={config.dataset} is not prepared: nothing at {folder}. To download and prepare it:\n"
-            '  python -c "import tensorflow_datasets as tfds; '
-            f'tfds.builder({config.dataset!r}, data_dir={data_dir!r}).download_and_prepare()"'
-        )
+        what = f"data.dataset={config.dataset} is not prepared: nothing at {folder}. To download and prepare it:"
+        raise EnvironmentFailure(f"{what}\n  {preparing(config.dataset or '', data_dir)}")
     return folder
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ def import_tensorflow() -> tuple[Any, Any]:
     # TensorFlow takes all of a GPU's memory when it first sees it, and JAX needs that.
     tf.config.set_visible_devices([], "GPU")
     return tf, tfds
+
+
+def preparing(name: str, data_dir: str) -> str:
+    """The command, for a shell, that downloads and prepares a dataset."""
+    # The `tfds build` command needs Apache Beam, which is not installed.
+    made = f"tfds.builder({json.dumps(name)}, data_dir={json.dumps(data_dir, ensure_ascii=False)})"
+    return f"python -c {shlex.quote(f'import tensorflow_datasets as tfds; {made}.download_and_prepare()')}"
 
 
 def split_lengths(folder: Path) -> dict[str, int]:

@@ -36,7 +36,7 @@ _FILES = (".gguf", ".bin", ".safetensors", ".json", ".git")  # how names end tha
 
 def may_be_name(path: str) -> bool:
     """Whether a path is meant as the name of a model on a hub: two words, and nothing here is called so."""
-    local = path.startswith(("/", "~", ".")) or path.endswith(_FILES) or Path(path).exists()
+    local = path.startswith(("/", "~", ".")) or path.endswith(_FILES) or os.path.exists(path)
     return path.count("/") == 1 and not local
 
 
