@@ -75,7 +75,11 @@ def listing(experiment: Experiment) -> str:
     settings = _settings(experiment)
     rows = [("task", "suite", "split", "size", "kind", "metrics (the table's first)", "source")]
     for name in registry.names():
-        info = registry.info(name, settings)
+        try:
+            info = registry.info(name, settings)
+        except EnvironmentFailure as error:  # a damaged file is none of the other tasks' business
+            rows.append((name, registry.find(name).suite, registry.find(name).split, "damaged", "", "", str(error)))
+            continue
         metrics = [info.primary, *(metric for metric in info.metrics if metric != info.primary)]
         size = "not there" if info.size is None else f"{info.size:,}"
         rows.append((name, info.suite, info.split, size, info.kind.value, ", ".join(metrics), info.source))
@@ -132,7 +136,7 @@ def _chosen(experiment: Experiment) -> tuple[list[TaskInfo], list[dict[str, str]
     chosen, left_out, said = [], [], []
     for name, by_name in names.items():
         task = registry.find(name)
-        if task.suite == "mbpp" and not experiment.eval.mbpp.execute:
+        if task.programs and not experiment.eval.mbpp.execute:
             reason = "programs are run only with eval.mbpp.execute=true"
             said.append(f"{name}: {reason}")
             left_out.append({"task": name, "suite": task.suite, "reason": reason})
@@ -210,7 +214,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
             seed=evaluation.seed,
             limit=evaluation.limit,
             shots=evaluation.shots,
-            mbpp=evaluation.mbpp if info.suite == "mbpp" else None,
+            mbpp=evaluation.mbpp if task.programs else None,
             vocabulary=None if model is primary or contestant.way == "primary" else experiment.drafter.vocabulary,
         )
 

@@ -324,7 +324,11 @@ def _data(experiment: Experiment, check: Checks) -> None:
     if data.corpus == Corpus.tfds:
         if data.dataset is None:
             check.problems.append("data=tfds needs data.name, as in data.name=lm1b:1.1.0")
-        if data.data_dir is not None and "://" not in data.data_dir and not os.path.isdir(Path(data.data_dir).expanduser()):
+        if (
+            data.data_dir is not None
+            and "://" not in data.data_dir
+            and not os.path.isdir(Path(data.data_dir).expanduser())
+        ):
             check.wrong("data.data_dir", data.data_dir, "is not a directory")
 
 

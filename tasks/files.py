@@ -11,10 +11,11 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import IO, Any
 
 from tandem.errors import EnvironmentFailure
-from tasks.fields import texts_of
+from tasks.fields import texts, texts_of
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 Reader = Callable[..., Rows]
@@ -100,25 +101,66 @@ def blamed(place: str) -> Iterator[None]:
         raise EnvironmentFailure(f"{place}: not what its format says ({error})") from None
 
 
+def json_objects(file: IO[bytes], path: str) -> Rows:
+    """Rows that are the objects of one JSON list, or a line each."""
+    content = file.read()
+    if not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from json_lines(BytesIO(content), path)
+        return
+    for number, row in enumerate(json_document(BytesIO(content), path), start=1):
+        place = f"{path}, row {number}"
+        if not isinstance(row, dict):
+            raise EnvironmentFailure(f"{place}: a JSON object is expected, not {type(row).__name__}")
+        yield place, row
+
+
 def squad_json(file: IO[bytes], path: str) -> Rows:
-    """Questions of a file in SQuAD's nested format: id, title, context, question, answers."""
-    document = json_document(file, path)
+    """Questions of a file in SQuAD's nested format, or rows as `datasets` has them, in a list, under `data` or a line
+    each: id, title, context, question, answers."""
+    content = file.read()
+    asked = _squad_nested(content, path) if _is_nested(content) else _squad_rows(content, path)
+    for place, paragraph, question in asked:
+        with blamed(place):
+            answers = question["answers"]
+            listed = isinstance(answers, dict)  # a list of texts, and one of places
+            row = {
+                "id": question["id"],
+                "title": paragraph.get("title", ""),
+                "context": paragraph["context"],
+                "question": question["question"],
+                "answers": texts(answers, "text") if listed else texts_of(question, "answers", "text"),
+            }
+        yield place, row
+
+
+def _is_nested(content: bytes) -> bool:
+    """Whether it is one object with all articles, and not a list or lines of rows."""
+    first = content.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
+    try:
+        row = json.loads(first)
+    except ValueError:  # an object of several lines
+        return not first.startswith(b"[")
+    return isinstance(row, dict) and "context" not in row
+
+
+def _squad_rows(content: bytes, path: str) -> Iterator[tuple[str, Any, Any]]:
+    for place, row in json_objects(BytesIO(content), path):
+        yield place, row, row
+
+
+def _squad_nested(content: bytes, path: str) -> Iterator[tuple[str, Any, Any]]:
+    document = json_document(BytesIO(content), path)
     with blamed(path):
         articles = document["data"]
     for number, article in enumerate(articles, start=1):
-        with blamed(f"{path}, article {number}"):
-            asked = [
-                (f"{path}, question {question['id']}", paragraph, question)
-                for paragraph in article["paragraphs"]
-                for question in paragraph["qas"]
-            ]
-        for place, paragraph, question in asked:
-            with blamed(place):
-                row = {
-                    "id": question["id"],
-                    "title": article.get("title", ""),
-                    "context": paragraph["context"],
-                    "question": question["question"],
-                    "answers": texts_of(question, "answers", "text"),
-                }
-            yield place, row
+        place = f"{path}, article {number}"
+        with blamed(place):
+            if "paragraphs" not in article and "context" in article:
+                asked = [(place, article, article)]
+            else:
+                asked = [
+                    (f"{path}, question {question['id']}", {**paragraph, "title": article.get("title", "")}, question)
+                    for paragraph in article["paragraphs"]
+                    for question in paragraph["qas"]
+                ]
+        yield from asked

@@ -237,6 +237,19 @@ def contents() -> dict[str, str]:
             _mbpp(11, "Write a function to halve a number.", "def halve(x): return x / 2", ["assert halve(4) == 2"]),
         ]
     )
+    sanitized = [
+        {"task_id": 2, "prompt": "Write a function to double a number.", "code": double, "test_imports": []},
+        {
+            "task_id": 12,
+            "prompt": "Write a function to find the area of a circle.",
+            "code": "import math\ndef area(r): return math.pi * r * r",
+            "test_imports": ["import math"],
+        },
+    ]
+    tests = (["assert double(2) == 4"], ["assert math.isclose(area(1), math.pi)"])
+    files["mbpp/sanitized-mbpp.json"] = json.dumps(
+        [{**row, "test_list": list(each)} for row, each in zip(sanitized, tests, strict=True)]
+    )
     for direction in DIRECTIONS:
         source, target = direction.split("-")
         for folder, name, language in zip(

@@ -31,7 +31,8 @@ for each. Nothing of a dataset is part of this repository.
 
 A changed file is evaluated again, the reference of a translation and a shard of a prepared dataset too. A row that is
 not what its format says (an answer that is a text where a list is expected, null, half of a surrogate pair) is refused
-with file and line. Byte order marks are dropped.
+with file and line. Byte order marks are dropped. SQuAD's and TyDiQA's files may hold rows as `datasets` writes them
+(`answers` with a list `text`), in a list or a line each; MBPP's sanitized questions too.
 
 | task | dataset | questions | exemplars |
 |---|---|---|---|
@@ -65,7 +66,8 @@ NOTES = """
 - LAMBADA: right if greedy decoding writes the last word, without white space behind it; perplexity is per word. One
   that no float holds is null with a note, and the task's other metrics stand.
 - `webquestions_greedy_v1`: right if greedy decoding writes one of the accepted answers, be it the beginning of another.
-- MBPP: 500 test questions; pass@k is the unbiased estimate from n ≥ k samples.
+- MBPP: 500 test questions; pass@k is the unbiased estimate from n ≥ k samples. `mbpp_sanitized_v1` asks the 257 of
+  them that its authors verified, with their corrected texts and tests: other scores, and so a task of its own.
 - WMT22: sacrebleu's BLEU (13a; zh and ja-mecab for these languages) and chrF against its default reference, with
   signatures.
 

@@ -72,6 +72,7 @@ class Task:
     normalisation: Normalisation = Normalisation.sum
     # Exemplars in the order of these row ids instead of drawn at random, where the field fixes them.
     exemplar_ids: tuple[str, ...] = ()
+    programs: bool = False  # whether answers are programs, which are run
     signatures: Callable[[], Mapping[str, str]] = dict  # of metrics whose definition has settings
 
     def scores(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:

@@ -230,6 +230,20 @@ def test_the_list_names_every_task_without_jax_or_tensorflow(data):
     assert "pass@1" in listed["mbpp_v1"]
 
 
+def test_the_list_names_a_damaged_file_and_all_other_tasks(data):
+    (data / "superglue/BoolQ/val.jsonl").write_text('{"idx": 0, "passage": ')
+    (data / "squad_v2/dev-v2.0.json").write_text("")
+    listed = {
+        line.split()[0]: line
+        for line in job_evaluate.listing(compose([*WORDS, "eval=list", f"tasks.data_dir={data}"])).splitlines()[1:-1]
+    }
+    assert list(listed) == registry.names()
+    assert "damaged" in listed["boolq_v1"]
+    assert "BoolQ/val.jsonl, line 1: not JSON" in listed["boolq_v1"]
+    assert "damaged" in listed["squad_v2_v1"]
+    assert "damaged" not in listed["copa_v1"]
+
+
 def test_a_score_that_no_float_holds_is_null_with_a_note(tmp_path):
     step = Evaluate(
         name="lambada_v1 bison",

@@ -246,6 +246,48 @@ def test_ordinary_programs_run(run):
     assert (result.stdout, result.stderr) == ("out\n", "err\n")
 
 
+VIEWS_AND_NAMES = """
+import collections, typing
+Point = collections.namedtuple("Point", "x y")
+class Named(typing.NamedTuple):
+    a: int
+    b: str = "z"
+def counts(): return {"b": 1, "a": [2]}
+def ordered(): return collections.OrderedDict(b=1, a=2).items()
+def point(): return Point(1, Point(2, 3))
+def named(): return [Named(1)]
+def lists(n): return [lists(n - 1)] if n else []
+def mappings(n): return {1: mappings(n - 1)} if n else {}
+def items(): return counts().items()
+def keys(): return counts().keys()
+def values(): return counts().values()
+def calls(n): return n and 1 + calls(n - 1)
+def is_limited():
+    try: calls(2000)
+    except RecursionError: return True
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert list(items()) == [('b', 1), ('a', [2])] and items() == {'a': [2], 'b': 1}.items()",
+        "assert list(keys()) == ['b', 'a'] and keys() == {'a', 'b'}",
+        "assert list(values()) == [1, [2]] and [2] in values() and len(values()) == 2",
+        "assert list(ordered()) == [('b', 1), ('a', 2)]",
+        "assert point().x == 1 and point().y.y == 3 and point() == (1, (2, 3))",
+        "assert str(point()) == 'Point(x=1, y=Point(x=2, y=3))' and named()[0].b == 'z' and named() == [(1, 'z')]",
+        "value = []\nfor _ in range(500): value = [value]\nassert lists(500) == value",
+        "value = {}\nfor _ in range(500): value = {1: value}\nassert mappings(500) == value",
+        # What makes room for deep values makes none for the program's calls.
+        "assert is_limited()",
+    ],
+)
+def test_views_named_tuples_and_deep_values_are_what_they_are(test):
+    result = run_program(VIEWS_AND_NAMES, tests=[test])
+    assert result.passed, result.reason
+
+
 def test_there_is_a_fresh_directory_for_files_and_without_a_bare_root_none(run):
     program = """
         import os, tempfile

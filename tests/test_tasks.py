@@ -494,13 +494,80 @@ def test_listing_imports_nothing_heavy():
     assert not heavy & set(done.stdout.split())
 
 
+# Layouts that people have.
+
+
+def flat(document: dict) -> list[dict]:
+    """Questions of SQuAD's nested format as `datasets` has them."""
+    return [
+        {
+            "id": asked["id"],
+            "title": article["title"],
+            "context": paragraph["context"],
+            "question": asked["question"],
+            "answers": {
+                "text": [answer["text"] for answer in asked["answers"]],
+                "answer_start": [answer["answer_start"] for answer in asked["answers"]],
+            },
+        }
+        for article in document["data"]
+        for paragraph in article["paragraphs"]
+        for asked in paragraph["qas"]
+    ]
+
+
+LAYOUTS = {
+    "nested on many lines": lambda document: json.dumps(document, indent=1),
+    "lines": lambda document: "".join(f"{json.dumps(row)}\n" for row in flat(document)),
+    "list": lambda document: json.dumps(flat(document)),
+    "list on many lines": lambda document: json.dumps(flat(document), indent=2),
+    "data": lambda document: json.dumps({"version": "v2.0", "data": flat(document)}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [
+        ("squad_v2_v1", "squad_v2/dev-v2.0.json"),
+        ("tydiqa_finnish_v1", "tydiqa_goldp/finnish_tydiqa_dev.json"),
+    ],
+)
+def test_squad_is_read_in_the_layouts_of_datasets_too(offline, task, file, layout):
+    expected = examples(task, offline, shots=0)
+    assert expected
+    path = offline / file
+    path.write_text("\ufeff" + LAYOUTS[layout](json.loads(path.read_text("utf-8"))), encoding="utf-8")
+    assert examples(task, offline, shots=0) == expected
+
+
+def test_a_row_of_datasets_with_answers_that_are_a_text_is_named(offline):
+    row = {"id": "1", "title": "", "context": "Sol is a cat.", "question": "what is Sol?", "answers": {"text": "a cat"}}
+    lines(offline / "squad_v2/dev-v2.0.json", row)
+    with pytest.raises(EnvironmentFailure, match=r"dev-v2\.0\.json, line 1: .*a list of texts is expected"):
+        examples("squad_v2_v1", offline, shots=0)
+
+
+def test_the_sanitized_questions_of_mbpp_are_a_task_of_their_own(offline):
+    (found,) = examples("mbpp_sanitized_v1", offline)
+    assert "find the area of a circle" in found.prompt
+    assert found.references["setup"] == "import math"
+    assert "mbpp_sanitized_v1" not in registry.names()
+    (offline / "mbpp/sanitized-mbpp.json").write_text('[{"task_id": 12, "prompt": 3}, 4]')
+    with pytest.raises(EnvironmentFailure, match=r"sanitized-mbpp\.json, row 1: .*prompt: a text is expected"):
+        examples("mbpp_sanitized_v1", offline, shots=0)
+
+
 # Real files.
 
 
 def test_sizes_of_the_real_files():
     settings = Settings(str(data("evals")))
     sizes = {name: registry.info(name, settings).size for name in registry.names("superglue")}
-    sizes |= {name: registry.info(name, settings).size for name in ("mbpp_v1", "lambada_v1", "squad_v2_v1")}
+    sizes |= {
+        name: registry.info(name, settings).size
+        for name in ("mbpp_v1", "mbpp_sanitized_v1", "lambada_v1", "squad_v2_v1")
+    }
     assert sizes == {
         "boolq_v1": 3270,
         "cb_v1": 56,
@@ -511,6 +578,7 @@ def test_sizes_of_the_real_files():
         "wic_v1": 638,
         "wsc_v1": 104,
         "mbpp_v1": 500,
+        "mbpp_sanitized_v1": 257,
         "lambada_v1": 5153,
         "squad_v2_v1": 6078,
     }

@@ -13,11 +13,12 @@ import builtins
 import importlib
 import json
 import os
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
-from tasks.sandboxed.values import LARGEST_MESSAGE, decode, encode
+from tasks.sandboxed.values import DEEPEST, LARGEST_MESSAGE, decode, encode
 
 # Names in a test that are the judge's own where the program has imported the module: functions of plain values only.
 MODULES: dict[str, tuple[str, ...]] = {
@@ -180,6 +181,7 @@ def verdict(request: dict[str, Any], link: Link, status: Callable[[], str]) -> t
     `request` also holds `tests` (None: the assertions in the program's text) and `setup`; `status` waits for the end of
     the program's process and says how it ended.
     """
+    sys.setrecursionlimit(DEEPEST)  # values may be nested
     tests, setup = request["tests"], request["setup"]
     program = request["program"].replace("\r\n", "\n").replace("\r", "\n")
     try:

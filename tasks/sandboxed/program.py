@@ -16,7 +16,7 @@ import traceback
 import types
 from typing import Any
 
-from tasks.sandboxed.values import LARGEST_MESSAGE, decode, encode
+from tasks.sandboxed.values import LARGEST_MESSAGE, decode, deep, encode
 
 FUTURE = 0
 for _name in __future__.all_feature_names:
@@ -32,12 +32,15 @@ def serve(requests: int, answers: int) -> None:
     served = Served()
     with open(requests, encoding="utf-8", closefd=False) as lines:
         for line in lines:
-            _write(answers, served.answer(json.loads(line)))
+            with deep():
+                request = json.loads(line)
+            _write(answers, served.answer(request))
     os._exit(0)
 
 
 def _write(file: int, answer: list) -> None:
-    data = json.dumps(answer).encode() + b"\n"
+    with deep():
+        data = json.dumps(answer).encode() + b"\n"
     if len(data) > LARGEST_MESSAGE:
         data = json.dumps(["raised", "OverflowError", "a value is too large to be judged"]).encode() + b"\n"
     view = memoryview(data)
@@ -87,29 +90,34 @@ class Served:
     def on_names(self, names: list[str]) -> list:
         """Those of `names` that the program has bound, with their values."""
         bound = self.module.__dict__
-        return [[name, encode(bound[name], self.keep)] for name in names if name in bound]
+        return [[name, self.encode(bound[name])] for name in names if name in bound]
 
     def on_call(self, handle: int, arguments: list, keywords: dict) -> Any:
-        result = self.kept[handle](*map(self.decode, arguments), **{k: self.decode(v) for k, v in keywords.items()})
-        return encode(result, self.keep)
+        given, named = [self.decode(one) for one in arguments], {name: self.decode(v) for name, v in keywords.items()}
+        return self.encode(self.kept[handle](*given, **named))
 
     def on_getattr(self, handle: int, name: str) -> Any:
-        return encode(getattr(self.kept[handle], name), self.keep)
+        return self.encode(getattr(self.kept[handle], name))
 
     def on_getitem(self, handle: int, key: Any) -> Any:
-        return encode(self.kept[handle][self.decode(key)], self.keep)
+        return self.encode(self.kept[handle][self.decode(key)])
 
     def on_next(self, handle: int) -> list:
         """A list of the next item, empty at the end."""
-        return [encode(item, self.keep) for item in builtins.next(([item] for item in self.kept[handle]), [])]
+        return [self.encode(item) for item in builtins.next(([item] for item in self.kept[handle]), [])]
 
     def on_builtin(self, handle: int, name: str) -> Any:
         """A builtin of one argument: `iter`, `len`, `str`, `bool` and the like."""
-        return encode(getattr(builtins, name)(self.kept[handle]), self.keep)
+        return self.encode(getattr(builtins, name)(self.kept[handle]))
 
     def keep(self, value: Any) -> list:
         self.kept.append(value)
         return ["kept", len(self.kept) - 1, value.__name__ if type(value) is types.ModuleType else None]
 
+    def encode(self, value: Any) -> Any:
+        with deep():
+            return encode(value, self.keep)
+
     def decode(self, data: Any) -> Any:
-        return decode(data, lambda handle, _: self.kept[handle])
+        with deep():
+            return decode(data, lambda handle, _: self.kept[handle])
