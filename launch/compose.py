@@ -140,6 +140,11 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
         parsed = _parse(word)
         if isinstance(parsed, str):
             raise ConfigurationError([parsed])
+        if parsed.is_sweep_override() and parsed.key_or_group.startswith("hydra"):
+            said = f"{parsed.key_or_group} has one value for a whole sweep; with a comma it needs quotes"
+            raise ConfigurationError(
+                [f"{word}: {said}: '{parsed.key_or_group}=\"{parsed.input_line.partition('=')[2]}\"'"]
+            )
         if parsed.is_discrete_sweep():
             axes.append([f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()])
         else:

@@ -97,13 +97,15 @@ def _multirun(
             experiment = from_container(data, overrides)  # type: ignore[arg-type]
             codes.append(guarded(lambda: start(experiment, stop), stop))
 
+    if all(experiment.dry_run for experiment in experiments):  # Hydra would write
+        return max(guarded(lambda each=each: start(each, stop), stop) for each in experiments)
     root = Path(experiments[0].runs_dir).expanduser()
     make_directory(root)  # where Hydra keeps what was asked for
     os.environ["HYDRA_FULL_ERROR"] = "1"  # what Hydra raises comes here, and not on the terminal
     sys.argv[1:] = ["--multirun", *for_hydra([f"hydra.sweep.dir={quoted(str(root))}", *overrides])]
     with world_errors(root):
         job()  # type: ignore[call-arg]
-    if len(jobs) > 1 and not experiments[0].dry_run:
+    if len(jobs) > 1:
         # Hydra's launchers run the points in their order; one that works elsewhere tells nothing of them here.
         ends = [("done" if code == 0 else f"exit code {code}", "") for code in codes] or [("done", "")] * len(jobs)
         ends += [("not begun", "")] * (len(jobs) - len(ends))

@@ -108,6 +108,8 @@ def make_directory(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise EnvironmentFailure(f"cannot make the directory {path}: a file is in the way") from error
+        except FileNotFoundError as error:  # of a file system that makes none, such as /proc
+            raise EnvironmentFailure(f"cannot make the directory {path}: {error.strerror}") from error
 
 
 @contextmanager
@@ -125,6 +127,10 @@ def world_errors(path: Path) -> Iterator[None]:
             message = f"the disk quota is used up: cannot write {where}"
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS) and getattr(error, "filename", None):
             message = f"no permission for {where}"
+        elif number in (errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR) and getattr(
+            error, "filename", None
+        ):
+            message = f"cannot write {where}: {os.strerror(number)}"
         else:
             raise
         raise EnvironmentFailure(message) from error

@@ -301,6 +301,44 @@ def test_multirun_runs_every_combination(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+PROMPTS = ["def read(", '"a, b"', "x = ${HOME}", "it's [so]: {a,b}", "one\ntwo \\", "glob(*)", "a=b=~c"]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_is_the_same_text_alone_and_in_a_multirun(tmp_path, prompt):
+    code = """
+        import sys
+        from launch import run
+        from launch.process import command_line
+        run.start = lambda experiment, stop: print(ascii(experiment.prompt), experiment.seed)
+        sys.exit(command_line(run.main))
+    """
+    found = {}
+    for kind in ((), ("-m", "seed=0,1")):
+        words = ["experiment=debug", "job=generate", *kind, f"prompt={prompt}"]
+        call = [sys.executable, "-c", textwrap.dedent(code), *words]
+        done = subprocess.run(call, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        found[kind] = done.stdout
+    assert found == {(): f"{prompt!a} 0\n", ("-m", "seed=0,1"): f"{prompt!a} 0\n{prompt!a} 1\n"}
+
+
+def test_a_multirun_that_cannot_write_says_so_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for where in ("file/runs", "/proc/runs"):
+        done = fake(tmp_path, "-m", "experiment=debug", "seed=0,1", f"runs_dir={where}")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"error: cannot make the directory {where}")
+        assert "Traceback" not in done.stderr
+
+
+def test_a_dry_multirun_writes_nothing(tmp_path):
+    done = fake(tmp_path, "-m", "seed=0,1", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("steps to run") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_multirun_is_checked_before_it_starts(tmp_path):
     done = fake(tmp_path, "-m", "train.steps=1", "gamma=3,-4", "tau=0.5,2")
     assert done.returncode == 2

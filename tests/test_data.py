@@ -243,7 +243,11 @@ def test_a_text_of_one_line_is_sampled_within_bounds() -> None:
 
 @pytest.mark.parametrize(
     ("texts", "size", "why"),
-    [(["a b c"], 5000, "vocab_size=5000: .*too high"), (["abc"], 100, "vocab_size=100: "), (["\n \n"], 512, "no text")],
+    [
+        (["a b c"], 5000, "vocab_size=5000: the text fills at most 2[78][0-9]; a smaller vocabulary, or more text"),
+        (["abc"], 100, "vocab_size=100: must be at least 2[78][0-9], which the bytes and the characters of the text"),
+        (["\n \n"], 512, "no text"),
+    ],
 )
 def test_impossible_vocabulary_is_refused(texts: list[str], size: int, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):

@@ -58,6 +58,8 @@ class JobSetOptions:
             found.append(f"{at}.image is needed: the container image in which the project is installed")
         if not self.store or not (bucket_of(self.store) or CLAIM.fullmatch(self.store)):
             found.append(f"{at}.store={self.store} must be where runs are kept: gs://BUCKET/FOLDER or pvc://CLAIM")
+        elif "," in self.store:
+            found.append(f"{at}.store={self.store} must be without a comma, which would end an option of the mount")
         for name, reference in self.secrets.items():
             if not SECRET.fullmatch(reference):
                 # The value is not repeated: it may be the secret itself.

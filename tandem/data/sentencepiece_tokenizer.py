@@ -61,10 +61,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_bytes: int = 10_0
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **options)
     except RuntimeError as error:
-        # Its message is the source line and the failed condition in brackets, then what to change.
-        why = str(error).rpartition("] ")[2] or str(error)
-        raise ConfigurationError([f"vocab_size={vocab_size}: {why}"]) from None
+        raise ConfigurationError([f"vocab_size={vocab_size}: {_refusal(str(error))}"]) from None
     return model.getvalue()
+
+
+def _refusal(said: str) -> str:
+    """What SentencePiece's message means: the source line and the failed condition in brackets, then what to change."""
+    if most := re.search(r"value <= (\d+)", said):
+        return f"the text fills at most {most[1]}; a smaller vocabulary, or more text"
+    if needed := re.search(r"required_chars\. \d+ vs (\d+)", said):
+        return f"must be at least {needed[1]}, which the bytes and the characters of the text take"
+    return f"the text cannot fill it ({' '.join(said.split())})"
 
 
 class SentencePieceTokenizer(Tokenizer):
