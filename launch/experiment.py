@@ -22,6 +22,7 @@ from launch.steps.tune_pair import TunePair
 from tandem.config import Experiment, Measure, Stages, StopRule
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.chat import chat_template, encode_questions
+from tandem.data.prompts import read_prompts
 from tandem.data.tokenizer import load_tokenizer
 from tandem.data.vocabularies import same_vocabulary
 from tandem.decoding.drafters import LAST, PRETRAIN, drafting_with, is_head, named
@@ -286,11 +287,14 @@ def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
 
 
 def check_prompts(experiment: Experiment) -> None:
-    """Raises ConfigurationError where a prompt is too long for the cache. With a tokenizer that is yet to be trained
-    that shows only in the step that reads the prompts."""
+    """Raises ConfigurationError where a prompt is too long for the cache, EnvironmentFailure where a file of prompts is
+    damaged. With a tokenizer that is yet to be trained lengths show only in the step that reads the prompts."""
     decode, room, path = experiment.decode, room_of(experiment), known_tokenizer(experiment)
     room.check("a held-out prompt", decode.prompt_tokens, decode.max_new_tokens)
+    files = prompt_files(experiment)
     if path is None:
+        for category, file in files.entries:
+            read_prompts(file, experiment.eval.prompts, category, files)
         return
     tokenizer = load_tokenizer(path)
     check_vocabulary(experiment, tokenizer)
@@ -299,5 +303,5 @@ def check_prompts(experiment: Experiment) -> None:
         length = len(encode_questions(tokenizer, template, [experiment.prompt])[0])
         room.check("prompt", length, decode.max_new_tokens)
     sizes = (decode.prompt_tokens, decode.max_new_tokens)
-    if files := prompt_files(experiment):
+    if files:
         encode_prompts(files, tokenizer, experiment.data.chat, experiment.eval.prompts, *sizes, room)

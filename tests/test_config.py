@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launch.compose import CONF, compose, compose_all, expand, groups, to_yaml
+from launch.compose import CONF, compose, compose_all, expand, for_hydra, groups, to_yaml
+from launch.experiment import build
 from launch.identity import configuration_hash
 from launch.keys import known_keys
 from tandem.config import Experiment, Measure, OptimizerConfig, Recipe
-from tandem.errors import ConfigurationError
+from tandem.errors import ConfigurationError, EnvironmentFailure
 from tandem.pair import resolve_layer_map
 from tandem.validate import validate
 
@@ -343,3 +344,54 @@ def test_a_prompt_is_taken_as_it_stands():
     assert compose(["job=generate", f"prompt={text}"]).prompt == text
     answers = [compose(["job=generate", f"prompt={each}"]) for each in (text, "another")]
     assert configuration_hash(answers[0]) == configuration_hash(answers[1])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("name=" + "a" * 300, "name='aaa.*' has a name of 300 bytes, and files have names of at most 255"),
+        ("runs_dir=" + "b/" * 2100, "runs_dir='b/b.*' is a path of 4200 bytes, and may have at most 4095"),
+        ("tracking.tags=[ok,'']", r"tracking\.tags\[1\]='' must have 1 to 64 characters, and has 0"),
+        ("tracking.tags=[" + "t" * 65 + "]", r"tracking\.tags\[0\]='ttt.*must have 1 to 64 characters, and has 65"),
+        ("tracking.project=a/b", "tracking.project='a/b' must be without /"),
+        ("model.name=" + "m" * 65, "model.name='mmm.*must have 1 to 64 characters, and has 65"),
+        ("train.name=a/b", "train.name='a/b' must be usable in the name of a directory"),
+        ("data.prompts=[~nobody-here/a.txt]", r"data.prompts\[0\]='~nobody-here/a.txt' begins with ~nobody-here"),
+        ("name=caf\udce9", r"'name=caf\\udce9' holds bytes that are not UTF-8"),
+    ],
+)
+def test_what_no_disk_or_tracker_takes_is_refused_before_anything_is_written(word, message):
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        compose(["experiment=debug", word])
+    assert len(str(refused.value)) < 500
+
+
+def test_a_tilde_needs_no_quotes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("texts", "a.txt", "b~1 c.txt"):
+        (tmp_path / name).write_text("one\n")
+    found = compose(["data=text", "data.path=~/texts", "data.prompts=[~/a.txt,~/b~1 c.txt]", "runs_dir=~"])
+    assert (found.data.path, found.data.prompts, found.runs_dir) == ("~/texts", ["~/a.txt", "~/b~1 c.txt"], "~")
+    assert compose(["data=text", "data.path='~/texts'"]).data.path == "~/texts"
+    assert expand(["data.path=~/texts,~/a.txt"]) == [["data.path='~/texts'"], ["data.path='~/a.txt'"]]
+    with pytest.raises(ConfigurationError, match="a key cannot be deleted"):
+        compose(["~seed"])
+
+
+def test_a_prompt_is_one_point_of_a_grid_whatever_it_holds():
+    words = ["prompt=one, two(", "seed=0,1"]
+    assert expand(words) == [["prompt=one, two(", "seed=0"], ["prompt=one, two(", "seed=1"]]
+    assert for_hydra(words) == ["++seed=0,1"]
+
+
+def test_a_launcher_has_one_value_of_an_option():
+    with pytest.raises(ConfigurationError, match=r"needs quotes: 'hydra.launcher.store=\"gs://bucket/a,b\"'"):
+        expand(["seed=0,1", "hydra.launcher.store=gs://bucket/a,b"])
+
+
+def test_prompt_files_are_checked_before_a_tokenizer_is_there(tmp_path):
+    (tmp_path / "text.txt").write_text("one\n")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": 42}\n')
+    words = ["job=speed", "experiment=debug", "data=text", f"data.path={tmp_path}/text.txt"]
+    with pytest.raises(EnvironmentFailure, match=r"prompts\.jsonl:2: needs a `prompt`"):
+        build(compose([*words, f"data.prompts={tmp_path}/prompts.jsonl"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import urllib.error
@@ -20,7 +21,7 @@ from tasks import download, invented, registry
 from tasks.example import Example, Kind, shorten
 from tasks.fewshot import build
 from tasks.render import render
-from tasks.sources import Settings, questions, rows
+from tasks.sources import Settings, missing, questions, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOLQ = "superglue/BoolQ/val.jsonl"
@@ -276,6 +277,18 @@ def test_what_is_missing_is_said_with_the_place_and_the_command(name, tmp_path):
     assert all(str(tmp_path / file.path) in message for file in task.dataset.files["eval"])
     assert any(command in message for command in ("download_and_prepare", "curl", "sacrebleu -t wmt22"))
     assert registry.info(name, settings).size is None
+
+
+@pytest.mark.parametrize("name", registry.TASKS)
+def test_an_offered_command_names_a_directory_with_blanks_for_a_shell(name, tmp_path):
+    directory = tmp_path / "it's data"
+    said = missing(registry.find(name), "eval", Settings(str(directory)))
+    offered = said[said.index("tasks.download=true") :].splitlines()[1:]
+    assert offered
+    for command in offered:
+        words = shlex.split(command)
+        assert any(str(directory) in word for word in words), words
+        assert not any(word.startswith("data") for word in words), words
 
 
 def test_a_file_that_is_cut_off_is_named_with_its_line(offline):
