@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from launch.fetching import fetch_models
 from launch.keys import closest, known_keys, nearest_key, typed
+from tandem.checks import shown
 from tandem.config import Experiment
 from tandem.decoding.drafters import drafter_names
 from tandem.errors import ConfigurationError
@@ -184,8 +185,10 @@ def _parse(word: str) -> Any:
         return f"{word!r} holds bytes that are not UTF-8, or half of a surrogate pair"
     try:
         return OverridesParser.create().parse_override(word)
+    except (ValueError, RecursionError):  # of numbers with thousands of digits, and of lists in lists
+        return f"{shown(word)} has a number that is too long, or values in values too deep"
     except HydraException:
-        return f"cannot read {word!r}: write key=value, and quote a value with special characters: 'key=\"a, b\"'"
+        return f"cannot read {shown(word)}: write key=value, and quote a value with special characters: 'key=\"a, b\"'"
 
 
 def _tilde_quoted(word: str) -> str:
@@ -258,6 +261,8 @@ def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
 
     try:
         return cast(dict[str, Any], OmegaConf.to_container(_unresolved(words), resolve=True)), None
+    except RecursionError:
+        return {}, f"{shown(' '.join(words))}: values that refer to each other in a circle, or are nested too deep"
     except (HydraException, OmegaConfBaseException) as error:
         if not words:
             raise

@@ -21,7 +21,7 @@ from launch.keys import known_keys
 from tandem.config import Experiment, Job
 from tandem.errors import ConfigurationError, UserError
 
-EXAMPLES = int(os.environ.get("TANDEM_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("TANDEM_FUZZ", "30"))
 SLOWEST_S = 2.0  # of processor time: a loaded machine is not ours to judge
 fuzzed = settings(
     max_examples=EXAMPLES,
