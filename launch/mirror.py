@@ -13,7 +13,8 @@ from launch import tracking
 from launch.graph import Step, topological
 from launch.identity import configuration_hash
 from launch.steps.train import Training
-from sweeps.table import Source, rows_of, several_primaries
+from sweeps.section import Source
+from sweeps.table import rows_of, several_primaries
 from sweeps.tables import SOURCES
 from tandem.config import Experiment
 from tandem.errors import Interrupted

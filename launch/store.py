@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import random
@@ -205,6 +206,11 @@ class Store:
 
     def lock(self, step: Storable) -> Path:
         return self.root / "locks" / f"{step.kind}-{step.fingerprint}.lock"
+
+    def kept(self, fingerprint: str, name: str) -> list[Path]:
+        """The files of that name of the finished step with a fingerprint, whatever its kind; not compared."""
+        folders = [root for root in (self.root, self.shipped) if root]
+        return [path for root in folders for path in root.glob(f"*-{glob.escape(fingerprint)}/{glob.escape(name)}")]
 
     def find(self, step: Storable, content: bool = False) -> Path | None:
         """The directory of the finished step, or None if it is not finished or its files are not those it left.

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeps import figures, paper
+from sweeps import figures, over_points, paper
 from sweeps.plots import finite
+from sweeps.section import Section, Source
 from sweeps.table import (
     GAMMA,
     NAME,
     Column,
     Row,
-    Section,
-    Source,
     TableSpec,
     count,
     decimals,
@@ -134,6 +133,7 @@ SECTION = Section(
     sources=(Source("agreement", keys=("primary", "name", "gamma")),),
     tables=(_AGREEMENT,),
     figures=(figures.agreement,),
+    over_points=(over_points.agreement,),
 )
 POSITIONS = Section(
     "How stale does the primary's state get?",

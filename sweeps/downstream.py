@@ -9,9 +9,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sweeps import figures, paper
+from sweeps import figures, over_points, paper
+from sweeps.figure import Figure
 from sweeps.plots import finite
-from sweeps.table import NAME, Column, Results, Row, Section, Source, Table, caveat, integer, printable, rows_of
+from sweeps.section import Section, Source
+from sweeps.table import NAME, Column, Results, Row, Table, caveat, integer, printable, rows_of
 
 # The paper's names of tasks, by ours without the version of the prompt.
 _PAPER_TASKS = {"triviaqa": "trivia_qa", "webquestions": "web_questions"}
@@ -231,7 +233,7 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[R
     return groups
 
 
-def quality_against_speed(results: Results) -> list[str]:
+def quality_against_speed(results: Results) -> list[Figure]:
     """For each suite the mean score against the speed alone, as the primary's: the tandem at each block length between
     the secondary and the primary, and the straight line between these two."""
     speeds = {
@@ -244,11 +246,11 @@ def quality_against_speed(results: Results) -> list[str]:
     return [
         chart
         for suite, own in _grouped(rows, lambda row: row["suite"]).items()
-        if (chart := _chart(suite, own, speeds, about))
+        for chart in _chart(suite, own, speeds, about)
     ]
 
 
-def _chart(suite: str, rows: Sequence[Row], speeds: Mapping[Any, float], about: Mapping[Any, Any]) -> str:
+def _chart(suite: str, rows: Sequence[Row], speeds: Mapping[Any, float], about: Mapping[Any, Any]) -> list[Figure]:
     tasks = {row["task"] for row in rows}
     points: dict[tuple[str, Any], tuple[float, float]] = {}
     for key, own in _grouped(rows, lambda row: (row["name"], row.get("gamma"))).items():
@@ -260,7 +262,7 @@ def _chart(suite: str, rows: Sequence[Row], speeds: Mapping[Any, float], about: 
         lines.setdefault(name, []).append(point)
     ends = [lines[name][0] for role in ("secondary", "primary") if (name := about.get(role)) in lines]
     if len(ends) < 2 or len(lines) < 3:
-        return ""
+        return []
     lines["secondary to primary"] = ends
     return figures.speed_quality(suite, {name: sorted(line) for name, line in lines.items()})
 
@@ -276,4 +278,5 @@ SECTION = Section(
     ),
     tables=(downstream_tables,),
     figures=(quality_against_speed,),
+    over_points=(over_points.quality,),
 )

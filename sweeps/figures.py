@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-from sweeps import plots
+from sweeps import figure, plots
+from sweeps.figure import Figure
 from sweeps.plots import finite
-from sweeps.table import Results, Row, decimals, percent, printable, ratio, rows_of, whole_percent
+from sweeps.table import (
+    Column,
+    Results,
+    Row,
+    Table,
+    decimals,
+    integer,
+    percent,
+    printable,
+    ratio,
+    rows_of,
+    whole_percent,
+)
 
 # One colour a model on every chart; a name that is not here takes the last.
 _COLOURS = {
@@ -22,8 +35,11 @@ _COLOURS = {
     "bison": 5,
     "gecko": 6,
 }
-_KINDS = {"_ce": "stage 1, cross entropy", "_distil": "stage 2, distillation"}
+_KINDS = {"_ce": "stage 1", "_distil": "stage 2, with distillation"}
 _POINTS = 120
+ALONE = "autoregressive"  # the row of a primary without a drafter
+METRICS = "metrics"  # the lines of a run's metrics.jsonl, beside its results
+ACCEPTANCE = "Share accepted of the drafts whose predecessors in the block all were. Higher is better."
 
 
 @dataclass(frozen=True)
@@ -70,41 +86,35 @@ def headlines(results: Results) -> list[Headline]:
     return found
 
 
-def agreement(results: Results) -> list[str]:
+def agreement(results: Results) -> list[Figure]:
     """Total variation and cross entropy against γ: the tandems as lines, the models without γ as references."""
     rows = [r for r in rows_of(results, "agreement") if r.get("name") is not None]
     gammas = sorted({r["gamma"] for r in rows if finite(r.get("gamma"))})
-    charts = []
+    made = []
     for field, label in (("total_variation", "Total variation"), ("cross_entropy", "Cross entropy, nats per token")):
         lines = _by_name([r for r in rows if finite(r.get("gamma")) and finite(r.get(field))])
         series = [
-            plots.Series(printable(n), [r["gamma"] for r in own], [r[field] for r in own], _colour(n))
+            plots.Series(printable(n), [r["gamma"] for r in own], [r[field] for r in own], colour(n))
             for n, own in lines.items()
         ]
         references = [
-            plots.Reference(r["name"], r[field], _colour(r["name"]))
+            plots.Reference(printable(r["name"]), r[field], colour(r["name"]))
             for r in rows
             if r["name"] in _controls(results) and r.get("gamma") is None and finite(r.get(field))
         ]
-        charts.append(
-            _figure(
-                f"{label} by block length",
-                "Lower is better. Dotted: the secondary alone, which has no γ.",
-                plots.line_chart(
-                    f"{label} by block length",
-                    _spoken(series) + "".join(f" {r.label}: {r.y:.3f} at every γ." for r in references),
-                    series,
-                    x_label="block length γ",
-                    y_label=label,
-                    references=references,
-                    x_ticks=gammas,
-                ),
-            )
+        made += figure.lines(
+            f"{label} by block length",
+            "Lower is better. Dotted: the secondary alone, which has no γ.",
+            series,
+            x_label="block length γ",
+            y_label=label,
+            references=references,
+            x_ticks=gammas,
         )
-    return _drawn(charts)
+    return made
 
 
-def positions(results: Results) -> list[str]:
+def positions(results: Results) -> list[Figure]:
     """Total variation by position in the longest block measured, there beside the best tandem's own tokens read with
     the newest states and without any, and for the best tandem in every block length."""
     rows = [
@@ -114,22 +124,22 @@ def positions(results: Results) -> list[str]:
     ]
     longest = max((r["gamma"] for r in rows), default=0)
     by_name = _by_name([r for r in rows if r["gamma"] == longest])
-    first = [_positions(printable(n), own, _colour(n)) for n, own in by_name.items()]
+    first = [_positions(printable(n), own, colour(n)) for n, own in by_name.items()]
     best = next((n for n in ("tandem_distil", "tandem_ce") if n in by_name), None)
     if longest > 1 and (own := by_name.get(best)):
         control = next((r["control"] for r in own if r.get("control")), None)
-        for field, label, colour in (
+        for field, label, kind in (
             ("total_variation_fresh", "its tokens at γ = 1", 7),
-            ("total_variation_control", f"its tokens, {control}", _colour(control)),
+            ("total_variation_control", f"its tokens, {control}", colour(control)),
         ):
             if all(finite(r.get(field)) for r in own):
-                first.append(_positions(printable(label), own, colour, field))
+                first.append(_positions(printable(label), own, kind, field))
     gammas = sorted({r["gamma"] for r in rows if r.get("name") == best})
     second = [
         _positions(f"γ = {g}", [r for r in rows if r.get("name") == best and r["gamma"] == g], i)
         for i, g in enumerate(gammas)
     ]
-    charts = []
+    made = []
     older = "Lower is better. Later positions see an older state of the primary."
     for title, series, note in (
         (
@@ -139,18 +149,18 @@ def positions(results: Results) -> list[str]:
         ),
         (f"Total variation by position, {best}", second if len(second) > 1 else [], older),
     ):
-        svg = plots.line_chart(
-            title, _spoken(series), series, x_label="position in the block", y_label="Total variation",
+        made += figure.lines(
+            title, note, series, x_label="position in the block", y_label="Total variation",
             x_ticks=sorted({x for s in series for x in s.x}),
         )  # fmt: skip
-        charts.append(_figure(title, note, svg))
-    return _drawn(charts)
+    return made
 
 
-def speed(results: Results) -> list[str]:
-    """Measured against predicted speedups, acceptance by position, and the histogram of accepted lengths."""
+def speed(results: Results) -> list[Figure]:
+    """Measured against predicted speedups, what the time goes to, acceptance by position, and the histogram of accepted
+    lengths."""
     rows = [r for r in rows_of(results, "speed") if r.get("name") is not None]
-    drafters = [r for r in rows if r["name"] != "autoregressive"]
+    drafters = [r for r in rows if r["name"] != ALONE]
     names = [printable(r["name"]) for r in drafters]
     # Not the colours of models: here a colour is a measure.
     fields = (
@@ -158,101 +168,178 @@ def speed(results: Results) -> list[str]:
         ("speedup_end_to_end", "end to end", 7),
         ("speedup_predicted", "predicted", 6),
     )
-    bars = [plots.Bars(label, [_value(r, f) for r in drafters], colour) for f, label, colour in fields]
-    title = "Speedup over the primary"
-    spoken = " ".join(
-        f"{n}: " + ", ".join(f"{b.label} {ratio(v)}" for b in bars if (v := b.values[i]) is not None) + "."
-        for i, n in enumerate(names)
+    made = figure.bars(
+        "Speedup over the primary",
+        "Higher is better. Predicted: from the acceptance rate and the cost of each pass.",
+        names,
+        [plots.Bars(label, [_value(r, f) for r in drafters], kind) for f, label, kind in fields],
+        x_label="drafter",
+        y_label="speedup",
+        write=ratio,
+        reference=plots.Reference("primary alone", 1.0, 5),
+        values=True,
     )
-    one = plots.Reference("primary alone", 1.0, 5)
-    svg = plots.bar_chart(title, spoken, names, bars, x_label="drafter", y_label="speedup", reference=one, values=True)
-    note = "Higher is better. Predicted: from the acceptance rate and the cost of each pass."
-    return _drawn([_figure(title, note, svg), _acceptance(drafters), _lengths(drafters)])
+    by_primary = {r.get("primary"): r for r in rows if r["name"] == ALONE}
+    spent = [(name, latency(r, by_primary.get(r.get("primary")))) for name, r in zip(names, drafters, strict=True)]
+    alone = [("primary alone", latency(r, r)) for r in list(by_primary.values())[:1]]
+    made += latency_bars("Where the time of a token goes", "drafter", [*alone, *spent])
+    return made + _acceptance(drafters) + _lengths(drafters)
 
 
-def _acceptance(drafters: list[Row]) -> str:
+def latency(row: Row, alone: Row | None) -> dict[str, float] | None:
+    """What a token of a response takes, in ms: `prefill` (its share of the prompt's), `draft`, `verify`, and the `rest`
+    of decoding. `alone` is the row of the same primary without a drafter, whose runs are the unit of the costs; None
+    where the rows do not have it."""
+    rate, unit = (_value(r or {}, "tokens_per_second_decode") for r in (row, alone))
+    if not rate or not unit or alone is None:
+        return None
+    counts = [_value(row, key) for key in ("tokens_per_primary_run", "primary_runs")]
+    tokens = counts[0] * counts[1] if counts[0] and counts[1] else None
+    prefill = _value(row, "prefill_seconds")
+    spent = {"prefill": 1e3 * prefill / tokens} if prefill is not None and tokens else {}
+    if row is alone:
+        return {**spent, "verify": 1e3 / rate}
+    parts = [_value(row, key) for key in ("secondary_runs", "cost_ratio", "primary_runs", "verify_cost")]
+    drafts, cost, runs, verify = parts
+    if drafts is None or cost is None or runs is None or verify is None or not tokens:
+        return None
+    spent |= {"draft": 1e3 * drafts * cost / unit / tokens, "verify": 1e3 * runs * verify / unit / tokens}
+    return {**spent, "rest": max(0.0, 1e3 / rate - spent["draft"] - spent["verify"])}
+
+
+def latency_bars(title: str, group: str, rows: list[tuple[str, dict[str, float] | None]]) -> list[Figure]:
+    """The parts of `latency` upon each other, a bar for each row that has them."""
+    known = [(name, parts) for name, parts in rows if parts]
+    kinds = [(kind, c) for kind, c in (("prefill", 7), ("draft", 0), ("verify", 1), ("rest", 4))]
+    shown = [plots.Bars(k, [parts.get(k) for _, parts in known], c) for k, c in kinds if any(k in p for _, p in known)]
+    if not any("draft" in parts for _, parts in known):
+        return []
+    note = (
+        "Lower is better. Draft (with the rule that stops it) and verify: how often, times what one was measured to "
+        "cost; rest: what they do not explain of the decoding that was measured."
+    )
+    return figure.bars(
+        title, note, [name for name, _ in known], shown, x_label=group, y_label="ms per token", stacked=True
+    )
+
+
+def _acceptance(drafters: list[Row]) -> list[Figure]:
     series = []
     for r in drafters:
         if isinstance(shares := r.get("acceptance_by_position"), list) and shares:
             places = list(range(1, len(shares) + 1))
-            series.append(plots.Series(printable(r["name"]), places, shares, _colour(r["name"])))
-    svg = plots.line_chart(
-        "Acceptance by position", _spoken(series), series, x_label="draft in the block", y_label="accepted",
-        x_ticks=sorted({x for s in series for x in s.x}),
-    )  # fmt: skip
-    return _figure(
+            series.append(plots.Series(printable(r["name"]), places, shares, colour(r["name"])))
+    return figure.lines(
         "Acceptance by position",
-        "Share accepted of the drafts whose predecessors in the block all were. Higher is better. Each drafter is on "
-        "its own tokens, and later drafts stand where the text has been easy: what staleness costs shows on the same "
-        "tokens alone, in total variation by position.",
-        svg,
+        f"{ACCEPTANCE} Each drafter is on its own tokens, and later drafts stand where the text has been easy: what "
+        "staleness costs shows on the same tokens alone, in total variation by position.",
+        series,
+        x_label="draft in the block",
+        y_label="accepted",
+        x_ticks=sorted({x for s in series for x in s.x}),
     )
 
 
-def _lengths(drafters: list[Row]) -> str:
-    bars, spoken = [], []
-    for r in drafters:
-        counts = r.get("accepted_lengths")
-        if isinstance(counts, list) and all(map(finite, counts)) and (total := sum(counts)) > 0:
-            shares = [c / total for c in counts]
-            bars.append(plots.Bars(printable(r["name"]), shares, _colour(r["name"])))
-            spoken.append(
-                f"{bars[-1].label}: " + ", ".join(f"{n} in {percent(s)} %" for n, s in enumerate(shares)) + "."
-            )
-    longest = max((len(b.values) for b in bars), default=0)
-    title = "Accepted tokens per block"
-    groups = [str(n) for n in range(longest)]
-    svg = plots.bar_chart(title, " ".join(spoken), groups, bars, x_label="accepted tokens", y_label="share of blocks")
-    return _figure(title, "More to the right is better.", svg)
+def _lengths(drafters: list[Row]) -> list[Figure]:
+    shown = [
+        plots.Bars(printable(r["name"]), shares, colour(r["name"])) for r in drafters if (shares := length_shares(r))
+    ]
+    longest = max((len(b.values) for b in shown), default=0)
+    shown = [plots.Bars(b.label, [*b.values, *[None] * (longest - len(b.values))], b.colour) for b in shown]
+    return figure.bars(
+        "Accepted tokens per block", "More to the right is better.", [str(n) for n in range(longest)], shown,
+        x_label="accepted tokens", y_label="share of blocks", write=lambda share: f"{percent(share)} %",
+    )  # fmt: skip
 
 
-def speed_quality(suite: str, lines: dict[str, list[tuple[float, float]]]) -> str:
+def length_shares(row: Row) -> list[float]:
+    """The shares of a row's blocks with 0, 1, … accepted drafts; empty where it has none."""
+    counts = row.get("accepted_lengths")
+    if not isinstance(counts, list) or not all(map(finite, counts)) or sum(counts) <= 0:
+        return []
+    return [c / sum(counts) for c in counts]
+
+
+def speed_quality(suite: str, lines: dict[str, list[tuple[float, float]]]) -> list[Figure]:
     """A suite's mean score against speed, a line or a point for each model."""
-    title = f"Quality against speed, {printable(suite)}"
     series = [
-        plots.Series(printable(name), [x for x, _ in line], [y for _, y in line], _colour(name))
+        plots.Series(printable(name), [x for x, _ in line], [y for _, y in line], colour(name))
         for name, line in lines.items()
     ]
-    svg = plots.line_chart(title, _spoken(series), series, x_label="speed, of the primary's", y_label="score, percent")
-    note = "Up and to the right is better. The straight line is what mixing secondary and primary would give."
-    return _figure(title, note, svg)
+    return figure.lines(
+        f"Quality against speed, {printable(suite)}",
+        "Up and to the right is better. The straight line is what mixing secondary and primary would give.",
+        series,
+        x_label="speed, of the primary's",
+        y_label="score, percent",
+    )
 
 
-def training(metrics: list[dict[str, Any]]) -> list[str]:
-    """Training loss by step, one chart for each kind of training so that the losses in it are comparable."""
+def training(results: Results) -> list[Figure]:
+    """Cross entropy by step, one chart for each kind of training so that what stands in it is comparable."""
+    return training_curves(losses(rows_of(results, METRICS)))
+
+
+def losses(lines: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    """The cross entropy by step of each training step's name, of lines of `metrics.jsonl`."""
     curves: dict[str, dict[float, float]] = defaultdict(dict)
-    for line in metrics:
-        step, loss = line.get("step"), line.get("loss")
+    for line in lines:
+        step, loss = line.get("step"), line.get("cross_entropy")
         if finite(step) and finite(loss):
             # A resumed step logs some of its steps again: the later line holds.
             curves[printable(line.get("step_name", "training"))][step] = loss
-    kinds: dict[str, dict[str, dict[float, float]]] = defaultdict(dict)
-    for name, curve in curves.items():
-        kind = next((k for suffix, k in _KINDS.items() if name.endswith(suffix)), "pretraining")
-        kinds[kind][name] = curve
-    charts = []
-    for kind, group in kinds.items():
+    return {name: sorted(curve.items()) for name, curve in curves.items()}
+
+
+def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[Figure]:
+    """One chart for each kind of training step, of the curves by their steps' names."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name in curves:
+        kinds[next((k for suffix, k in _KINDS.items() if name.endswith(suffix)), "pretraining")].append(name)
+    made = []
+    for kind, names in kinds.items():
         series = []
-        for i, (name, curve) in enumerate(group.items()):
-            x, y = _thinned(sorted(curve.items()))
+        for i, name in enumerate(names):
+            x, y = thinned(curves[name])
             series.append(plots.Series(name, x, y, _COLOURS.get(name.removeprefix("pretrain_"), i)))
-        title = f"Training loss, {kind}"
-        spoken = " ".join(f"{s.label}: from {s.y[0]:.3f} to {s.y[-1]:.3f}." for s in series)
-        svg = plots.line_chart(title, spoken, series, x_label="step", y_label="nats per token", markers=False)
-        charts.append(_figure(title, "", svg))
-    return _drawn(charts)
+        made += curve_chart(f"Cross entropy in training, {kind}", series)
+    return made
 
 
-def _thinned(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def curve_chart(title: str, series: Sequence[plots.Series]) -> list[Figure]:
+    """Curves of the cross entropy; the table says where each begins, ends and is lowest."""
+    rows = [
+        {"name": s.label, "steps": s.x[-1], "first": y[0], "last": y[-1], "least": min(y)}
+        for s in series
+        if (y := [value for value in s.y if finite(value)])
+    ]
+    columns = [
+        Column("name", "", printable, numeric=False, always=True), Column("steps", "steps", integer),
+        *(Column(key, key, decimals(3)) for key in ("first", "last", "least")),
+    ]  # fmt: skip
+    spoken = " ".join(f"{row['name']}: from {row['first']:.3f} to {row['last']:.3f}." for row in rows)
+    return figure.lines(
+        title,
+        "Long curves are drawn as means of neighbouring steps.",
+        series,
+        x_label="step",
+        y_label="nats per token",
+        markers=False,
+        table=Table(title, title, columns, rows),
+        spoken=spoken,
+    )
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """At most `_POINTS` points, each the mean of neighbours."""
     size = math.ceil(len(points) / _POINTS)
     chunks = [points[i : i + size] for i in range(0, len(points), size)]
     return [c[-1][0] for c in chunks], [sum(y for _, y in c) / len(c) for c in chunks]
 
 
-def _positions(label: str, rows: list[Row], colour: int, field: str = "total_variation") -> plots.Series:
+def _positions(label: str, rows: list[Row], kind: int, field: str = "total_variation") -> plots.Series:
     rows = sorted(rows, key=lambda r: r["position"])
-    return plots.Series(label, [r["position"] for r in rows], [r[field] for r in rows], colour)
+    return plots.Series(label, [r["position"] for r in rows], [r[field] for r in rows], kind)
 
 
 def _by_name(rows: list[Row]) -> dict[Any, list[Row]]:
@@ -262,7 +349,7 @@ def _by_name(rows: list[Row]) -> dict[Any, list[Row]]:
     return {n: sorted(own, key=lambda r: r["gamma"]) for n, own in groups.items()}
 
 
-def _colour(name: Any) -> int:
+def colour(name: Any) -> int:
     """That of a model whose name is not here by what it was trained with, and else by its letters."""
     if name in _COLOURS or not isinstance(name, str):
         return _COLOURS.get(name, plots.COLOURS - 1)
@@ -278,21 +365,3 @@ def _controls(results: Results) -> set[str]:
 
 def _value(row: Row, field: str) -> float | None:
     return row[field] if finite(row.get(field)) else None
-
-
-def _spoken(series: list[plots.Series]) -> str:
-    return " ".join(
-        f"{s.label}: " + ", ".join(f"{y:.3f} at {x:g}" for x, y in zip(s.x, s.y, strict=True) if finite(y)) + "."
-        for s in series
-    )
-
-
-def _figure(title: str, note: str, svg: str) -> str:
-    if not svg:
-        return ""
-    below = f"<p>{escape(note)}</p>" if note else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}{below}</figure>"
-
-
-def _drawn(charts: list[str]) -> list[str]:
-    return [c for c in charts if c]

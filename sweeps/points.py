@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from sweeps import figures, over_points
+from sweeps.figure import Figure
+from sweeps.point import Point
 from sweeps.table import Column, Results, Row, Table, printable
 from sweeps.tables import build_tables
 
-# What answers a sweep, by the table that has it: the best is the greatest, or the least.
-ANSWERS = {
-    "speed": ("speedup_decode", max),
-    "standalone": ("speedup_decode", max),
-    "agreement": ("total_variation", min),
-}
+# What answers a sweep, by the table that has it.
+ANSWERS = {measure.source: measure for measure in (over_points.SPEEDUP, over_points.STANDALONE, over_points.VARIATION)}
 # What the terminal shows of them; the report has all.
 SHOWN = (
     "name",
@@ -31,28 +29,15 @@ SHOWN = (
     "total_variation_below_control",
 )
 BEST = Column("best", "", printable, numeric=False)
-ALONE = "autoregressive"
 
 
-@dataclass(frozen=True)
-class Point:
-    """One point: where it stands on each axis, what its run found (None where it is not done), and how it ended."""
-
-    axes: Mapping[str, Any]
-    run: str  # its directory
-    command: str
-    results: Results | None
-    state: str = "done"
-    last_lines: str = ""
-
-
-def merged(points: Sequence[Point]) -> list[Table]:
-    """A run's tables over all points, in reading order; the paper's rows are left out, and of each table the axes that
-    change nothing in it."""
+def merged(points: Sequence[Point], make: Callable[[Results], list[Table]] = build_tables) -> list[Table]:
+    """A run's tables (those that `make` makes) over all points, in reading order; the paper's rows are left out, and of
+    each table the axes that change nothing in it."""
     tables: dict[str, Table] = {}
     rows: dict[str, list[tuple[Row, Row]]] = {}  # axes and row
     for point in points:
-        for table in build_tables(point.results or {}):
+        for table in make(point.results or {}):
             known = tables.setdefault(table.key, replace(table, rows=[], notes=[]))
             more = [column for column in table.columns if column.key not in {each.key for each in known.columns}]
             tables[table.key] = replace(known, columns=[*known.columns, *more])
@@ -62,21 +47,34 @@ def merged(points: Sequence[Point]) -> list[Table]:
     return [_beside(table, axes, rows[key]) for key, table in tables.items() if rows[key]]
 
 
-def answer(points: Sequence[Point]) -> Table | None:
-    """The table that answers the sweep, the best row marked; None where no point has any."""
-    tables = {table.key: table for table in merged(points)}
-    key = next((name for name in ANSWERS if name in tables), None)
-    if key is None:
+def answer(points: Sequence[Point], found: Sequence[Table] | None = None) -> Table | None:
+    """The table that answers the sweep, the best row marked; None where no point has any. `found` is what `merged`
+    makes of the points, where that is known."""
+    measure = answering(points)
+    if measure is None:
         return None
-    table, (field, choose) = tables[key], ANSWERS[key]
-    rows = [row for row in table.rows if row.get("name") != ALONE and row.get(field) is not None]
-    if key == "agreement":
+    tables = {table.key: table for table in (merged(points) if found is None else found)}
+    table, field = tables[measure.source], measure.field
+    rows = [row for row in table.rows if row.get("name") != figures.ALONE and row.get(field) is not None]
+    if measure is over_points.VARIATION:
         rows = [row for row in rows if row[field] > 0]  # the primary is itself
-    best = choose(rows, key=lambda row: row[field], default=None)
+    best = (max if measure.more else min)(rows, key=lambda row: row[field], default=None)
     axes = {axis for point in points for axis in point.axes}
     columns = [column for column in table.columns if column.key in {*axes, *SHOWN}]
-    marked = [{**row, "best": "best"} if row is best else row for row in rows]
+    marked = [{**row, "best": "best" if row is best else ""} for row in rows]
     return replace(table, columns=[*columns, BEST], rows=marked)
+
+
+def answering(points: Sequence[Point]) -> over_points.Measure | None:
+    """The measure that answers the sweep: the first of `ANSWERS` that a point has."""
+    found = {name for point in points for name, rows in (point.results or {}).items() if rows}
+    return next((measure for name, measure in ANSWERS.items() if name in found), None)
+
+
+def answer_figures(points: Sequence[Point]) -> list[Figure]:
+    """The answer as pictures: its measure over the axes."""
+    measure = answering(points)
+    return [] if measure is None else over_points.over_axes(points, measure)
 
 
 def long_rows(points: Sequence[Point]) -> dict[str, list[Row]]:

@@ -14,7 +14,6 @@ from sweeps import figures, paper, tables
 from sweeps.table import count, printable, rows_of
 from tandem.errors import EnvironmentFailure
 
-_TRAINING = "Loss on the training batches; long curves are drawn as means of neighbouring steps."
 _STYLE = Path(__file__).with_name("report.css")
 
 
@@ -68,16 +67,16 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def render(results: dict[str, Any], metrics: list[dict[str, Any]], config: dict[str, Any]) -> str:
     """The page as text."""
+    results = {**results, figures.METRICS: metrics}
     sections = [
         _section(
             section.title,
             section.explanation,
             [tables.to_html(table) for table in tables.section_tables(section, results)],
-            [chart for draw in section.figures for chart in draw(results)],
+            [tables.figure_html(one) for draw in section.figures for one in draw(results)],
         )
         for section in tables.SECTIONS
     ]
-    sections.append(_section("Training", _TRAINING, [], figures.training(metrics)))
     title = escape(_title(config))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -3,7 +3,8 @@ and models that write alone."""
 
 from __future__ import annotations
 
-from sweeps import figures, paper
+from sweeps import figures, over_points, paper
+from sweeps.section import Section, Source
 from sweeps.table import (
     CATEGORY,
     DRAFTER,
@@ -12,8 +13,6 @@ from sweeps.table import (
     PRIMARY,
     Column,
     Row,
-    Section,
-    Source,
     TableSpec,
     count,
     decimals,
@@ -27,7 +26,6 @@ from sweeps.table import (
     whole_percent,
 )
 
-_ALONE = "autoregressive"  # the row of a primary without a drafter
 _COSTS = ("primary_runs", "secondary_runs", "cost_ratio", "verify_cost", "tokens_per_second_decode")
 
 
@@ -45,7 +43,7 @@ def _under_primaries(rows: list[Row]) -> list[Row]:
     """The rows, those of the primaries alone with their names where there are several."""
     if not several_primaries(rows):
         return rows
-    return [{**r, "name": f"{r.get('primary')}, alone"} if r.get("name") == _ALONE else r for r in rows]
+    return [{**r, "name": f"{r.get('primary')}, alone"} if r.get("name") == figures.ALONE else r for r in rows]
 
 
 def _speed_notes(rows: list[Row]) -> list[str]:
@@ -202,4 +200,5 @@ SECTION = Section(
     ),
     tables=(_SPEED, _COST, _ACCEPTANCE, _BY_CATEGORY, _STANDALONE),
     figures=(figures.speed,),
+    over_points=(over_points.speed, over_points.standalone),
 )

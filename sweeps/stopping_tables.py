@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from sweeps import paper
+from sweeps.section import Section, Source
 from sweeps.table import (
     CATEGORY,
     DRAFTER,
     NAME,
     Column,
     Row,
-    Section,
-    Source,
     TableSpec,
     decimals,
     integer,

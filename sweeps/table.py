@@ -1,8 +1,7 @@
-"""What a table of results is: the rows it is made of, its columns with their formats, the paper's rows and the notes;
-and the sections that tables and figures stand in.
+"""What a table of results is: the rows it is made of, its columns with their formats, the paper's rows and the notes.
 
-A table is declared once, as a `TableSpec` in the file of its subject, and stands in a section there; `sweeps/tables.py`
-has all sections, and the terminal, the report and the W&B mirror go over them.
+A table is declared once, as a `TableSpec` in the file of its subject, and stands in a section there
+(`sweeps/section.py`).
 """
 
 from __future__ import annotations
@@ -78,28 +77,6 @@ class TableSpec:
         columns = self.columns(found) if callable(self.columns) else self.columns
         notes = self.notes(found) if callable(self.notes) else self.notes
         return [Table(self.name, self.title, columns, shown, [*notes, *caveat(shown)])]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A name that rows have in `results.json`, and the fields that tell one row from another.
-
-    W&B's summary of a run has the numbers of each row under these; without any the rows are a W&B table alone.
-    """
-
-    name: str
-    keys: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    """A question to a run: the rows that answer it, and the tables and figures that show them."""
-
-    title: str
-    explanation: str
-    sources: tuple[Source, ...]
-    tables: tuple[Callable[[Results], list[Table]], ...]
-    figures: tuple[Callable[[Results], list[str]], ...] = ()
 
 
 def printable(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Every table of a run's results, and how one is written as text and as HTML.
+"""Every table and figure of results, and how one is written as text and as HTML.
 
 `SECTIONS` is the one list of them. Columns, tables and sections that a run has no values for are left out.
 """
@@ -9,8 +9,10 @@ import textwrap
 from dataclasses import replace
 from html import escape
 
-from sweeps import agreement_tables, compiled_tables, downstream, model_tables, speed_tables, stopping_tables
-from sweeps.table import Column, Results, Section, Source, Table, printable
+from sweeps import agreement_tables, compiled_tables, downstream, model_tables, speed_tables, stopping_tables, training
+from sweeps.figure import Figure
+from sweeps.section import Section, Source
+from sweeps.table import Column, Results, Table, printable
 
 TEXT_WIDTH = 120
 _NAME_WIDTH = 36
@@ -24,6 +26,7 @@ SECTIONS: tuple[Section, ...] = (
     stopping_tables.SECTION,
     downstream.SECTION,
     compiled_tables.SECTION,
+    training.SECTION,
 )
 SOURCES: tuple[Source, ...] = tuple(source for section in SECTIONS for source in section.sources)
 
@@ -73,8 +76,24 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def figure_html(figure: Figure) -> str:
+    """The drawing, how to read it, and under a fold its table; everything that comes from the run is escaped."""
+    note = f"<p>{escape(figure.note)}</p>" if figure.note else ""
+    return (
+        f"<figure><figcaption>{escape(figure.title)}</figcaption>{figure.svg}{note}"
+        f"<details><summary>As a table</summary>{_grid(figure.table)}</details></figure>"
+    )
+
+
 def to_html(table: Table) -> str:
     """The table as an HTML figure; everything that comes from the run is escaped."""
+    notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
+    title = escape(table.title)
+    return f'<figure class="table"><figcaption>{title}</figcaption>{_grid(table)}{notes}</figure>'
+
+
+def _grid(table: Table) -> str:
+    """The rows and columns, in a box that scrolls where it is too narrow."""
     titles = [escape(c.title).replace("\n", "<br>") or "<span class=hidden>name</span>" for c in table.columns]
     head = "".join(f'<th scope="col"{_align(c)}>{t}</th>' for c, t in zip(table.columns, titles, strict=True))
     body = []
@@ -83,13 +102,12 @@ def to_html(table: Table) -> str:
         for i, column in enumerate(table.columns):
             text = escape(table.cell(row, column))
             cells.append(f'<th scope="row">{text}</th>' if i == 0 else f"<td{_align(column)}>{text}</td>")
-        body.append(f"<tr{' class=paper' if row.get('paper') else ''}>{''.join(cells)}</tr>")
-    notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
+        kind = " class=paper" if row.get("paper") else " class=best" if row.get("best") else ""
+        body.append(f"<tr{kind}>{''.join(cells)}</tr>")
     name = escape(table.title, quote=True)
     return (
-        f'<figure class="table"><figcaption>{name}</figcaption>'
         f'<div class="scroll" role="region" aria-label="{name}" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>{notes}</figure>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

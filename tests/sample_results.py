@@ -119,7 +119,7 @@ def sample_metrics() -> list[dict[str, Any]]:
             "time": 0.0,
             "step_name": name,
             "step": step,
-            "loss": 1.9 + 0.1 * i + 1.5 / (1 + step / 60) + 0.05 * math.sin(step),
+            "cross_entropy": 1.9 + 0.1 * i + 1.5 / (1 + step / 60) + 0.05 * math.sin(step),
         }
         for i, name in enumerate(steps)
         for step in range(0, 600, 4)

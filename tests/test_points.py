@@ -15,7 +15,8 @@ from launch.fleet.interface import Record, State, Sweep, SweepJob
 from launch.fleet.state import SweepDirectory
 from launch.identity import run_directory
 from launch.run import main
-from sweeps.points import Point, answer, long_rows, merged
+from sweeps.point import Point
+from sweeps.points import answer, long_rows, merged
 from sweeps.tables import to_text
 
 

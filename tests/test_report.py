@@ -183,7 +183,7 @@ def test_rows_of_every_name_reach_the_terminal_and_the_report(tmp_path, name):
 def test_every_table_of_the_terminal_is_in_the_report(tmp_path):
     made = tables.build_tables(whole_results())
     page = write_run(tmp_path, whole_results())
-    assert len({one.key for one in made}) == len(made) == page.count("<table>")
+    assert len({one.key for one in made}) == len(made) == len(re.findall(r'<figure class="table">', page))
     assert all(tables.to_html(one) in page for one in made)
 
 
@@ -240,7 +240,8 @@ def test_a_run_that_stopped_after_stage_1_has_no_distilled_rows(tmp_path):
     page = write_run(tmp_path, results)
     assert "tandem_ce, γ = 2; best control gecko_ce 2.220" in page
     drawn = re.findall(r"<svg.*?</svg>|<table.*?</table>", page.split("<h2>Training")[0])
-    assert len(drawn) == 13
+    charts = sum(one.startswith("<svg") for one in drawn)
+    assert (charts, len(drawn)) == (8, 6 + 2 * 8)  # each chart is a table too
     assert "distil" not in "".join(drawn)
     assert "Tandem-Distil" not in texts(results)["agreement"]
 
@@ -308,8 +309,9 @@ def test_every_chart_is_there_and_has_a_text_alternative(tmp_path):
     assert [m[1] for m in named if m] == [
         "Total variation by block length", "Cross entropy, nats per token by block length",
         "Total variation by position, γ = 8", "Total variation by position, tandem_distil",
-        "Speedup over the primary", "Acceptance by position", "Accepted tokens per block",
-        "Training loss, pretraining", "Training loss, stage 1, cross entropy", "Training loss, stage 2, distillation",
+        "Speedup over the primary", "Where the time of a token goes", "Acceptance by position",
+        "Accepted tokens per block", "Cross entropy in training, pretraining", "Cross entropy in training, stage 1",
+        "Cross entropy in training, stage 2, with distillation",
     ]  # fmt: skip
     assert "nan" not in "".join(charts)
     speedup = charts[4]
@@ -346,15 +348,15 @@ def test_what_the_run_supplies_is_escaped(tmp_path):
 def test_broken_input_lines_are_skipped_and_resumed_steps_counted_once(tmp_path):
     metrics = [
         *sample_metrics(),
-        {"step_name": "tandem_ce", "step": 596, "loss": 9.5},
-        {"step_name": "x", "step": 1, "loss": math.nan},
+        {"step_name": "tandem_ce", "step": 596, "cross_entropy": 9.5},
+        {"step_name": "x", "step": 1, "cross_entropy": math.nan},
     ]
     write_run(tmp_path, sample_results(), metrics)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step_name": "cut o')
     page = write_report(tmp_path).read_text()
     (told,) = re.findall(r"tandem_ce: from [\d.]+ to ([\d.]+)\.", page)
-    losses = [m["loss"] for m in metrics if m.get("step_name") == "tandem_ce" and m["step"] in (592, 596)]
+    losses = [m["cross_entropy"] for m in metrics if m.get("step_name") == "tandem_ce" and m["step"] in (592, 596)]
     assert float(told) == pytest.approx((losses[0] + 9.5) / 2, abs=0.001)
 
 

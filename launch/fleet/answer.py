@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,15 @@ from launch.fleet.interface import State, Sweep
 from launch.fleet.state import SweepDirectory, find_sweep
 from launch.fleet.table import WORDS
 from launch.graph import RESULTS
-from launch.identity import as_run, run_directory
+from launch.identity import NOT_MEANING, as_run, run_directory, store_of
 from launch.questions import Question, asked
-from launch.store import make_directory, read_json, write_json_atomic, write_text_atomic
+from launch.store import Store, make_directory, read_json, write_json_atomic, write_text_atomic
+from sweeps.figure import Figure
+from sweeps.figures import losses
 from sweeps.paper_claims import claims_table
-from sweeps.points import Point, answer, long_rows
+from sweeps.point import Curve, Point
+from sweeps.points import answer, answer_figures, long_rows
+from sweeps.report import read_metrics
 from sweeps.sweep_report import render
 from sweeps.table import Table
 from sweeps.tables import to_text
@@ -29,7 +34,9 @@ if TYPE_CHECKING:
     from launch.process import Stop
 
 POINTS, REPORT = "points.json", "report.html"
+METRICS = "metrics.jsonl"
 GROUP = "tracking.group="  # which the sweep itself adds
+GRIDS = 6  # pictures of the answer that the terminal has room for
 
 
 def report(experiment: Experiment, stop: Stop) -> None:
@@ -51,23 +58,27 @@ def present_points(folder: Path, typed: Sequence[str], points: Sequence[Point]) 
     """Print the table of the points that the words `typed` asked for, write page and rows into `folder`, and say where
     they are; nothing where no point is a run that is done."""
     question = asked(typed)
-    table = _found(question, points)
+    table, pictures = _found(question, points)
     if table is None:
         return
     make_directory(folder)
     write_json_atomic(folder / POINTS, {"points": described(points), **long_rows(points)})
     command = shlex.join(["launch/run.py", *typed])
     title, why = (question.title, question.hypothesis) if question else (folder.name, "")
-    write_text_atomic(folder / REPORT, render(title, why, command, points, table))
+    write_text_atomic(folder / REPORT, render(title, why, command, points, table, pictures))
     print(f"\n{title}" if question else "")
-    print(f"{to_text(table)}\n\nreport   {folder / REPORT}\npoints   {folder / POINTS}")
+    print(to_text(table))
+    for drawn in pictures[:GRIDS]:
+        print(f"\n{to_text(drawn.table)}")
+    print(f"\nreport   {folder / REPORT}\npoints   {folder / POINTS}")
 
 
-def _found(question: Question | None, points: Sequence[Point]) -> Table | None:
+def _found(question: Question | None, points: Sequence[Point]) -> tuple[Table | None, Sequence[Figure]]:
+    """The table that answers the question, and the pictures of it."""
     if question is None or question.answer == "best_point":
-        return answer(points)
-    left = [f"{' '.join(map(str, p.axes.values()))} is {p.state}" for p in points if p.results is None]
-    return claims_table([point.results for point in points if point.results is not None], "; ".join(left))
+        return answer(points), answer_figures(points)
+    left = [f"{point.place} is {point.state}" for point in points if point.results is None]
+    return claims_table([point.results for point in points if point.results is not None], "; ".join(left)), []
 
 
 def side_by_side(words: Sequence[Sequence[str]], ends: Sequence[tuple[str, str]]) -> list[Point]:
@@ -78,7 +89,10 @@ def side_by_side(words: Sequence[Sequence[str]], ends: Sequence[tuple[str, str]]
     keys = dict.fromkeys(key for own in valued for key in own)
     axes = [key for key in keys if len({own.get(key) for own in valued}) > 1]
     places = [{key: _value(own[key]) for key in axes if key in own} for own in valued]
-    return [_point(*each) for each in zip(plain, places, ends, strict=True)]
+    curves: dict[str, Curve | None] = {}
+    made = [_point(*each, curves) for each in zip(plain, places, ends, strict=True)]
+    differing = _differing([point.settings for point in made if point.settings])
+    return [replace(p, settings={k: v for k, v in p.settings.items() if k in differing}) for p in made]
 
 
 def described(points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -86,7 +100,11 @@ def described(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [{"axes": dict(p.axes), "run": p.run, "command": p.command, "state": p.state} for p in points]
 
 
-def _point(words: Sequence[str], axes: Mapping[str, Any], end: tuple[str, str]) -> Point:
+def _point(
+    words: Sequence[str], axes: Mapping[str, Any], end: tuple[str, str], curves: dict[str, Curve | None]
+) -> Point:
+    """The point, with its whole configuration as settings; `curves` are those that other points have read, by
+    fingerprint."""
     state, last_lines = end
     made = Point(axes, "", shlex.join(["uv", "run", "launch/run.py", *words]), None, state, last_lines)
     try:
@@ -95,13 +113,46 @@ def _point(words: Sequence[str], axes: Mapping[str, Any], end: tuple[str, str]) 
         return replace(made, state=f"{state}, and refused today: {error}")
     if run is None:
         return made
-    made = replace(made, run=str(run_directory(run)))
+    made = replace(made, run=str(run_directory(run)), settings=_leaves(asdict(run)))
     if state != WORDS[State.succeeded]:
         return made
     try:
-        return replace(made, results=read_json(Path(made.run) / RESULTS))
+        results = read_json(Path(made.run) / RESULTS)
     except (OSError, UserError) as error:
         return replace(made, state=f"{state}, but its results cannot be read: {error}")
+    return replace(made, results=results, curves=_curves(results, store_of(run), curves))
+
+
+def _curves(results: Mapping[str, Any], store: Store, known: dict[str, Curve | None]) -> dict[str, Curve]:
+    """The losses of a run's training steps, from the store: who shares a step has not logged it itself."""
+    fingerprints = results.get("provenance", {}).get("steps", {})
+    found = {}
+    for name in results.get("training") or ():
+        fingerprint = str(fingerprints.get(name))
+        if fingerprint not in known:
+            lines = [line for path in store.kept(fingerprint, METRICS) for line in read_metrics(path)]
+            own = next(iter(losses(lines).values()), [])
+            known[fingerprint] = Curve(fingerprint, *map(list, zip(*own, strict=True))) if own else None
+        if curve := known[fingerprint]:
+            found[name] = curve
+    return found
+
+
+def _leaves(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The values of a configuration under their whole keys, but for what says where a run is kept and who watches."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            found |= _leaves(value, f"{where}{key}.")
+        elif where or key not in NOT_MEANING:
+            found[f"{where}{key}"] = json.loads(json.dumps(value))  # enums as their text
+    return {key: value for key, value in found.items() if key.partition(".")[0] not in NOT_MEANING}
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys that do not have one value in all."""
+    keys = {key for own in settings for key in own}
+    return {key for key in keys if len({json.dumps(own.get(key)) for own in settings}) > 1}
 
 
 def _value(word: str) -> Any:

@@ -182,6 +182,7 @@ def _row(
         "speedup_decode": speedup(baseline, outcome),
         "speedup_end_to_end": speedup(baseline, outcome, end_to_end=True),
         "tokens_per_second_decode": outcome.responses.size / float(np.median(outcome.decode_seconds)),
+        "prefill_seconds": float(np.median(outcome.prefill_seconds)) / responses,
         "repetition_rate": repetition_rate(outcome.responses),
         "cache_bytes_per_token": cache_bytes_per_token(shown.method),
     }

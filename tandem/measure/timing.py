@@ -122,6 +122,11 @@ class Outcome:
         """[repetitions]"""
         return self.seconds[:, :, 1].sum(axis=1)
 
+    @property
+    def prefill_seconds(self) -> np.ndarray:
+        """[repetitions]"""
+        return self.seconds[:, :, 0].sum(axis=1)
+
     def of(self, prompts: np.ndarray) -> Outcome:
         """What was done with the `prompts` of these numbers."""
         count, width = len(self.by_prompt), self.responses.shape[1]
