@@ -19,8 +19,8 @@ from sweeps.section import Section
 from sweeps.table import Results, Table
 from sweeps.tables import SECTIONS, figure_html, section_tables, to_html
 
-_STYLE = Path(__file__).with_name("report.css")
-_SCRIPT = Path(__file__).with_name("sweep_report.js")
+STYLE = Path(__file__).with_name("report.css")
+SCRIPT = Path(__file__).with_name("sweep_report.js")
 
 
 def render(
@@ -46,7 +46,7 @@ def render(
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
         f"<header><p class=kicker>Tandem Transformers · sweep report</p><h1>{escape(title)}</h1>"
         + (f"<p class=lead>Expected: {escape(hypothesis)}</p>" if hypothesis else "")
         + f"<p class=lead>{done} of {len(points)} points are done.</p>"
@@ -55,7 +55,7 @@ def render(
         '<input id="filter" type="search" placeholder="router tau=0.8">'
         "</label></p></header>"
         f"{first}{_failures(points)}{_section('The runs', _RUNS, [to_html(runs(points))])}{sections}"
-        f"{_commands(points)}</main><script>{_SCRIPT.read_text(encoding='utf-8')}</script></body></html>\n"
+        f"{_commands(points)}</main><script>{SCRIPT.read_text(encoding='utf-8')}</script></body></html>\n"
     )
 
 
@@ -88,8 +88,8 @@ def _tiles(points: Sequence[Point], table: Table) -> list[str]:
     row = next((row for row in table.rows if row.get("best")), None)
     if measure is None or row is None or not finite(row.get(measure.field)):
         return []
-    place = " ".join(
-        f"{symbol(column.key)} = {table.cell(row, column)}"
+    place = ", ".join(
+        f"{symbol(column.key)}\u00a0=\u00a0{table.cell(row, column)}"
         for column in table.columns
         if column.key == "gamma" or any(column.key in point.axes for point in points)
     )

@@ -134,7 +134,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with browser() as page:
         for name, theme, width, height in (
-            ("light", "light", 1100, 1400), ("dark", "dark", 1100, 1400), ("phone", "light", 390, 844),
+            ("light", "light", 1100, 960), ("dark", "dark", 1100, 960), ("phone", "light", 390, 1130),
         ):  # fmt: skip
             page.size(width, height)
             page.theme(theme)
