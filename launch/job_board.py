@@ -123,7 +123,8 @@ def page(root: Path) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Runs and sweeps</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
         f"<header><p class=kicker>Tandem Transformers</p><h1>Runs and sweeps</h1><p class=lead>{escape(str(root))}</p>"
-        '<p class=filter hidden><label>Rows with <input id="filter" type="search" placeholder="router"></label></p></header>'
+        "<p class=filter hidden><label>Rows with "
+        '<input id="filter" type="search" placeholder="router"></label></p></header>'
         f"{made}</main><script>{SCRIPT.read_text(encoding='utf-8')}</script></body></html>\n"
     )
 

@@ -47,13 +47,12 @@ def merged(points: Sequence[Point], make: Callable[[Results], list[Table]] = bui
     return [_beside(table, axes, rows[key]) for key, table in tables.items() if rows[key]]
 
 
-def answer(points: Sequence[Point], found: Sequence[Table] | None = None) -> Table | None:
-    """The table that answers the sweep, the best row marked; None where no point has any. `found` is what `merged`
-    makes of the points, where that is known."""
+def answer(points: Sequence[Point]) -> Table | None:
+    """The table that answers the sweep, the best row marked; None where no point has any."""
     measure = answering(points)
     if measure is None:
         return None
-    tables = {table.key: table for table in (merged(points) if found is None else found)}
+    tables = {table.key: table for table in merged(points)}
     table, field = tables[measure.source], measure.field
     rows = [row for row in table.rows if row.get("name") != figures.ALONE and row.get(field) is not None]
     if measure is over_points.VARIATION:

@@ -9,6 +9,8 @@ from typing import Any
 from sample_results import sample_results
 
 from sweeps.point import Curve, Point
+from sweeps.points import answer, answer_figures
+from sweeps.sweep_report import render
 from tandem.measure import theory
 
 CATEGORIES = {"code": 1.2, "news": 0.9}
@@ -39,6 +41,13 @@ def point(rule: str, gamma: int, tau: float, curves: dict[str, Curve]) -> Point:
     results: dict[str, Any] = {**sample_results(), "speed": speed, "speed_by_category": categories}
     settings = {**axes, "decode.verification": "token" if rule == "router" else "block"}
     return Point(axes, f"runs/{words}", f"uv run launch/run.py {words}", results, settings=settings, curves=curves)
+
+
+def page_of(points: Sequence[Point], words: str = "words") -> str:
+    """Their report, with `words` for its title, its hypothesis and its command."""
+    best = answer(points)
+    assert best is not None
+    return render(words, words, words, points, best, answer_figures(points))
 
 
 def _alone() -> dict[str, Any]:

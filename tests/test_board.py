@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from sample_results import sample_results
 
 from launch.job_board import page
-from tests.sample_results import sample_results
 
 ROOT = Path(__file__).resolve().parents[1]
 

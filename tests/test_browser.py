@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import NAMES, Page, browser, installed
-from synthetic_sweep import grid
-
-from sweeps.sweep_report import render
+from synthetic_sweep import grid, page_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,7 +18,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sweep") / "report.html"
-    path.write_text(render("Which γ?", "Long blocks.", "launch/run.py -m gamma=2,4,8", grid()))
+    path.write_text(page_of(grid(), "Which γ?"))
     return path
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from synthetic_sweep import grid
+from synthetic_sweep import grid, page_of
 from test_report import Page
 
 from sweeps import over_points
@@ -15,7 +15,6 @@ from sweeps.figure import Figure
 from sweeps.point import Curve, Point
 from sweeps.points import answer_figures
 from sweeps.runs_table import runs
-from sweeps.sweep_report import render
 from sweeps.tables import SECTIONS, to_text
 from tandem.measure import theory
 
@@ -138,7 +137,7 @@ def test_each_figure_has_its_numbers_as_a_table_and_what_it_says_is_escaped(poin
         for row in p.results["speed"]:
             row["name"] = hostile if row["name"] == "tandem_distil" else row["name"]
     bad = [replace(p, axes={**p.axes, "decode": hostile}, settings={hostile: p.place}) for p in points]
-    page = render(hostile, hostile, hostile, bad)
+    page = page_of(bad, hostile)
     parsed = Page(page)
     assert parsed.open == []
     assert parsed.loaded == []
@@ -153,7 +152,7 @@ def test_two_hundred_runs_make_a_small_page_soon(capsys):
     large = grid(gammas=range(1, 11), taus=[0.05 * n for n in range(1, 11)])
     assert len(large) == 200
     began, used = time.perf_counter(), time.process_time()
-    page = render("t", "h", "c", large)
+    page = page_of(large)
     took, used = time.perf_counter() - began, time.process_time() - used
     with capsys.disabled():
         print(f"\n200 runs: {took:.2f} s ({used:.2f} s of processor time), {len(page.encode()) / 1e6:.2f} MB")
