@@ -27,6 +27,8 @@ JOBS = {
     Job.report: "launch.fleet.answer:report",
     Job.board: "launch.job_board:board",
     Job.gc: "launch.job_gc:collect",
+    Job.sync: "launch.job_sync:sync",
+    Job.compare: "launch.job_compare:compare",
 }
 
 

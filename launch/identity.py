@@ -11,7 +11,9 @@ from launch.store import SHIPPED_STEPS, Store
 from tandem.config import Experiment, Job, Measure
 
 # What a run is called, where it is kept and who watches it do not change what it computes.
-NOT_MEANING = ("job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform", "sweep", "use_shipped")
+NOT_MEANING = (
+    "job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform", "sweep", "publish", "runs", "use_shipped",
+)  # fmt: skip
 
 
 def configuration_hash(experiment: Experiment) -> str:

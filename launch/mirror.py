@@ -6,17 +6,24 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from launch import tracking
+from launch.compose import from_container
 from launch.graph import Step, topological
 from launch.identity import configuration_hash
 from launch.steps.train import Training
+from launch.store import read_json, read_lines
+from launch.unread import GRAPHS
 from sweeps.section import Source
 from sweeps.table import rows_of, several_primaries
 from sweeps.tables import SOURCES
-from tandem.config import Experiment
+from sweeps.wandb_report import headlines
+from tandem.config import Experiment, TrackingMode
 from tandem.errors import Interrupted
 
 
@@ -48,7 +55,7 @@ class Mirror:
                 self._tracker.table(source.name, columns, cells)
                 if source.keys:
                     self._tracker.summary(_summary(source, rows))
-        self._tracker.summary({"provenance": results["provenance"]})
+        self._tracker.summary({**headlines(dict(results)), "provenance": results["provenance"]})
 
 
 def _cell(value: Any) -> Any:
@@ -96,6 +103,19 @@ def mirror(
         raise
     finally:
         tracker.finish(code)
+
+
+def mirror_again(directory: Path) -> None:
+    """A W&B log of a run that is done, made of the files in its directory, for one that could not be written."""
+    experiment = from_container(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
+    module, function = GRAPHS[experiment.job].split(":")
+    targets = getattr(import_module(module), function)(experiment)
+    options = replace(experiment.tracking, mode=TrackingMode.offline)
+    with mirror(replace(experiment, tracking=options), directory, targets, lambda: 0) as mirrored:
+        if (metrics := directory / "metrics.jsonl").exists():
+            for record in read_lines(metrics):
+                mirrored.metrics(record)
+        mirrored.results(read_json(directory / "results.json"))
 
 
 def _tags(experiment: Experiment) -> list[str]:

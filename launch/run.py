@@ -21,7 +21,7 @@ from launch.dispatch import start
 from launch.process import Stop, command_line, guarded
 from launch.store import make_directory, world_errors
 from launch.unread import refuse_unread
-from tandem.config import Experiment
+from tandem.config import Experiment, Job
 from tandem.errors import ConfigurationError
 
 PROGRAM = "uv run launch/run.py"
@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if f"{questions.WORD}{questions.LIST}" in options.overrides:
         print(questions.listing())
         return 0
+    if f"job={Job.compare}" in options.overrides:
+        from launch.job_compare import with_runs
+
+        options.overrides = with_runs(options.overrides)
     question = questions.asked(options.overrides)
     if question is not None and not options.multirun:
         raise ConfigurationError([f"{questions.WORD}{question.name} is a grid of runs: add -m"])

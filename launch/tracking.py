@@ -1,16 +1,20 @@
-"""Weights & Biases, as a mirror of `metrics.jsonl` and `results.json`; the only place that imports wandb, lazily.
+"""Weights & Biases, as a mirror of `metrics.jsonl` and `results.json`; this and publish.py alone import wandb, lazily.
 
-Offline is the default and touches no network. What is sent is what is passed in here: no host name, git remote, code,
-console output, installed packages or environment variables.
+A run is always written to disk; online, W&B's uploader reads along (sending.py), and offline, which is the default,
+nothing touches the network. What is sent is what is passed in here: no host name, git remote, code, console output,
+installed packages or environment variables.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from launch.sending import TORN, Upload, held, unwritten
 from tandem.config import TrackingConfig, TrackingMode
 from tandem.errors import EnvironmentFailure
 
@@ -18,41 +22,81 @@ from tandem.errors import EnvironmentFailure
 STEP = "global_step"
 # Seconds. W&B's default of 15 s loses a killed run's last 15 s, and all of a run killed before that.
 _FLUSH_INTERVAL = 1.0
-_ANSWER_TIMEOUT = 10.0
-_ONLINE_TIMEOUT = 20.0
+_ANSWER_TIMEOUT = 10
 _UPLOAD_TIMEOUT = 120.0
+LATER = "nothing is lost, and job=sync sends it later"
+OFFLINE = ", or use tracking=offline"
 
 
 class Tracker:
-    """One W&B run; with tracking disabled every method does nothing."""
+    """One W&B run; with tracking disabled every method does nothing.
 
-    def __init__(self, run: Any = None, directory: Path | None = None) -> None:
+    What W&B fails at, a full disk above all, is said once and does not stop the run.
+    """
+
+    def __init__(
+        self,
+        run: Any = None,
+        directory: Path | None = None,
+        upload: Upload | None = None,
+        open: ExitStack | None = None,
+    ) -> None:
         self._run = run
-        # Where the run's files are; `wandb sync` uploads this directory.
+        self._upload = upload
+        self._open = open or ExitStack()
+        self._said = False
+        # Where the run's files are; job=sync uploads this directory.
         self.directory = directory
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Adds one row of metrics; `global_step` among them says where on the axis."""
-        if self._run is not None:
-            self._run.log(dict(values))
+        if (run := self._run) is not None:
+            self._try(lambda: run.log(dict(values)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Logs a table; a column holds values of one type or None."""
-        if self._run is not None:
+        if (run := self._run) is not None:
             import wandb
 
-            self._run.log({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
+            table = wandb.Table(columns=list(columns), data=[list(r) for r in rows])
+            self._try(lambda: run.log({name: table}))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Sets the run's final numbers."""
-        if self._run is not None:
-            self._run.summary.update(dict(values))
+        if (run := self._run) is not None:
+            self._try(lambda: run.summary.update(dict(values)))
 
     def finish(self, exit_code: int = 0) -> None:
         """Closes the run; an exit code other than 0 marks it failed. A second call does nothing."""
         run, self._run = self._run, None
-        if run is not None:
-            run.finish(exit_code=exit_code)
+        if run is None or self.directory is None:
+            return
+        self._try(lambda: run.finish(exit_code=exit_code))
+        log = self.directory / f"run-{run.id}.wandb"
+        problem = unwritten(self.directory)
+        if self._upload is not None:
+            # A log without an end would be read on for ever.
+            self._upload.wait(0 if problem else _UPLOAD_TIMEOUT)
+            for reason in self._upload.close().values():
+                if not problem:
+                    self._say(f"W&B has not got all of this run: {reason}; {LATER}")
+        if problem:
+            log.rename(log.with_suffix(TORN))
+            self._say(f"W&B's log of this run is not whole: {problem}; {LATER}")
+        self._open.close()
+
+    def _try(self, work: Callable[[], Any]) -> None:
+        import wandb
+
+        try:
+            work()
+        except (wandb.Error, OSError, TimeoutError) as error:
+            self._say(f"W&B: {' '.join(str(error).split())}; metrics.jsonl and results.json have all of this run")
+
+    def _say(self, text: str) -> None:
+        if not self._said:
+            print(f"tracking: {text}", file=sys.stderr)
+        self._said = True
 
 
 def start(
@@ -66,8 +110,8 @@ def start(
 ) -> Tracker:
     """Opens the W&B run `run_id` under `run_dir/wandb`; the same id again goes on as the same W&B run.
 
-    The configured mode holds whatever `WANDB_MODE` says. Offline, each start writes its own directory, and W&B joins
-    those of one id on `wandb sync`. Raises EnvironmentFailure where the directory cannot be written, and online without
+    The configured mode holds whatever `WANDB_MODE` says. Each start writes its own directory, and W&B joins those of
+    one id when they are sent. Raises EnvironmentFailure where the directory cannot be written, and online without
     credentials or without an answer from the server.
     """
     if tracking.mode is TrackingMode.disabled:
@@ -82,13 +126,12 @@ def start(
     os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_CACHE_DIR"] = str(home.resolve())
     import wandb
 
+    server = sign_in(f"tracking={tracking.mode.value}", OFFLINE) if tracking.mode is TrackingMode.online else None
     settings = wandb.Settings(
-        mode=tracking.mode.value,
+        mode="offline",
         silent=True,
         console="off",
         x_transaction_log_flush_interval=_FLUSH_INTERVAL,
-        init_timeout=_ONLINE_TIMEOUT,
-        finish_timeout=_UPLOAD_TIMEOUT,
         symlink=False,
         host="",
         save_code=False,
@@ -99,8 +142,6 @@ def start(
         x_save_requirements=False,
     )
     try:
-        if tracking.mode is TrackingMode.online:
-            _log_in(wandb, settings)
         run = wandb.init(
             settings=settings,
             dir=str(Path(run_dir)),
@@ -115,26 +156,51 @@ def start(
             name=name,
             config=dict(config),
         )
-    except (wandb.Error, OSError, TimeoutError, ValueError) as error:  # the last is how it refuses a setting
-        raise _failure(tracking.mode, str(error)) from error
-    run.define_metric(STEP, hidden=True)
-    run.define_metric("*", step_metric=STEP)
-    return Tracker(run, Path(run.dir).parent)
+        run.define_metric(STEP, hidden=True)
+        run.define_metric("*", step_metric=STEP)
+        directory = Path(run.dir).parent
+        open = ExitStack()
+        open.enter_context(held(directory))
+        upload = Upload([directory / f"run-{run_id}.wandb"], server, live=True) if server else None
+    # ValueError is how it refuses a setting.
+    except (wandb.Error, OSError, TimeoutError, ValueError) as error:
+        raise EnvironmentFailure(f"tracking={tracking.mode.value}: {' '.join(str(error).split())}") from error
+    return Tracker(run, directory, upload, open)
 
 
-def _log_in(wandb: Any, settings: Any) -> None:
-    """Checks server and credentials before anything is started; never asks on the terminal."""
+def sign_in(what: str, otherwise: str = "") -> str:
+    """The address of W&B's server, once it has answered and knows the key; never asks on the terminal.
+
+    Raises EnvironmentFailure that begins with `what` and ends with what else can be done.
+    """
     import requests
+    import wandb
 
-    url = wandb.setup(settings).settings.base_url
-    if not wandb.login(prompt=False, verify=False):
-        raise _failure(TrackingMode.online, "no API key found in WANDB_API_KEY or .netrc")
-    # W&B's service process tries an unreachable server again and again, and our own exit would wait for it.
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+    def failed(reason: str, remedy: str) -> EnvironmentFailure:
+        return EnvironmentFailure(f"{what}: {' '.join(reason.split())}; {remedy}{otherwise}")
+
+    url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+    key = "put your key into WANDB_API_KEY, or type uv run wandb login"
     try:
-        requests.get(url, timeout=_ANSWER_TIMEOUT, stream=True).close()
+        if not wandb.login(prompt=False, verify=False):
+            raise failed("no API key found in WANDB_API_KEY or .netrc", key)
+    except (wandb.Error, ValueError) as error:
+        raise failed(str(error), key) from error
+    try:
+        # W&B's own service would try an unreachable server again and again.
+        with requests.get(url, timeout=_ANSWER_TIMEOUT, stream=True) as answer:
+            if answer.status_code >= 500:
+                raise failed(f"{url} answers with an error ({answer.status_code})", "try again later")
     except requests.RequestException as error:
-        raise _failure(TrackingMode.online, f"no answer from {url}: {_cause(error)}") from error
-    wandb.login(prompt=False, verify=True)
+        raise failed(f"no answer from {url}: {_cause(error)}", "check the network and WANDB_BASE_URL") from error
+    try:
+        wandb.Api(timeout=_ANSWER_TIMEOUT)  # which asks the server who it is that the key belongs to
+    except (wandb.Error, OSError, TimeoutError, ValueError) as error:
+        wrong = "if the key is wrong, put another into WANDB_API_KEY or type uv run wandb login --relogin"
+        raise failed(str(error), "try again later" if "did not respond" in str(error) else wrong) from error
+    return url
 
 
 def _cause(error: Exception) -> str:
@@ -146,8 +212,3 @@ def _cause(error: Exception) -> str:
             break
         reason = inner
     return str(reason).rpartition(": ")[2]
-
-
-def _failure(mode: TrackingMode, reason: str) -> EnvironmentFailure:
-    hint = "; run `wandb login`, check the network, or use tracking=offline" if mode is TrackingMode.online else ""
-    return EnvironmentFailure(f"tracking={mode.value}: {' '.join(reason.split())}{hint}")

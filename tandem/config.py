@@ -30,6 +30,8 @@ class Job(StrEnum):
     report = "report"
     board = "board"
     gc = "gc"
+    sync = "sync"
+    compare = "compare"
 
 
 class Recipe(StrEnum):
@@ -163,16 +165,14 @@ class OptimizerConfig:
     seq_len: int = 128
     optimizer: Optimizer = Optimizer.adamw
     learning_rate: float = 3e-3
-    # Multiplies the rate of FF_Tandem within its row's.
-    projection_rate: float = 1.0
+    projection_rate: float = 1.0  # multiplies the rate of FF_Tandem within its row's
     warmup_steps: int = 20
     final_rate: float = 0.1  # of the peak, at the end of the cosine
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     accumulate: int = 1  # micro-batches per step
     remat: bool = False
-    # One loop over layers instead of a program that grows with them: quick to compile, slower to run on a CPU.
-    scan_layers: bool = False
+    scan_layers: bool = False  # one loop over layers, not a program that grows with them: slower to run on a CPU
 
 
 @dataclass
@@ -332,8 +332,7 @@ class DecodeConfig:
     tau: float | None = None
     num_samples: int = 1  # responses to each prompt, which share its prefill
     batch_size: int = 1  # prompts decoded together
-    # Compare with autoregressive decoding by passes as wide as verification: equality is then bit for bit.
-    exact: bool = False
+    exact: bool = False  # compare with autoregressive passes as wide as verification: equal then bit for bit
 
 
 @dataclass
@@ -406,9 +405,8 @@ class PlatformConfig:
     peak_flops: float | None = None
     memory_bandwidth: float | None = None
     link_bandwidth: float | None = None
-    # Seconds: until all hosts have come together, and after which a silent host counts as dead and ends the job.
-    start_timeout_s: int = 300
-    host_timeout_s: int = 100
+    start_timeout_s: int = 300  # until all hosts have come together
+    host_timeout_s: int = 100  # after which a silent host counts as dead and ends the job
 
 
 @dataclass
@@ -448,3 +446,5 @@ class Experiment:
     use_shipped: bool = True
     dry_run: bool = False
     sweep: str | None = None  # of job=report, sweep_status and the like
+    publish: bool = False  # of job=report
+    runs: list[str] | None = None  # of job=compare

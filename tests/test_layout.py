@@ -109,6 +109,15 @@ def test_tensorflow_is_imported_by_tasks_alone_and_only_inside_functions():
                     assert not at_top, f"{path.relative_to(ROOT)} imports {name} when it is imported"
 
 
+def test_two_files_import_wandb_and_only_inside_functions():
+    for room in ROOMS:
+        for path in sources(room):
+            for name, at_top in imports(path):
+                if name in {"wandb", "wandb_workspaces"}:
+                    assert path.relative_to(ROOT).as_posix() in ("launch/tracking.py", "launch/publish.py")
+                    assert not at_top, f"{path.relative_to(ROOT)} imports {name} when it is imported"
+
+
 def test_training_and_decoding_load_no_tensorflow_wandb_or_hydra():
     modules = "tandem.training.loop, tandem.decoding.engine, tandem.measure.speed, tandem.measure.agreement, tasks.text"
     code = f"import sys, {modules}; print(sorted(set(sys.modules) & {HEAVY!r}))"

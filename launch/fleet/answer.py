@@ -6,17 +6,17 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.compose import compose
+from launch.compose import compose, groups
 from launch.fleet.interface import State, Sweep
 from launch.fleet.state import SweepDirectory, find_sweep
 from launch.fleet.table import WORDS
 from launch.graph import RESULTS
 from launch.identity import NOT_MEANING, as_run, run_directory, store_of
-from launch.questions import Question, asked
+from launch.questions import asked
 from launch.store import Store, make_directory, read_json, write_json_atomic, write_text_atomic
 from sweeps.figure import Figure
 from sweeps.figures import losses
@@ -27,8 +27,9 @@ from sweeps.report import read_metrics
 from sweeps.sweep_report import render
 from sweeps.table import Table
 from sweeps.tables import to_text
+from sweeps.wandb_report import content
 from tandem.config import Experiment
-from tandem.errors import UserError
+from tandem.errors import EnvironmentFailure, UserError
 
 if TYPE_CHECKING:
     from launch.process import Stop
@@ -39,46 +40,82 @@ GROUP = "tracking.group="  # which the sweep itself adds
 GRIDS = 6  # pictures of the answer that the terminal has room for
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a sweep has found: its question, the table that answers it, and pictures of that."""
+
+    title: str
+    hypothesis: str
+    command: str
+    points: Sequence[Point]
+    answer: Table
+    pictures: Sequence[Figure]
+
+    @classmethod
+    def of(cls, name: str, typed: Sequence[str], points: Sequence[Point]) -> Found | None:
+        """By the words that asked for the points; None where no point is a run that is done."""
+        question = asked(typed)
+        if question is None or question.answer == "best_point":
+            table, pictures = answer(points), answer_figures(points)
+        else:
+            left = [f"{point.place} is {point.state}" for point in points if point.results is None]
+            done = [point.results for point in points if point.results is not None]
+            table, pictures = claims_table(done, "; ".join(left)), []
+        title, why = (question.title, question.hypothesis) if question else (name, "")
+        command = shlex.join(["launch/run.py", *typed])
+        return None if table is None else cls(title, why, command, points, table, pictures)
+
+
 def report(experiment: Experiment, stop: Stop) -> None:
-    """Print and write what the sweep `sweep=ID` has found so far."""
+    """Print and write what the sweep `sweep=ID` has found so far, its W&B report with it; `publish=true` publishes
+    that, again under its address where it has been published before."""
     directory = find_sweep(experiment.runs_dir, experiment.sweep)
-    present(directory, directory.read())
+    made = directory.read()
+    found = present(directory, made)
+    if found is None:
+        if experiment.publish:
+            raise EnvironmentFailure(f"publish=true: no point of {made.id} is done yet")
+        return
+    from launch.publish import publish, specify
+
+    told = content(found.title, found.hypothesis, found.command, found.points, found.answer, groups())
+    group = _group(made)
+    print(f"W&B      {specify(directory.path, told, group, experiment.tracking)}")
+    if experiment.publish:
+        print(f"W&B      {publish(directory.path, told, group, experiment.tracking)}")
 
 
-def present(directory: SweepDirectory, made: Sweep) -> None:
+def _group(made: Sweep) -> str:
+    """The W&B group of the sweep's runs: its id, unless its command named one."""
+    words = [word for job in made.jobs for word in job.overrides if word.startswith(GROUP)]
+    return words[-1].removeprefix(GROUP) if words else made.id
+
+
+def present(directory: SweepDirectory, made: Sweep) -> Found | None:
     """Present a sweep as its jobs stand."""
     records = directory.records(made)
     jobs = [job for job in made.jobs if not job.steps]
     own = [records[job.id] for job in jobs]
     ends = [(WORDS.get(record.state, record.state.value), record.last_lines) for record in own]
-    present_points(directory.path, made.command, side_by_side([job.overrides for job in jobs], ends))
+    return present_points(directory.path, made.command, side_by_side([job.overrides for job in jobs], ends))
 
 
-def present_points(folder: Path, typed: Sequence[str], points: Sequence[Point]) -> None:
-    """Print the table of the points that the words `typed` asked for, write page and rows into `folder`, and say where
-    they are; nothing where no point is a run that is done."""
-    question = asked(typed)
-    table, pictures = _found(question, points)
-    if table is None:
-        return
+def present_points(folder: Path, typed: Sequence[str], points: Sequence[Point]) -> Found | None:
+    """Print what the points that the words `typed` asked for have found, write page and rows into `folder`, and say
+    where they are; nothing where no point is a run that is done."""
+    found = Found.of(folder.name, typed, points)
+    if found is None:
+        return None
     make_directory(folder)
     write_json_atomic(folder / POINTS, {"points": described(points), **long_rows(points)})
-    command = shlex.join(["launch/run.py", *typed])
-    title, why = (question.title, question.hypothesis) if question else (folder.name, "")
-    write_text_atomic(folder / REPORT, render(title, why, command, points, table, pictures))
-    print(f"\n{title}" if question else "")
-    print(to_text(table))
-    for drawn in pictures[:GRIDS]:
+    page = render(found.title, found.hypothesis, found.command, points, found.answer, found.pictures)
+    write_text_atomic(folder / REPORT, page)
+    print(f"\n{found.title}" if found.title != folder.name else "")
+    print(to_text(found.answer))
+    for drawn in found.pictures[:GRIDS]:
         print(f"\n{to_text(drawn.table)}")
     print(f"\nreport   {folder / REPORT}\npoints   {folder / POINTS}")
-
-
-def _found(question: Question | None, points: Sequence[Point]) -> tuple[Table | None, Sequence[Figure]]:
-    """The table that answers the question, and the pictures of it."""
-    if question is None or question.answer == "best_point":
-        return answer(points), answer_figures(points)
-    left = [f"{point.place} is {point.state}" for point in points if point.results is None]
-    return claims_table([point.results for point in points if point.results is not None], "; ".join(left)), []
+    return found
 
 
 def side_by_side(words: Sequence[Sequence[str]], ends: Sequence[tuple[str, str]]) -> list[Point]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from launch.process import Stop
 
 WEEK_S = 7 * 24 * 3600.0
-SWEEP_JOBS = (Job.report, Job.sweep_status, Job.sweep_logs, Job.sweep_cancel, Job.sweep_resume)
+SWEEP_JOBS = (Job.report, Job.sync, Job.compare, Job.sweep_status, Job.sweep_logs, Job.sweep_cancel, Job.sweep_resume)
 
 
 def launcher_of(overrides: Sequence[str]) -> FleetLauncher | None:
@@ -182,7 +182,7 @@ def _check(experiments: Sequence[Experiment]) -> None:
     if len({experiment.dry_run for experiment in experiments}) > 1:
         problems.append("dry_run must be one for all points of a sweep")
     found = sorted({experiment.job.value for experiment in experiments} & set(SWEEP_JOBS))
-    problems += [f"job={job} is about a sweep and cannot be a point of one: leave out -m" for job in found]
+    problems += [f"job={job} is about runs and cannot be a point of a sweep: leave out -m" for job in found]
     if problems:
         raise ConfigurationError(problems)
 
