@@ -220,6 +220,8 @@ def _sort(
             problems.append(f"{word}: a group has one place, so write {key}=... without @")
         elif parsed.is_sweep_override() and not sweeps:
             problems.append(f"{word} asks for several runs: add -m, or write one list as {key}=[...]")
+        elif key.startswith("hydra/") and not isinstance(parsed.value(), str):
+            problems.append(f"{word}: {key} is the name of a file ({', '.join(launchers())})")
         elif key.startswith("hydra/"):
             choices.append(plain)
         elif key not in options:
