@@ -128,9 +128,7 @@ def world_errors(path: Path) -> Iterator[None]:
             message = f"the disk quota is used up: cannot write {where}"
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS) and getattr(error, "filename", None):
             message = f"no permission for {where}"
-        elif number in (errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR) and getattr(
-            error, "filename", None
-        ):
+        elif number in (errno.EIO, errno.ENAMETOOLONG, errno.EISDIR) and getattr(error, "filename", None):
             message = f"cannot write {where}: {os.strerror(number)}"
         else:
             raise

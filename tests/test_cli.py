@@ -326,14 +326,14 @@ def test_a_prompt_is_the_same_text_alone_and_in_a_multirun(tmp_path, prompt):
 def test_a_multirun_that_cannot_write_says_so_in_a_line(tmp_path):
     (tmp_path / "file").write_text("")
     for where in ("file/runs", "/proc/runs"):
-        done = fake(tmp_path, "-m", "experiment=debug", "seed=0,1", f"runs_dir={where}")
+        done = fake(tmp_path, "-m", "gamma=2,3", f"runs_dir={where}")
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith(f"error: cannot make the directory {where}")
         assert "Traceback" not in done.stderr
 
 
 def test_a_dry_multirun_writes_nothing(tmp_path):
-    done = fake(tmp_path, "-m", "seed=0,1", "dry_run=true")
+    done = fake(tmp_path, "-m", "gamma=2,3", "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps to run") == 2
     assert list(tmp_path.iterdir()) == []

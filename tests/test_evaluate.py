@@ -336,8 +336,8 @@ def test_a_tandem_at_several_block_lengths_has_a_column_and_a_point_for_each():
     (measured,) = [line for line in overview.rows if line["name"] == "superglue"]
     assert [measured[key][0] for key in ("tandem_distil_at 1", "tandem_distil", "tandem_distil_at 7")] == [58, 56, 52]
     (chart,) = quality_against_speed(results)
-    assert "tandem_distil: 58.000 at 1.25, 56.000 at 1.75, 52.000 at 2.75." in chart
-    assert "secondary to primary: 60.000 at 1, 50.000 at 5." in chart
+    assert "tandem_distil: 58.000 at 1.25, 56.000 at 1.75, 52.000 at 2.75." in chart.svg
+    assert "secondary to primary: 60.000 at 1, 50.000 at 5." in chart.svg
     assert quality_against_speed({**results, "standalone": []}) == [], "nobody's speed is known"
 
 

@@ -261,11 +261,11 @@ def test_a_killed_child_is_tried_again_from_its_checkpoint(at):
 
 
 def test_dry_run_shows_everything_and_writes_nothing(at):
-    done = call(at, "gamma=2,3", "tau=0.7", *LOCAL, "dry_run=true", 'tracking.project="it\'s $HOME #1 – γ"')
+    done = call(at, "gamma=2,3", "tau=0.7", *LOCAL, "dry_run=true", 'tracking.group="it\'s $HOME #1 – γ"')
     assert done.returncode == 0, done.stderr
     documents = list(yaml.safe_load_all(done.stdout))
     assert len(documents) == 3
-    assert all('tracking.project="it\'s $HOME #1 – γ"' in document["command"] for document in documents)
+    assert all('tracking.group="it\'s $HOME #1 – γ"' in document["command"] for document in documents)
     assert "--steps" in documents[0]["command"]
     assert not any("dry_run" in word or "hydra" in word for document in documents for word in document["command"])
     assert list(at.iterdir()) == []
