@@ -181,7 +181,8 @@ def sign_in(what: str, otherwise: str = "") -> str:
     def failed(reason: str, remedy: str) -> EnvironmentFailure:
         return EnvironmentFailure(f"{what}: {' '.join(reason.split())}; {remedy}{otherwise}")
 
-    url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+    # The environment may say offline, which is for others.
+    url = wandb.setup(wandb.Settings(silent=True, mode="online")).settings.base_url
     key = "put your key into WANDB_API_KEY, or type uv run wandb login"
     try:
         if not wandb.login(prompt=False, verify=False):
