@@ -235,7 +235,7 @@ def _lengths(points: Sequence[Point]) -> list[Figure]:
         made += figure.heat(
             f"Accepted tokens per block{f', {facet}' if facet else ''}",
             "Share of the blocks, in percent. Further to the right is better.",
-            [printable(v) for v in values],
+            [printable(v) if line else "blocks" for v in values],
             [str(n) for n in range(longest)],
             [[*own_shares, *[None] * (longest - len(own_shares))] for own_shares in shares],
             row_label=label(line),

@@ -158,3 +158,14 @@ def test_two_hundred_runs_make_a_small_page_soon(capsys):
         print(f"\n200 runs: {took:.2f} s ({used:.2f} s of processor time), {len(page.encode()) / 1e6:.2f} MB")
     assert used < 6
     assert len(page.encode()) < 3e6
+
+
+@pytest.mark.parametrize("gammas", [(2, 4, 8), (4,)])
+def test_a_sweep_over_block_lengths_alone_has_its_pictures_too(gammas):
+    points = [replace(p, axes={"gamma": p.axes["gamma"]}) for p in grid(gammas, taus=[0.5], rules=["router"])]
+    titles = {figure.title: figure for figure in figures_of(points).values()}
+    assert any(title.startswith("Acceptance by position") for title in titles)
+    assert any(title.startswith("Accepted tokens per block") for title in titles)
+    assert any(title.startswith("Tokens per primary run by γ") for title in titles) is (len(gammas) > 1)
+    assert not [figure for figure in titles.values() if "None" in figure.svg]
+    assert "Acceptance by position" in page_of(points)
