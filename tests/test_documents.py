@@ -61,7 +61,8 @@ COMMANDS = commands()
 def folder(tmp_path_factory):
     """A directory with the files that the documents name."""
     folder = tmp_path_factory.mktemp("documents")
-    (folder / "corpus.txt.xz").write_bytes(lzma.compress((ROOT / "README.md").read_bytes()))
+    documents = [text for path in sorted((ROOT / "docs").glob("*.md")) for text in path.read_text().split("\n\n")]
+    (folder / "corpus.txt.xz").write_bytes(lzma.compress("\n<|endoftext|>\n".join(documents).encode("ascii", "ignore")))
     (folder / "questions.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n', encoding="utf-8")
     for path in PROMPT_SETS.values():
         (folder / "data" / path).parent.mkdir(parents=True)

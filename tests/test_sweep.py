@@ -407,12 +407,12 @@ def test_a_worker_refuses_another_configuration_than_was_submitted(at):
 
 @pytest.mark.slow
 def test_words_reach_the_worker_as_they_were_typed(at):
-    project = 'it\'s "quoted" $HOME #1 – γ\nsecond line'
-    word = "tracking.project=" + json.dumps(project, ensure_ascii=False).replace("\\n", "\n")
+    group = 'it\'s "quoted" $HOME #1 – γ\nsecond line'
+    word = "tracking.group=" + json.dumps(group, ensure_ascii=False).replace("\\n", "\n")
     done = call(at, "gamma=2", "train.steps=1", word, *LOCAL)
     assert done.returncode == 0, done.stdout
     (written,) = (at / "runs").glob("*/config.yaml")
-    assert yaml.safe_load(written.read_text())["tracking"]["project"] == project
+    assert yaml.safe_load(written.read_text())["tracking"]["group"] == group
 
 
 # --- planning ---
