@@ -88,5 +88,6 @@ def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:
 
 
 if __name__ == "__main__":
+    answer = sys.stdin.read()  # whose end is that of what writes the other file
     said = Path(sys.argv[1]).read_text(encoding="utf-8").strip().splitlines()
-    print(picture(sys.stdin.read(), f"marked: accepted drafts; {said[-1]}"), end="")
+    print(picture(answer, f"marked: accepted drafts; {said[-1]}"), end="")
