@@ -44,7 +44,7 @@ def compare(experiment: Experiment, stop: Stop) -> None:
     first, second = (_directory(name, experiment) for name in named)
     # What distinguishes the two paths is enough to tell them apart.
     labels = (first.name, second.name) if first.name != second.name else (str(first), str(second))
-    found = [read_json(each / RESULTS) for each in (first, second)]
+    found = [_object(read_json(each / RESULTS), each / RESULTS) for each in (first, second)]
     made = [each.get("provenance", {}) for each in found]
     settings = [dict(_leaves(_configuration(each))) for each in (first, second)]
     print(f"A  {first}\nB  {second}")
@@ -96,7 +96,13 @@ def _configuration(directory: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise EnvironmentFailure(f"{path} cannot be read: {error}") from error
-    return {key: value for key, value in loaded.items() if key not in BOOKKEEPING}
+    return {key: value for key, value in _object(loaded, path).items() if key not in BOOKKEEPING}
+
+
+def _object(value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise EnvironmentFailure(f"{path} cannot be read: it is not of a run")
+    return value
 
 
 def _leaves(node: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -106,10 +107,9 @@ def unreferenced(store: Store, kept: set[str]) -> Iterator[Left]:
 
 
 def _of_run(folder: Path) -> list[str]:
-    try:
+    # What is not finished, or is of another version, means what its configuration says.
+    with suppress(UserError, KeyError, TypeError, AttributeError):
         return list(read_json(folder / RESULTS)["provenance"]["steps"].values())
-    except (UserError, KeyError, TypeError, AttributeError):
-        pass  # it is not finished, or of another version: its configuration says what it means
     return _graph(from_container(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
 
 

@@ -74,7 +74,7 @@ def telling(rows: Sequence[Row], axes: Sequence[str], field: str) -> list[str]:
 
 
 def values_on(rows: Sequence[Row], axis: str) -> list[Any]:
-    """What the rows have on the axis: numbers in their order, else as they come; of no axis None, which they all have."""
+    """What the rows have on the axis: numbers in their order, else as they come; of no axis one None."""
     if not axis:
         return [None]
     found = list({repr(row[axis]): row[axis] for row in rows if row.get(axis) is not None}.values())

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,12 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """W&B's server, as far as its clients ask it (tests/wandb_server.py)."""
+    from wandb_server import serving
+
+    with serving() as made:
+        yield made

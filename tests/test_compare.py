@@ -90,3 +90,11 @@ def test_runs_of_another_job_are_refused(tmp_path):
 def test_words_without_a_key_are_runs():
     assert with_runs(["job=compare", "a b", "seed=1", "c"]) == ["job=compare", "seed=1", "runs=['a b','c']"]
     assert with_runs(["job=compare", "runs=[a,b]"]) == ["job=compare", "runs=[a,b]"]
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", ""), ("config.yaml", "- a"), ("results.json", "[]")])
+def test_files_that_are_not_of_a_run_are_named(tmp_path, capsys, name, text):
+    leave(tmp_path, "a")
+    (leave(tmp_path, "b") / name).write_text(text)
+    assert main(["job=compare", "runs=[a,b]", f"runs_dir={tmp_path}"]) == 1
+    assert f"{tmp_path / 'b' / name} cannot be read: it is not of a run" in capsys.readouterr().err

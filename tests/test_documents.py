@@ -28,7 +28,8 @@ PLACES = {
     "$T": "",
 }
 # What needs other machines, a network, an account, a package that is no part of the tests, or a sweep that is named;
-# what evaluates whole tasks, what asks for another experiment than debug, and what ends when it is told to, or is of two runs.
+# what evaluates whole tasks, what asks for another experiment than debug, what ends when it is told to, and what is of
+# two runs.
 ELSEWHERE = re.compile(
     r"hydra/launcher=(ray|jobset|queued_resources)|=v5e|download=true|sweep=|online|smollm2|platform\.hosts|"
     r"eval=superglue|experiment=|--help|job=board|job=compare"

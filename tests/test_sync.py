@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sample_results import whole_results
-from wandb_server import KEY, Server, serving
+from wandb_server import KEY, Server
 
 from sweeps.table import rows_of
 from sweeps.tables import SOURCES
@@ -56,17 +55,8 @@ def run(name, runs_dir, *words, between=lambda: None, pause=0.0):
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture
 def environment(tmp_path: Path, server: Server) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") and not k.lower().endswith("_proxy")}
-    (tmp_path / "home").mkdir()
-    places = {"HOME": str(tmp_path / "home"), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    return kept | places | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+    return server.environment(tmp_path) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 
 def python(body: str, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:

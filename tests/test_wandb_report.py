@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sample_results import sample_results
-from wandb_server import ENTITY, KEY, Server, serving
+from wandb_server import ENTITY, KEY, Server
 
 from launch.compose import compose
 from launch.fleet.interface import Record, State, Sweep, SweepJob
@@ -55,16 +53,8 @@ def report(runs: Path, environment: dict[str, str], *words: str) -> subprocess.C
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture
 def environment(tmp_path: Path, server: Server) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") and not k.lower().endswith("_proxy")}
-    (tmp_path / "home").mkdir()
-    return kept | {"HOME": str(tmp_path / "home"), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+    return server.environment(tmp_path)
 
 
 def check(spec: dict[str, Any]) -> None:

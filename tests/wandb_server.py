@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -70,6 +72,12 @@ class Server(ThreadingHTTPServer):
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.artifact_files: dict[str, bytes] = {}
         self.views: dict[str, dict[str, Any]] = {}
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """That of a process that knows this server and its key, and has its own place for all else."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") and not k.lower().endswith("_proxy")}
+        (home / "home").mkdir()
+        return kept | {"HOME": str(home / "home"), "WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
 
 
 class Handler(BaseHTTPRequestHandler):
