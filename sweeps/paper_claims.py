@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sweeps import paper
@@ -16,9 +16,14 @@ from sweeps.downstream import PAPERS_GAMMA, paper_scores
 from sweeps.plots import finite
 from sweeps.table import Column, Results, Row, Table, caveat, decimals, percent, printable, ratio, rows_of
 
-SAME, OPPOSITE, UNKNOWN = "same", "opposite", "not measured"
-DEEP = {6: "Deep Tandem is not here yet", 7: "Deep Tandem is not here yet"}
-BEST_LENGTH = "over the best block length, not over 7"
+SAME, OPPOSITE, EVEN, UNKNOWN = "same", "opposite", "even", "–"
+DEEP = (6, 7)
+OWN_PROMPTS, BEST_LENGTH, CLOSE = "own", "best", "close"
+CAVEATS = {
+    OWN_PROMPTS: "on the run's prompts, once for all data sets; data.prompts=[lm1b,reddit,cnn_dailymail] measures each",
+    BEST_LENGTH: "over the best block length on these prompts, where the paper's is over γ = 7",
+    CLOSE: "within the intervals of the two scores",
+}
 DATASETS = {"reddit": "Reddit", "cnn_dailymail": "CNN/DailyMail", "lm1b": "LM1B"}
 
 Pair = tuple[float, float]
@@ -29,29 +34,30 @@ Written = Callable[[float], str]
 class Claim:
     """That the first of two numbers is above or below the second: ours (None where no run has them) and the paper's.
 
-    `reason` is what is known of why ours differ, empty where nothing is.
+    `models` are whose numbers they are, and `what` is compared of them. `caveat` says in what ours is another
+    measurement, or how sure it is; empty where there is nothing to say.
     """
 
     table: int
+    models: str
     what: str
     ours: Pair | None
     theirs: Pair
     write: Written
-    reason: str = ""
+    caveat: str = ""
 
     def row(self) -> Row:
         """The claim as a row of the table."""
         ours = self.ours
-        agree = ours is not None and (ours[0] - ours[1]) * (self.theirs[0] - self.theirs[1]) > 0
+        sign = 0.0 if ours is None else (ours[0] - ours[1]) * (self.theirs[0] - self.theirs[1])
         return {
             "table": self.table,
-            "claim": self.what,
+            "models": self.models,
+            "what": self.what,
             "ours": None if ours is None else _written(ours, self.write),
-            "change": None if ours is None else ours[0] / ours[1] - 1 if ours[1] else None,
             "theirs": _written(self.theirs, self.write),
-            "their_change": self.theirs[0] / self.theirs[1] - 1 if self.theirs[1] else None,
-            "direction": UNKNOWN if ours is None else SAME if agree else OPPOSITE,
-            "reason": "" if agree else self.reason,
+            "direction": UNKNOWN if ours is None else SAME if sign > 0 else OPPOSITE if sign < 0 else EVEN,
+            "caveat": self.caveat,
         }
 
 
@@ -60,39 +66,37 @@ def claims_table(runs: Sequence[Results], missing: str = "") -> Table | None:
 
     `missing` is said of what no run has.
     """
-    rows = [claim.row() for claim in claims(runs, missing)]
+    rows = [claim.row() for claim in claims(runs)]
     if all(row["direction"] == UNKNOWN for row in rows):
         return None
-    rows += [_deep(number, reason) for number, reason in DEEP.items()]
+    rows += [{"table": number, "models": "Deep Tandem", "direction": UNKNOWN} for number in DEEP]
     rows.sort(key=lambda row: row["table"])
     measured = [row for row in rows if row["direction"] != UNKNOWN]
     same = sum(row["direction"] == SAME for row in measured)
+    said = {word for row in rows for word in row.get("caveat", "").split(", ")}
     notes = [
-        f"{same} of the {len(measured)} claims that were measured go the paper's way. A change is of the first number "
-        "over the second.",
+        f"{same} of the {len(measured)} claims that were measured go the paper's way: the same of the two models "
+        "is ahead.",
+        *(f"{word[0].upper()}{word[1:]}: {meaning}." for word, meaning in CAVEATS.items() if word in said),
+        *([f"Not measured: {missing}."] if missing else []),
+        f"Tables {' and '.join(map(str, DEEP))}: Deep Tandem is not here yet.",
         *caveat([{"paper": True}]),
     ]
     columns = (
-        Column("table", "paper's\ntable", decimals(0)),
-        Column("claim", "what is compared", printable, numeric=False),
+        Column("table", "table", decimals(0)),
+        Column("models", "the first over the second", printable, numeric=False),
+        Column("what", "in", printable, numeric=False),
         Column("ours", "ours", printable),
-        Column("change", "change\n%", _signed),
         Column("theirs", "the\npaper's", printable),
-        Column("their_change", "change\n%", _signed),
         Column("direction", "direction", printable, numeric=False),
-        Column("reason", "why", printable, numeric=False),
+        Column("caveat", "but", printable, numeric=False),
     )
     return Table("paper_claims", "The paper, claim by claim", columns, rows, notes)
 
 
-def claims(runs: Sequence[Results], missing: str = "") -> list[Claim]:
+def claims(runs: Sequence[Results]) -> list[Claim]:
     """The claims of all tables but the Deep Tandem's."""
-    found = [*_agreement(runs), *_speed(runs), *_suites(runs), *_adaptive(runs), *_model_runs(runs), *_tasks(runs)]
-    return [claim if claim.ours is not None else replace(claim, reason=missing) for claim in found]
-
-
-def _deep(number: int, reason: str) -> Row:
-    return {"table": number, "claim": "Deep Tandem", "direction": UNKNOWN, "reason": reason}
+    return [*_agreement(runs), *_speed(runs), *_suites(runs), *_adaptive(runs), *_model_runs(runs), *_tasks(runs)]
 
 
 def _agreement(runs: Sequence[Results]) -> Iterator[Claim]:
@@ -111,31 +115,63 @@ def _agreement(runs: Sequence[Results]) -> Iterator[Claim]:
                 _value(rows, key, name=mine, gamma=2), _value(rows, key, name=_role(results, other), gamma=None)
             )
             theirs = tuple(_value(paper.TABLES[1].rows, key, name=name) for name in (mine, other))
-            yield Claim(1, f"{mine} against {other}: {label}", ours, _sure(theirs), write)
+            yield Claim(1, f"{mine} : {other}", label, ours, _sure(theirs), write)
 
 
 def _speed(runs: Sequence[Results]) -> Iterator[Claim]:
     """Tables 2 and 8: SPEED with the tandem against SPEED with its control, for each data set and number of samples."""
     for number, key in ((2, "speedup_end_to_end"), (8, "speedup_decode")):
+        stood_in = set[int]()
         for theirs in paper.TABLES[number].rows_of("tandem_distil"):
             dataset, samples = theirs["dataset"], theirs["samples"]
             (control,) = paper.TABLES[number].rows_of("gecko_distil", dataset=dataset, samples=samples)
-            ours, reason = _sped(runs, key, dataset, samples)
-            what = f"tandem_distil against gecko_distil, {dataset}, {samples} sample{'s' * (samples > 1)}"
-            yield Claim(number, what, ours, (theirs[key], control[key]), ratio, reason)
+            sampled = [r for r in runs if any(row.get("samples") == samples for row in rows_of(r, "speed"))]
+
+            def sped(results: Results, rows: Sequence[Row], key: str = key) -> Pair | None:
+                mine = _value(rows, key, name="tandem_distil")
+                return _both(mine, _value(rows, key, name=_role(results, "gecko_distil")))
+
+            ours, caveat = _on(sampled, "speed", dataset, sped, samples not in stood_in)
+            stood_in |= {samples} if caveat else set()
+            what = f"{dataset}, {samples} sample{'s' * (samples > 1)}"
+            yield Claim(number, "tandem_distil : gecko_distil", what, ours, (theirs[key], control[key]), ratio, caveat)
 
 
-def _sped(runs: Sequence[Results], key: str, dataset: str, samples: int) -> tuple[Pair | None, str]:
-    """The speedups on a data set, or on what stands for it where no run has that: all prompts of the run."""
+def _adaptive(runs: Sequence[Results]) -> Iterator[Claim]:
+    """Tables 4 and 9: the router's blocks against blocks of one length."""
+    for number, key in ((4, "over_fixed_end_to_end"), (9, "over_fixed_decode")):
+        stood_in = set[int]()
+        for theirs in paper.TABLES[number].rows:
+            limit = theirs["gamma_max"]
+
+            def over(results: Results, rows: Sequence[Row], key: str = key, limit: int = limit) -> Pair | None:
+                return _both(_value(rows, key, stop="router", gamma=limit), 1.0)
+
+            ours, caveat = _on(runs, "stopping", theirs["dataset"], over, limit not in stood_in)
+            stood_in |= {limit} if caveat else set()
+            what = f"{theirs['dataset']}, γ_max = {limit}"
+            caveat = ", ".join(filter(None, [caveat, BEST_LENGTH if ours else ""]))
+            yield Claim(
+                number, "router : one block length", what, ours, (theirs["over_fixed_block"], 1.0), ratio, caveat
+            )
+
+
+def _on(
+    runs: Sequence[Results],
+    table: str,
+    dataset: str,
+    find: Callable[[Results, Sequence[Row]], Pair | None],
+    stand_in: bool,
+) -> tuple[Pair | None, str]:
+    """What the runs have of a data set, else with `stand_in` of all their own prompts together, which a word says."""
     for results in runs:
-        all_rows = [row for row in rows_of(results, "speed") if row.get("samples") == samples and not row.get("stop")]
-        if not all_rows:
-            continue
-        own = [row for row in rows_of(results, "speed_by_category") if DATASETS.get(row.get("category", "")) == dataset]
-        rows, where = (own, "") if own else (all_rows, "on this run's own prompts, not on the paper's data set")
-        pair = _both(_value(rows, key, name="tandem_distil"), _value(rows, key, name=_role(results, "gecko_distil")))
-        if pair is not None:
-            return pair, where
+        own = [r for r in rows_of(results, f"{table}_by_category") if DATASETS.get(r.get("category", "")) == dataset]
+        if pair := find(results, own):
+            return pair, ""
+    for results in runs if stand_in else ():
+        known = {row.get("category") for row in rows_of(results, f"{table}_by_category")}
+        if not known & DATASETS.keys() and (pair := find(results, rows_of(results, table))):
+            return pair, OWN_PROMPTS
     return None, ""
 
 
@@ -144,8 +180,8 @@ def _suites(runs: Sequence[Results]) -> Iterator[Claim]:
     scores = [row for row in paper.TABLES[3].rows_of("tandem_distil") if "score" in row]
     yield from (_scored(runs, 3, row) for row in scores)
     theirs = tuple(_value(paper.TABLES[3].rows_of(name), "speedup") for name in ("tandem_distil", "otter"))
-    ours = _first(runs, _latencies)
-    yield Claim(3, "tandem_distil against otter, alone: speedup", ours, _sure(theirs), ratio)
+    ours = next((pair for results in runs if (pair := _latencies(results)) is not None), None)
+    yield Claim(3, "tandem_distil : otter", "speedup alone", ours, _sure(theirs), ratio)
 
 
 def _tasks(runs: Sequence[Results]) -> Iterator[Claim]:
@@ -154,26 +190,14 @@ def _tasks(runs: Sequence[Results]) -> Iterator[Claim]:
         yield from (_scored(runs, number, row) for row in paper.TABLES[number].rows_of("tandem_distil"))
 
 
-def _adaptive(runs: Sequence[Results]) -> Iterator[Claim]:
-    """Tables 4 and 9: the router's blocks against blocks of one length."""
-    for number, key in ((4, "over_fixed_end_to_end"), (9, "over_fixed_decode")):
-        for theirs in paper.TABLES[number].rows:
-            rows = [row for results in runs for row in rows_of(results, "stopping")]
-            value = _value(rows, key, stop="router", gamma=theirs["gamma_max"])
-            what = f"router over one block length, {theirs['dataset']}, γ_max = {theirs['gamma_max']}"
-            ours = None if value is None else (value, 1.0)
-            yield Claim(
-                number, what, ours, (theirs["over_fixed_block"], 1.0), ratio, "over the best length, not over 7"
-            )
-
-
 def _model_runs(runs: Sequence[Results]) -> Iterator[Claim]:
     """Table 5: runs of each model for a response, by the router and by blocks of one length."""
     (fixed,), (adaptive,) = (paper.TABLES[5].rows_of(name) for name in ("tandem_distil", "tandem_adaptive"))
     for key, model in (("primary_runs", "primary"), ("secondary_runs", "secondary")):
-        ours = _first(runs, lambda results, key=key: _runs(results, key, adaptive["gamma_max"]))
-        what = f"router against one block length: runs of the {model}"
-        yield Claim(5, what, ours, (adaptive[key], fixed[key]), decimals(1), BEST_LENGTH)
+        found = (_runs(results, key, adaptive["gamma_max"]) for results in runs)
+        ours = next((pair for pair in found if pair is not None), None)
+        what, theirs = f"runs of the {model}", (adaptive[key], fixed[key])
+        yield Claim(5, "router : one block length", what, ours, theirs, decimals(1), BEST_LENGTH if ours else "")
 
 
 def _runs(results: Results, key: str, gamma_max: int) -> Pair | None:
@@ -186,7 +210,7 @@ def _runs(results: Results, key: str, gamma_max: int) -> Pair | None:
 
 def _scored(runs: Sequence[Results], number: int, theirs: Row) -> Claim:
     """Scores of the standalone tandem and of the secondary, with a word where they are too close to tell."""
-    task, ours, reason = theirs["task"], None, ""
+    task, ours, caveat = theirs["task"], None, ""
     (beside,) = paper.TABLES[number].rows_of("gecko", task=task)
     for results in runs:
         scores = paper_scores(results)
@@ -195,10 +219,10 @@ def _scored(runs: Sequence[Results], number: int, theirs: Row) -> Claim:
         if mine and other:
             ours = (mine[0] / 100, other[0] / 100)
             apart = abs(mine[0] - other[0]) > math.hypot(mine[1] or 0, other[1] or 0)
-            reason = "" if apart else "within the intervals"
+            caveat = "" if apart else CLOSE
             break
-    what = f"tandem_distil against gecko, {task}: score, %"
-    return Claim(number, what, ours, (theirs["score"], beside["score"]), percent, reason)
+    pair = (theirs["score"], beside["score"])
+    return Claim(number, "tandem_distil : gecko", f"{task}, %", ours, pair, percent, caveat)
 
 
 def _latencies(results: Results) -> Pair | None:
@@ -218,10 +242,6 @@ def _role(results: Results, name: str) -> str:
 
 def _having(runs: Sequence[Results], table: str) -> Results:
     return next((results for results in runs if rows_of(results, table)), {})
-
-
-def _first(runs: Sequence[Results], find: Callable[[Results], Pair | None]) -> Pair | None:
-    return next((pair for results in runs if (pair := find(results)) is not None), None)
 
 
 def _value(rows: Sequence[Row], key: str, **where: Any) -> float | None:
@@ -244,7 +264,3 @@ def _sure(pair: tuple[float | None, ...]) -> Pair:
 
 def _written(pair: Pair, write: Written) -> str:
     return " : ".join(map(write, pair))
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"

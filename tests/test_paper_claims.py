@@ -7,7 +7,8 @@ import pytest
 from launch import questions
 from launch.compose import compose_all, expand
 from launch.run import main
-from sweeps.paper_claims import OPPOSITE, SAME, UNKNOWN, claims, claims_table
+from sweeps.paper_claims import EVEN, OPPOSITE, SAME, UNKNOWN, claims, claims_table
+from sweeps.tables import TEXT_WIDTH, to_text
 from tandem.errors import ConfigurationError
 
 MODELS = [
@@ -20,7 +21,7 @@ MODELS = [
 def rows_by_claim(*runs, missing=""):
     table = claims_table([{"models": MODELS, **run} for run in runs], missing)
     assert table is not None
-    return {row["claim"]: row for row in table.rows}
+    return {f"{row['models']}, {row.get('what')}": row for row in table.rows}
 
 
 def test_models_are_known_by_their_roles():
@@ -32,13 +33,15 @@ def test_models_are_known_by_their_roles():
         {"name": "tandem_distil", "gamma": 4, "total_variation": 0.9},
     ]
     rows = rows_by_claim({"agreement": agreement}, missing="paper/table2 failed")
-    better = rows["tandem_distil against gecko_distil: total variation"]
+    better = rows["tandem_distil : gecko_distil, total variation"]
     assert (better["ours"], better["theirs"], better["direction"]) == ("0.300 : 0.400", "0.141 : 0.318", SAME)
-    assert better["change"] == pytest.approx(-0.25)
-    assert rows["tandem_ce against gecko: total variation"]["direction"] == OPPOSITE
-    assert rows["tandem_ce against gecko: cross entropy"]["direction"] == SAME
-    absent = rows["tandem_distil against gecko_distil, LM1B, 1 sample"]
-    assert (absent["direction"], absent["ours"], absent["reason"]) == (UNKNOWN, None, "paper/table2 failed")
+    assert rows["tandem_ce : gecko, total variation"]["direction"] == OPPOSITE
+    assert rows["tandem_ce : gecko, cross entropy"]["direction"] == SAME
+    agreement[1]["total_variation"] = 0.3
+    even = rows_by_claim({"agreement": agreement})["tandem_distil : gecko_distil, total variation"]
+    assert even["direction"] == EVEN
+    absent = rows["tandem_distil : gecko_distil, LM1B, 1 sample"]
+    assert (absent["direction"], absent["ours"]) == (UNKNOWN, None)
 
 
 def test_speeds_on_the_papers_data_set_go_before_those_on_other_prompts():
@@ -48,14 +51,12 @@ def test_speeds_on_the_papers_data_set_go_before_those_on_other_prompts():
 
     one = {"speed": speeds(1.0, 1.5, samples=1), "speed_by_category": speeds(2.0, 1.5, category="lm1b")}
     four = {"speed": speeds(1.2, 1.1, samples=4)}
-    found = {
-        (c.table, c.what.rpartition("distil, ")[2]): c for c in claims([{"models": MODELS, **r} for r in (four, one)])
-    }
-    assert found[8, "LM1B, 1 sample"].ours == (2.0, 1.5)
-    assert found[8, "LM1B, 1 sample"].reason == ""
-    assert found[8, "Reddit, 1 sample"].ours == (1.0, 1.5)
-    assert "own prompts" in found[8, "Reddit, 1 sample"].reason
-    assert found[8, "Reddit, 4 samples"].ours == (1.2, 1.1)
+    found = {(c.table, c.what): c for c in claims([{"models": MODELS, **r} for r in (four, one)])}
+    assert (found[8, "LM1B, 1 sample"].ours, found[8, "LM1B, 1 sample"].caveat) == ((2.0, 1.5), "")
+    assert found[8, "Reddit, 1 sample"].ours is None, "LM1B is not Reddit"
+    stood_in = [found[8, f"{name}, 4 samples"] for name in ("Reddit", "CNN/DailyMail", "LM1B")]
+    assert [claim.ours for claim in stood_in] == [(1.2, 1.1), None, None], "one measurement is not three"
+    assert stood_in[0].caveat == "own"
     assert found[2, "LM1B, 1 sample"].ours is None  # nothing was measured end to end
 
 
@@ -70,10 +71,10 @@ def test_scores_say_where_they_are_too_close_to_tell():
         scored("tandem_distil", 99.0, 0.1, gamma=7),
         scored("small", 61.0, 5.0),
     ]
-    row = rows_by_claim({"downstream": close})["tandem_distil against gecko, boolq: score, %"]
-    assert (row["ours"], row["direction"], row["reason"]) == ("60.0 : 61.0", OPPOSITE, "within the intervals")
+    row = rows_by_claim({"downstream": close})["tandem_distil : gecko, boolq, %"]
+    assert (row["ours"], row["direction"], row["caveat"]) == ("60.0 : 61.0", OPPOSITE, "close")
     row = rows_by_claim({"downstream": [scored("tandem_distil", 60.0, 1.0, gamma=3), scored("small", 70.0, 1.0)]})
-    assert row["tandem_distil against gecko, boolq: score, %"]["reason"] == ""
+    assert row["tandem_distil : gecko, boolq, %"]["caveat"] == ""
 
 
 def test_runs_of_the_models_are_compared_with_the_fastest_block_length():
@@ -87,8 +88,8 @@ def test_runs_of_the_models_are_compared_with_the_fastest_block_length():
         row("router", 17, over_fixed_decode=1.1, over_fixed_end_to_end=0.9),
     ]
     made = rows_by_claim({"stopping": rows})
-    assert made["router against one block length: runs of the primary"]["ours"] == "55.0 : 50.0"
-    assert made["router against one block length: runs of the secondary"]["direction"] == SAME
+    assert made["router : one block length, runs of the primary"]["ours"] == "55.0 : 50.0"
+    assert made["router : one block length, runs of the secondary"]["direction"] == SAME
     found = {claim.table: claim for claim in claims([{"stopping": rows}]) if "Reddit, γ_max" in claim.what}
     assert (found[4].row()["direction"], found[9].row()["direction"]) == (OPPOSITE, SAME)
 
@@ -112,3 +113,14 @@ def test_the_whole_paper_is_a_sweep_over_its_tables():
 def test_deep_tandems_tables_are_refused_by_name(table):
     with pytest.raises(ConfigurationError, match=r"experiment=paper/table\d: Deep Tandem .* is not here yet"):
         main([f"experiment=paper/table{table}"])
+
+
+def test_the_table_fits_a_terminal():
+    rows = [{"stop": "router", "gamma": 17, "over_fixed_decode": 1.1}]
+    table = claims_table([{"models": MODELS, "stopping": rows}], "experiment=paper/table3 is exit code 1")
+    assert table is not None
+    lines = to_text(table).splitlines()
+    assert all(len(line) <= TEXT_WIDTH for line in lines)
+    assert not [line for line in lines if "…" in line]
+    assert {"own, best"} <= {row.get("caveat") for row in table.rows}
+    assert any(line.startswith("Own: ") for line in lines)
