@@ -178,8 +178,10 @@ def _watching(cls: type) -> type:
 
     def read(self: Any, name: str) -> Any:
         value = object.__getattribute__(self, name)
-        if name in names and not is_dataclass(value) and not isinstance(value, dict):
-            found, where = object.__getattribute__(self, "_noting")
+        # A changed copy notes nothing: making it has read all that it keeps.
+        noting = object.__getattribute__(self, "__dict__").get("_noting")
+        if noting and name in names and not is_dataclass(value) and not isinstance(value, dict):
+            found, where = noting
             found.add(f"{where}{name}")
         return value
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from gguf_blocks import BLOCKS, TYPES, decoded, gguf_bytes, random_blocks, text,
 from tandem.errors import EnvironmentFailure
 from tandem.model.formats import open_tensors
 from tandem.model.formats.gguf import GGUF
+from tandem.model.importing import load_checkpoint
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -263,3 +267,35 @@ def test_stretched_frequencies_of_llama_3_are_read_from_a_file_too(tmp_path, fac
         EnvironmentFailure, match=r"rope_freqs\.weight stretches the rotary frequencies otherwise than Llama"
     ):
         read(np.linspace(1, 4, 64, dtype=np.float32))  # as of a longrope
+
+
+def test_a_neox_is_the_same_from_its_directory_and_from_what_llama_cpp_makes_of_it(tmp_path):
+    """Names are the package's own; queries, keys and values are put in its order as its converter does."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    directory = Path(__file__).parent / "fixtures/families/neox"
+    said, tensors = json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+    layers, width, heads = said["num_hidden_layers"], said["hidden_size"], said["num_attention_heads"]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPTNEOX, layers)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gptneox")
+    writer.add_context_length(said["max_position_embeddings"])
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(said["intermediate_size"])
+    writer.add_rope_dimension_count(int(said["rope_parameters"]["partial_rotary_factor"] * width / heads))
+    writer.add_head_count(heads)
+    writer.add_parallel_residual(said["use_parallel_residual"])
+    writer.add_layer_norm_eps(said["layer_norm_eps"])
+    for name, tensor in tensors.items():
+        if ".query_key_value." in name:
+            by_head = tensor.reshape(heads, 3, width // heads, *tensor.shape[1:])
+            tensor = np.concatenate([by_head[:, part].reshape(width, *tensor.shape[1:]) for part in range(3)])
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (one, _, theirs), (other, _, ours) = load_checkpoint(directory), load_checkpoint(tmp_path / "model.gguf")
+    assert replace(other, norm_eps=one.norm_eps) == one  # 1e-5 in float32
+    assert all(map(np.array_equal, jax.tree.leaves(theirs), jax.tree.leaves(ours)))

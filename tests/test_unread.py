@@ -125,3 +125,12 @@ def test_a_threshold_of_zero_is_one():
         step for step in build(compose(["decode=router", "tau=0", "eval=stopping"])) if step.kind == "stopping"
     ]
     assert compared.tau == 0
+
+
+@pytest.mark.parametrize("pair", ["tandem_gemma3_4b_270m", "tandem_mistral_7b_3_layers", "tandem_smollm2"])
+def test_a_pair_that_states_its_sizes_is_asked_too(pair):
+    """Their decoders are changed copies of what is watched."""
+    read = reads(compose(["job=compile", f"model={pair}", "platform=v5e_4"]))
+    assert read is not None
+    assert "platform.topology" in read
+    assert not any(name.startswith("tracking.") for name in read)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tandem.architecture import DecoderConfig, Norm
+from tandem.architecture import Activation, DecoderConfig, Norm
 from tandem.model.families import Family, Layout, Stored, register
 from tandem.model.families.fields import HUGGINGFACE_ACTIVATIONS, Fields
+from tandem.model.families.llama import gguf_sizes
 
 
 def _apart(array: np.ndarray, config: DecoderConfig) -> Sequence[np.ndarray]:
@@ -50,6 +51,38 @@ STORED = (
 )
 
 
+def _apart_in_gguf(array: np.ndarray, config: DecoderConfig) -> Sequence[np.ndarray]:
+    """All heads' queries, then all keys, then all values: llama.cpp has no matrix that goes a head after the other."""
+    return np.split(array, 3)
+
+
+def _together_in_gguf(arrays: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarray:
+    return np.concatenate(arrays)
+
+
+# What llama.cpp calls them, and the rest of a name is the same.
+GGUF_NAMES = {
+    "gpt_neox.embed_in": "token_embd",
+    "gpt_neox.layers.*.input_layernorm": "blk.*.attn_norm",
+    "gpt_neox.layers.*.attention.query_key_value": "blk.*.attn_qkv",
+    "gpt_neox.layers.*.attention.dense": "blk.*.attn_output",
+    "gpt_neox.layers.*.post_attention_layernorm": "blk.*.ffn_norm",
+    "gpt_neox.layers.*.mlp.dense_h_to_4h": "blk.*.ffn_up",
+    "gpt_neox.layers.*.mlp.dense_4h_to_h": "blk.*.ffn_down",
+    "gpt_neox.final_layer_norm": "output_norm",
+    "embed_out": "output",
+}
+
+
+def _in_gguf(stored: Stored) -> Stored:
+    name, _, kind = stored.name.rpartition(".")
+    named = f"{GGUF_NAMES[name]}.{kind}"
+    return Stored(named, stored.holds, *((_apart_in_gguf, _together_in_gguf) if len(stored.holds) > 1 else ()))
+
+
+GGUF_STORED = tuple(map(_in_gguf, STORED))
+
+
 def _from_huggingface(said: Mapping[str, Any]) -> DecoderConfig:
     fields = Fields(said)
     heads = fields.number("num_attention_heads")
@@ -79,6 +112,24 @@ def _from_huggingface(said: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
+def _from_gguf(metadata: Mapping[str, Any]) -> DecoderConfig:
+    fields = Fields(metadata)
+    sizes = gguf_sizes(fields, "neox")
+    turned = fields.number("gptneox.rope.dimension_count") / (sizes["d_model"] // sizes["num_heads"])
+    sizes["norm_eps"] = fields.number("gptneox.attention.layer_norm_epsilon", 1e-5, float)
+    return fields.done(
+        **sizes,
+        rotary_fraction=turned,
+        parallel_residual=bool(fields.get("gptneox.use_parallel_residual", True)),
+        activation=Activation.gelu,
+        norm=Norm.layer,
+        gated=False,
+        query_key_value_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+    )
+
+
 def _written(config: DecoderConfig) -> dict[str, Any]:
     return {
         "architectures": ["GPTNeoXForCausalLM"],
@@ -101,4 +152,5 @@ def _written(config: DecoderConfig) -> dict[str, Any]:
 
 # Masks and frequencies that follow from the configuration.
 _ignored = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
-register(Family("neox", ("gpt_neox",), Layout(STORED, _from_huggingface, _ignored), _written))
+_gguf = Layout(GGUF_STORED, _from_gguf)
+register(Family("neox", ("gpt_neox",), Layout(STORED, _from_huggingface, _ignored), _written, ("gptneox",), _gguf))
