@@ -291,7 +291,9 @@ def test_a_neox_is_the_same_from_its_directory_and_from_what_llama_cpp_makes_of_
         if ".query_key_value." in name:
             by_head = tensor.reshape(heads, 3, width // heads, *tensor.shape[1:])
             tensor = np.concatenate([by_head[:, part].reshape(width, *tensor.shape[1:]) for part in range(3)])
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(tensor))
+        named = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert named is not None
+        writer.add_tensor(named, np.ascontiguousarray(tensor))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

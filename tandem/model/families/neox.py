@@ -4,6 +4,7 @@ each head turned, and one matrix for queries, keys and values, a head after the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,8 @@ GGUF_NAMES = {
 
 def _in_gguf(stored: Stored) -> Stored:
     name, _, kind = stored.name.rpartition(".")
-    named = f"{GGUF_NAMES[name]}.{kind}"
-    return Stored(named, stored.holds, *((_apart_in_gguf, _together_in_gguf) if len(stored.holds) > 1 else ()))
+    named = replace(stored, name=f"{GGUF_NAMES[name]}.{kind}")
+    return replace(named, split=_apart_in_gguf, join=_together_in_gguf) if len(stored.holds) > 1 else named
 
 
 GGUF_STORED = tuple(map(_in_gguf, STORED))
