@@ -148,7 +148,7 @@ def compare(name: str, asked: dict[str, Any], mine: dict[str, Any], other: dict[
 
 def export(folder: Path, model: Any, spm: bytes, start: int, end: int) -> None:
     """The model and its tokenizer as `transformers` reads them."""
-    about = {"bos_token_id": start, "eos_token_id": end}
+    about: dict[str, Any] = {"bos_token_id": start, "eos_token_id": end}
     export_huggingface(folder, replace(model.config, context_length=MAX_LENGTH), model.weights, **about)
     (folder / "tokenizer.model").write_bytes(spm)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=spm)
@@ -199,7 +199,7 @@ def read_checkpoint(options: argparse.Namespace, folder: Path) -> tuple[Any, Wor
     model = load_checkpoint(options.data / "checkpoints/stories260K.bin")
     spm = llama2c_tokenizer(options.data / "checkpoints/tok512.bin")
     pieces = sentencepiece.SentencePieceProcessor(model_proto=spm)
-    export(folder / "model", model, spm, *START, pieces.eos_id())
+    export(folder / "model", model, spm, START[0], pieces.eos_id())
     return model, Words(pieces.encode, pieces.decode, START, [pieces.eos_id()]), None
 
 

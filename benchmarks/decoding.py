@@ -93,9 +93,12 @@ class Ours:
     """This framework's engine; `decode_seconds` are those of the last call without its prefill."""
 
     def __init__(self, primary: Model, drafter: Model | None = None, gamma: int = 0, width: int | None = None):
-        own, drafting = pack_matrices(primary[1]), drafter and pack_matrices(drafter[1])
+        own, drafting = pack_matrices(primary[1]), None
+        if drafter is not None:
+            small = pack_matrices(drafter[1])
+            drafting = Bound(Independent(small.definition), small.weights)
         self.weights = EngineWeights.of(own, drafting)
-        self.engine = Engine(own.definition, drafting and Independent(drafting.definition), gamma=gamma, width=width)
+        self.engine = Engine(own.definition, drafting and drafting.definition, gamma=gamma, width=width)
         self.decode_seconds, self.lengths = 0.0, np.zeros(gamma + 1)
 
     def __call__(self, prompt: np.ndarray, new: int) -> tuple[list[int], float, int]:

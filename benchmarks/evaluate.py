@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     model = checkpoint.load_decoder(weights_file)
     config = checkpoint.config_of(weights_file, "decoder")
     tokenizer = CorpusTokenizer((PRETRAINED / "tokenizer.model").read_bytes())
-    agreement.export(folder / "model", Imported(config, *model), tokenizer.model, EOS_ID, EOS_ID)
+    agreement.export(
+        folder / "model", Imported(config, model.definition, model.weights), tokenizer.model, EOS_ID, EOS_ID
+    )
     settings = Settings(str(options.data / "evals"), shots=1, seed=0, limit=options.limit)
     examples = {name: [example for example, _ in build(registry.find(name), settings)] for name in options.tasks}
     asked = {name: agreement.requests(name, examples[name], settings) for name in options.tasks}

@@ -27,8 +27,9 @@ from flax import nnx
 
 from tandem.data.prompts import read_prompts
 from tandem.data.tokenizer import load_tokenizer
-from tandem.decoding.engine import Engine
+from tandem.decoding.engine import Engine, EngineWeights
 from tandem.decoding.generate import generate
+from tandem.model.bound import Bound
 from tandem.model.formats.installed import KNOWN, find_installed
 from tandem.model.importing import Imported, load_checkpoint
 from tandem.model.layout import cast_matrices, pack_matrices
@@ -100,9 +101,10 @@ def of_logits(model: Imported, text: np.ndarray, theirs: np.ndarray) -> tuple[fl
 
 def written(model: Imported, asked: list[list[int]]) -> np.ndarray:
     """What greedy decoding writes after each prompt [N, NEW_TOKENS]; an end is a token as others are."""
-    graph, weights = pack_matrices(model.graph, cast_matrices(model.weights, jnp.float32))
+    packed = pack_matrices(Bound(model.graph, cast_matrices(model.weights, jnp.float32)))
+    engine = Bound(Engine(packed.definition), EngineWeights.of(packed))
     prompts = [np.array(ids, np.int32) for ids in asked]
-    return np.stack([answer for (answer,) in generate(Engine(graph), weights, None, prompts, NEW_TOKENS, BATCH)])
+    return np.stack([answer for (answer,) in generate(engine, prompts, NEW_TOKENS, BATCH)])
 
 
 def of_answers(name: str, ours: np.ndarray, theirs: dict[str, np.ndarray]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from statistics import median
 
 import jax
@@ -40,14 +41,13 @@ def seconds(axis: str, count: int) -> tuple[float, float]:
     """Median time of a step on `count` devices along one axis of the mesh, and median time of all cores; compilation
     and first step left out."""
     experiment = compose([])
-    sizes = [decoder_of(experiment, side) for side in (experiment.model.primary, experiment.model.secondary)]
-    layer_map = resolve_layer_map(experiment)
-    primary, fixed = nnx.split(Decoder(sizes[0], rngs=nnx.Rngs(0)))
-    graph, trained = nnx.split(Tandem(*sizes, layer_map, rngs=nnx.Rngs(1)))
+    large, small = decoder_of(experiment, experiment.model.primary), decoder_of(experiment, experiment.model.secondary)
+    primary, fixed = nnx.split(Decoder(large, rngs=nnx.Rngs(0)))
+    graph, trained = nnx.split(Tandem(large, small, resolve_layer_map(experiment), rngs=nnx.Rngs(1)))
     optimizer, update = make_update(tandem_loss(graph, primary, distil_weight=0.5), experiment.train, 0)
     shape = (count * ROWS, LENGTH + 1)
-    tokens = np.random.default_rng(0).integers(0, sizes[0].vocab_size, shape).astype(np.int32)
-    platform = PlatformConfig(chips=count, chips_per_host=count, **{axis: count})
+    tokens = np.random.default_rng(0).integers(0, large.vocab_size, shape).astype(np.int32)
+    platform = replace(PlatformConfig(chips=count, chips_per_host=count), **{axis: count})
     with jax.set_mesh(build_mesh(platform)) if count > 1 else nullcontext():
         trained, fixed, given = place(trained), place(fixed), put(tokens, "batch")
         state = place(optimizer.init(trained))

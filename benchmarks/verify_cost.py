@@ -44,7 +44,7 @@ def main() -> None:
     seconds: dict[tuple[str, int], float] = {}
     for round_ in range(ROUNDS + 1):
         for key, method in methods.items():
-            taken = run_prompts(method, prompts, decode.max_new_tokens).seconds_per_run
+            taken = run_prompts(method, list(prompts), decode.max_new_tokens).seconds_per_run
             if round_:  # the first round compiles
                 seconds[key] = min(taken, seconds.get(key, float("inf")))
     print(f"{options.model} of scale {options.scale}, {jax.devices()[0].device_kind}, {time.strftime('%Y-%m-%d')}")
