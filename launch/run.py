@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -99,7 +100,13 @@ def _multirun(
         if not stop():
             data = OmegaConf.to_container(config, resolve=True)  # type: ignore[arg-type]
             experiment = from_container(data, overrides)  # type: ignore[arg-type]
-            codes.append(guarded(lambda: start(experiment, stop), stop))
+            try:
+                codes.append(guarded(lambda: start(experiment, stop), stop))
+            except BrokenPipeError:
+                raise
+            except Exception:  # a fault of this program; the other points are wanted no less
+                traceback.print_exc()
+                codes.append(1)
 
     if all(experiment.dry_run for experiment in experiments):  # Hydra would write
         return max(guarded(lambda each=each: start(each, stop), stop) for each in experiments)

@@ -271,6 +271,16 @@ def test_a_bug_in_a_step_shows_its_traceback(tmp_path):
     assert "ZeroDivisionError" in done.stderr
 
 
+def test_a_bug_at_one_point_leaves_the_other_points_of_a_multirun_alone(tmp_path):
+    program = textwrap.dedent(PROGRAM).replace("PAUSE", "0 if self.steps != 2 else 1 / 0")
+    call = [sys.executable, "-c", program, "-m", "train.steps=1,2,3"]
+    done = subprocess.run(call, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("ZeroDivisionError") == 1
+    events = [(entry["event"], entry["step"]) for entry in lines(tmp_path / "runs" / "store" / "log.jsonl")]
+    assert events.count(("run", "report")) == 2
+
+
 def test_runs_dir_that_is_a_file_is_one_message(tmp_path):
     (tmp_path / "taken").write_text("")
     done = fake(tmp_path, "runs_dir=taken")
