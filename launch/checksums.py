@@ -10,6 +10,7 @@ from typing import Any
 from tandem.errors import EnvironmentFailure
 
 ABOUT = "step.json"
+HOLDER = "holder.json"  # who works in an unfinished step's directory
 FILES = "files"
 SHIPPED = "files.json"  # beside the files that the package ships: their names, sizes and hashes
 
@@ -17,8 +18,9 @@ Manifest = dict[str, list[Any]]  # name inside the step's directory: [bytes, SHA
 
 
 def files_of(directory: Path) -> Manifest:
-    """Every file below `directory` but the one that says what the step is."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / ABOUT)
+    """Every file below `directory` but those that say what the step is and who works on it."""
+    own = {directory / ABOUT, directory / HOLDER}
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path not in own)
     return {path.relative_to(directory).as_posix(): [path.stat().st_size, _sha256(path)] for path in paths}
 
 

@@ -20,8 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar, cast
 
 from launch.progress import Display, duration
-from launch.store import Claim, Interrupted, Store, append_line, write_json_atomic
+from launch.store import Claim, Fenced, Interrupted, Store, append_line, write_json_atomic
 from tandem.data.files import Files
+from tandem.errors import EnvironmentFailure
 from tandem.parallel.hosts import hosts
 
 __all__ = [
@@ -217,7 +218,13 @@ def execute(
         if directory is None and step.fingerprint in wanted:
             if here.agree(should_stop):
                 raise Interrupted(step.name)
-            directory = _perform(step, store, found, sink, should_stop, display)
+            while directory is None:
+                try:
+                    directory = _perform(step, store, found, sink, should_stop, display)
+                except Fenced as fenced:
+                    if here.count > 1:  # the others are in the middle of the step
+                        raise
+                    display.line(f"lost     {step.name}: {fenced}")
         elif directory is None:
             display.line(f"skipped  {step.name}: not needed any more")
         else:
@@ -254,6 +261,7 @@ def _perform(
     should_stop: Callable[[], bool],
     display: Display,
 ) -> Path:
+    """Raises `Fenced` where another process has taken the step over."""
     with ExitStack() as held:
         claims: list[Claim] = []  # of the first host
 
@@ -277,6 +285,11 @@ def _perform(
                 step.run(Context(inputs, out, Path(work), step.name, display, sink, should_stop, step.files))
         except Interrupted:
             raise Interrupted(step.name) from None
+        except Exception as error:
+            if gone := next((path for path in inputs.values() if not path.is_dir()), None):
+                problem = f"{gone} has been removed while {step.name} read it; the same command makes it again"
+                raise EnvironmentFailure(problem) from error
+            raise
         finally:
             display.clear()
         seconds = time.monotonic() - began

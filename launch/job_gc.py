@@ -6,7 +6,6 @@ is no run: what it alone has brought about is made again when it is asked for ag
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -25,10 +24,11 @@ from launch.checksums import ABOUT
 from launch.compose import compose, from_container
 from launch.fleet.state import SweepDirectory, sweeps_root
 from launch.graph import RESULTS, topological
+from launch.holding import SILENCE_S, Watch, lock, reach
 from launch.identity import as_run, store_of
 from launch.process import Stop
 from launch.progress import duration
-from launch.store import Store, read_json, world_errors
+from launch.store import POLL_S, Store, read_json, world_errors
 from launch.unread import GRAPHS
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError, Interrupted, UserError
@@ -36,7 +36,7 @@ from tandem.errors import ConfigurationError, Interrupted, UserError
 # Of a step: <kind>-<fingerprint>, and behind it what an interrupted process left, what was found damaged, and what was
 # being removed.
 STEP = re.compile(
-    r"(?P<key>[a-z_]+-(?P<fingerprint>[0-9a-f]{16}))(?P<state>\.partial|(\.partial)?\.(damaged|removed)(-\d+)?)?"
+    r"(?P<key>[a-z_]+-(?P<fingerprint>[0-9a-f]{16}))(\.partial(-\d+)?)?(?P<aside>\.(damaged|removed)(-\d+)?)?"
 )
 CONFIG = "config.yaml"
 UNKNOWN = "what it refers to cannot be told today; remove that folder, or finish it first"
@@ -68,7 +68,7 @@ def collect(experiment: Experiment, stop: Stop) -> None:
     for one in left:
         if stop():
             raise Interrupted("gc")
-        removed += _remove(store, one)
+        removed += _remove(store, one, stop)
     print(f"{total}: removed {removed}" + ("" if removed == len(left) else "; the others are being worked on"))
 
 
@@ -99,11 +99,13 @@ def unreferenced(store: Store, kept: set[str]) -> Iterator[Left]:
         found = STEP.fullmatch(path.name)
         if not found or not path.is_dir():
             continue
-        if found["fingerprint"] in kept and found["state"] in (None, ".partial"):
+        if found["fingerprint"] in kept and not found["aside"]:
             continue
-        files = [file.stat() for file in path.rglob("*") if file.is_file()]
-        age = time.time() - max((file.st_mtime for file in files), default=path.stat().st_mtime)
-        yield Left(path, found["key"], _name(path), sum(file.st_size for file in files), age)
+        with suppress(FileNotFoundError):  # who works there has moved it meanwhile
+            files = [file.stat() for file in path.rglob("*") if file.is_file()]
+            # The clock of whoever wrote it may be ahead of this one.
+            age = max(0.0, time.time() - max((file.st_mtime for file in files), default=path.stat().st_mtime))
+            yield Left(path, found["key"], _name(path), sum(file.st_size for file in files), age)
 
 
 def _of_run(folder: Path) -> list[str]:
@@ -149,21 +151,32 @@ def _name(folder: Path) -> str:
     return str(_about(folder).get("name", ""))
 
 
-def _remove(store: Store, one: Left) -> bool:
+def _remove(store: Store, one: Left, stop: Stop) -> bool:
     """Whether it is gone: what a process works on stays."""
-    lock = store.root / "locks" / f"{one.key}.lock"
+    path = store.root / "locks" / f"{one.key}.lock"
     with world_errors(one.path):
-        lock.parent.mkdir(exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        path.parent.mkdir(exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        else:
+            watch = Watch(reach(descriptor) if lock(descriptor) else None)
+            if _busy(watch, one.path, stop):
+                return False
             # Out of the way in one move, so that nobody finds half of a finished step.
             doomed = one.path.with_name(f"{one.path.name}.removed")
             os.rename(one.path, doomed)
             shutil.rmtree(doomed)
             return True
+        except BlockingIOError:
+            return False
         finally:
             os.close(descriptor)
+
+
+def _busy(watch: Watch, path: Path, stop: Stop) -> bool:
+    """Whether somebody works there whom no lock shows."""
+    deadline = time.monotonic() + SILENCE_S + POLL_S
+    while watch.holder(path) and time.monotonic() < deadline:
+        if stop():
+            raise Interrupted("gc")
+        time.sleep(POLL_S)
+    return watch.holder(path) is not None

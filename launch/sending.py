@@ -5,7 +5,6 @@ It reads the logs that runs leave on disk, also while they are still written. No
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launch.fleet import child
+from launch.holding import lock
 
 # Beside a log: W&B's mark that it was read to its end, which says nothing of what arrived; and ours, for as long as it
 # is not known that all of it has.
@@ -69,10 +69,11 @@ def held(directory: Path) -> Iterator[bool]:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
+            lock(descriptor)  # where there are no locks, one sender at a time is up to people
         except BlockingIOError:
             yield False
+        else:
+            yield True
     finally:
         os.close(descriptor)
 

@@ -1,22 +1,24 @@
 """The store of finished steps: a directory a step, found by fingerprint.
 
     <root>/<kind>-<fingerprint>/            a finished step: its files, and step.json saying what it is
-    <root>/<kind>-<fingerprint>.partial/    work in progress, or what an interrupted process left to resume from
+    <root>/<kind>-<fingerprint>.partial/    work in progress, or what an interrupted process left to resume from;
+                                            .partial-2 and so on once another process has taken it over
     <root>/locks/<kind>-<fingerprint>.lock  held (flock) by the process that works on the step
     <root>/log.jsonl                        which step was run, resumed, found, interrupted or failed, in order
 
-The kernel drops a flock when its holder dies, so a dead process never blocks a step. A finished step whose files are
-not those that step.json lists is moved aside, to <kind>-<fingerprint>.damaged, and done again.
+The kernel drops a flock when its holder dies, so a dead process never blocks a step; launch/holding.py says who works
+on a step where locks do not reach. A finished step whose files are not those that step.json lists is moved aside, to
+<kind>-<fingerprint>.damaged, and done again.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import json
 import os
 import random
+import secrets
 import shutil
 import socket
 import time
@@ -29,7 +31,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import tandem
-from launch.checksums import ABOUT, FILES, damage, files_of
+from launch.checksums import ABOUT, FILES, HOLDER, damage, files_of
+from launch.holding import OTHER, TAKEN, Holder, Watch, lock, reach, take, tidy
 from tandem.errors import EnvironmentFailure, Interrupted
 
 # Finished steps that the package ships, found by fingerprint as a store's own are; `launch/ship.py` puts them there.
@@ -45,7 +48,8 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write UTF-8 text under a temporary name, then rename it. Raises `EnvironmentFailure` if the disk is full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Processes of two machines, or containers, may have one number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with world_errors(path):
         try:
             with open(temporary, "w", encoding="utf-8") as file:
@@ -155,6 +159,10 @@ class Storable(Protocol):
     def meaning(self) -> dict[str, Any]: ...
 
 
+class Fenced(EnvironmentFailure):
+    """Another process, which no lock of this one reaches, has taken the step over or finished it."""
+
+
 @dataclass
 class Claim:
     """The right to work on one step, held until its `with` block ends."""
@@ -162,13 +170,16 @@ class Claim:
     store: Store
     step: Storable
     work: Path
-    # Set when another process finished the step while this one waited; then there is nothing to do.
+    holder: Holder | None = None
+    # Where the step is finished; from the start where another process did it while this one waited.
     finished: Path | None = None
     resumed: bool = False
+    shared: bool = False  # who was at work before may be so still, for all that this process can know
     started: float = field(default_factory=time.time)
 
     def finish(self, seconds: float) -> Path:
-        """Declare the step done: write step.json and move the work to its final name, in one rename."""
+        """Declare the step done: write step.json and move the work to its final name, in one rename. Raises `Fenced`
+        where that is another process's word by now."""
         about = {
             **self.step.meaning,
             "fingerprint": self.step.fingerprint,
@@ -181,8 +192,18 @@ class Claim:
             about[FILES] = files_of(self.work)
         write_json_atomic(self.work / ABOUT, about)
         final = self.store.directory(self.step)
+        if not (self.holder and self.holder.here()):
+            raise Fenced(f"{self.work} is another process's")
         with world_errors(final):
-            os.rename(self.work, final)
+            try:
+                os.rename(self.work, final)
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    raise
+                shutil.rmtree(self.work, ignore_errors=True)
+                raise Fenced(f"{final} is there already") from None
+        (final / HOLDER).unlink(missing_ok=True)
+        self.finished = final
         self.store.whole.add(self.step.fingerprint)
         return final
 
@@ -200,7 +221,13 @@ class Store:
         return self.root / f"{step.kind}-{step.fingerprint}"
 
     def partial(self, step: Storable) -> Path:
-        return self.root / f"{step.kind}-{step.fingerprint}.partial"
+        """What is left of an unfinished step, or where it will be begun."""
+        first = self.directory(step).with_name(f"{self.directory(step).name}.partial")
+        return max(self._partials(first), key=lambda path: (len(path.name), path.name), default=first)
+
+    def _partials(self, first: Path) -> list[Path]:
+        later = self.root.glob(f"{glob.escape(first.name)}-*")
+        return [first] * first.exists() + [path for path in later if path.name.rpartition("-")[2].isdigit()]
 
     def lock(self, step: Storable) -> Path:
         return self.root / "locks" / f"{step.kind}-{step.fingerprint}.lock"
@@ -219,6 +246,8 @@ class Store:
         directory, fingerprint = self.directory(step), step.fingerprint
         if self.shipped and not directory.exists() and (self.shipped / directory.name).exists():
             return self._find_shipped(step, self.shipped / directory.name, content)
+        if not directory.exists():  # asked first: what is renamed to it from now on is whole
+            return None
         compare = content and fingerprint not in self.whole
         problem = self._damaged.get(fingerprint) or self._problem(step, directory, compare)
         if not problem and compare:
@@ -268,26 +297,71 @@ class Store:
         with world_errors(self.root):
             descriptor = os.open(self.lock(step), os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self._acquire(descriptor, step, should_stop, say)
-            self._damaged.pop(step.fingerprint, None)  # another process may have done it again meanwhile
-            finished = self.find(step, content=True)
-            if finished is not None:
-                yield Claim(self, step, finished, finished)
+            locked = self._acquire(descriptor, step, should_stop, say)
+            with world_errors(self.root):
+                claim = self._take(step, locked, should_stop, say)
+            if claim.holder is None:
+                yield claim
                 return
-            self._set_aside_damaged(step, say)
-            work = self.partial(step)
-            resumed = work.is_dir()
-            self.record("resume" if resumed else "run", step)
-            make_directory(work)
-            with world_errors(work):
+            with world_errors(claim.work), claim.holder.holding():
                 try:
-                    yield Claim(self, step, work, resumed=resumed)
+                    tidy(claim.work, claim.shared)
+                    self.record("resume" if claim.resumed else "run", step)
+                    yield claim
                 except BaseException as error:
+                    if isinstance(error, Exception) and not claim.finished and not claim.holder.here():
+                        raise self._gone(step, claim.work) from error
                     self._record_failure("interrupted" if isinstance(error, Interrupted) else "failed", step)
                     raise
-            os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)  # which also releases the lock
+
+    def _take(
+        self, step: Storable, locked: str | None, should_stop: Callable[[], bool], say: Callable[[str], None]
+    ) -> Claim:
+        """A working directory with this process's word in it, once nobody else works on the step; or the finished step,
+        without a holder."""
+        watch, said = Watch(locked), False
+        while True:
+            self._damaged.pop(step.fingerprint, None)  # another process may have done it again meanwhile
+            if (finished := self.find(step, content=True)) is not None:
+                return Claim(self, step, finished, finished=finished)
+            self._set_aside_damaged(step, say)
+            left = self.partial(step)
+            resumed = left.is_dir()
+            busy, shared = watch.holder(left), watch.silent(left)
+            work = None
+            if busy and not said:
+                say(f"waiting  {step.name}: {busy} is working on it")
+                said = True
+            elif not busy:
+                work = take(left) if resumed else self._begin(left, self.directory(step))
+            if work:
+                holder = Holder(work, locked)
+                with suppress(FileNotFoundError):  # another process was faster
+                    holder.beat()
+                    return Claim(self, step, work, holder, resumed=resumed, shared=shared)
+            if should_stop():
+                raise Interrupted(step.name)
+            time.sleep(POLL_S)
+
+    def _begin(self, first: Path, final: Path) -> Path | None:
+        try:
+            first.mkdir()
+        except FileExistsError:
+            return None
+        # What another process moves just now may have been overlooked.
+        if final.exists() or self._partials(first) != [first]:
+            first.rmdir()
+            return None
+        return first
+
+    def _gone(self, step: Storable, work: Path) -> EnvironmentFailure:
+        if self.directory(step).exists() or self.partial(step).exists():
+            return Fenced(f"{work} is another process's")
+        return EnvironmentFailure(
+            f"{work} has been removed while {step.name} was at work; the same command begins anew"
+        )
 
     def _record_failure(self, event: str, step: Storable) -> None:
         with suppress(EnvironmentFailure):  # a full disk is what is being reported already
@@ -295,34 +369,30 @@ class Store:
 
     def _acquire(
         self, descriptor: int, step: Storable, should_stop: Callable[[], bool], say: Callable[[str], None]
-    ) -> None:
+    ) -> str | None:
+        """The reach of the lock once it is held; None where there are no locks."""
         said = False
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks = lock(descriptor)
                 break
             except BlockingIOError:
                 if not said:
-                    holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
-                    say(f"waiting  {step.name}: {holder} is working on it")
+                    say(f"waiting  {step.name}: {Watch(None).holder(self.partial(step)) or OTHER} is working on it")
                     said = True
             except OSError as error:
-                message = f"cannot lock {self.lock(step)}: {error.strerror}; the file system of runs_dir needs flock"
-                raise EnvironmentFailure(message) from error
+                raise EnvironmentFailure(f"cannot lock {self.lock(step)}: {error.strerror}") from error
             if should_stop():
                 raise Interrupted(step.name)
             time.sleep(POLL_S)
-        with world_errors(self.lock(step)):
-            os.ftruncate(descriptor, 0)
-            holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
-            os.pwrite(descriptor, holder.encode(), 0)
+        return reach(descriptor) if locks else None
 
     def _set_aside_damaged(self, step: Storable, say: Callable[[str], None]) -> None:
         directory = self.directory(step)
-        if directory.exists():
+        if problem := self._damaged.pop(step.fingerprint, None):
             names = (f"{directory.name}.damaged{number}" for number in chain([""], (f"-{n}" for n in count(2))))
             aside = next(path for path in map(directory.with_name, names) if not path.exists())
-            os.rename(directory, aside)
-            problem = self._damaged.pop(step.fingerprint, f"{directory} is damaged")
+            with suppress(FileNotFoundError):  # another process was faster
+                os.rename(directory, aside)
             say(f"damaged  {step.name}: {problem}; moved to {aside.name}, doing it again")
         self.whole.discard(step.fingerprint)

@@ -6,6 +6,7 @@ import json
 import os
 from html import escape
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import yaml
@@ -32,7 +33,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     except ValueError as error:
         raise EnvironmentFailure(f"report: {source} is not JSON: {error}") from error
     page = render(results, read_metrics(run_dir / "metrics.jsonl"), _read_config(run_dir / "config.yaml"))
-    target, temporary = run_dir / "report.html", run_dir / ".report.html.tmp"
+    target, temporary = run_dir / "report.html", run_dir / f".report.html.{token_hex(4)}.tmp"
     try:
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, target)

@@ -11,6 +11,7 @@ import pytest
 from launch.compose import compose, to_yaml
 from launch.experiment import build
 from launch.graph import topological
+from launch.holding import Holder
 from launch.run import main
 
 
@@ -83,3 +84,29 @@ def test_an_empty_place_has_nothing_to_collect(tmp_path, capsys):
     assert collect(tmp_path / "nothing") == 0
     assert "0 steps" in capsys.readouterr().out
     assert not (tmp_path / "nothing").exists()
+
+
+def test_what_is_of_the_future_is_not_older_than_nothing(folder, capsys):
+    """Another machine's clock may be ahead."""
+    for path in (folder / "store" / f"thing-{'d' * 16}").iterdir():
+        os.utime(path, (4e9, 4e9))
+    assert collect(folder, "dry_run=true") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" d")]
+    assert " 0.0 s old" in line
+
+
+def test_what_another_machine_works_on_stays(folder, capsys, monkeypatch):
+    monkeypatch.setattr("launch.job_gc.SILENCE_S", 0.3)
+    monkeypatch.setattr("launch.holding.SILENCE_S", 0.3)
+    monkeypatch.setattr("launch.holding.BEAT_S", 0.02)
+    begun = folder / "store" / f"thing-{'1' * 16}.partial-2"
+    begun.mkdir()
+    holder = Holder(begun, "another kernel/1")
+    holder.beat()
+    with holder.holding():
+        assert collect(folder) == 0
+        assert "removed 3; the others are being worked on" in capsys.readouterr().out
+        assert begun.exists()
+    holder.beat()  # and was killed then
+    assert collect(folder) == 0
+    assert not begun.exists()

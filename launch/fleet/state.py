@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.fleet.interface import Record, State, Sweep, SweepJob
+from launch.holding import lock
 from launch.store import make_directory, world_errors, write_json_atomic, write_text_atomic
 from tandem.checks import nearest
 from tandem.errors import ConfigurationError, EnvironmentFailure
@@ -92,13 +93,18 @@ class SweepDirectory:
             return None
         except BlockingIOError:
             return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        except OSError:  # no locks: nobody drives from there
+            return None
         finally:
             os.close(descriptor)
 
     def _acquire(self, descriptor: int) -> None:
         for last in (False, False, True):  # `driver()` of another process holds it for an instant
             try:
-                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock(descriptor):
+                    return
+                where = "sweeps are driven from a disk with locks: choose another runs_dir"
+                raise EnvironmentFailure(f"{self.path}: the file system has no locks (flock); {where}")
             except BlockingIOError:
                 if last:
                     raise
