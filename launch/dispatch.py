@@ -29,6 +29,7 @@ JOBS = {
     Job.gc: "launch.job_gc:collect",
     Job.sync: "launch.job_sync:sync",
     Job.compare: "launch.job_compare:compare",
+    Job.repeat: "launch.job_repeat:repeat",
 }
 
 

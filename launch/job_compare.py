@@ -27,7 +27,7 @@ ABSENT = "–"
 
 
 def with_runs(words: Sequence[str]) -> list[str]:
-    """`job=compare A B` as `job=compare runs=[A,B]`; other words as they are."""
+    """`job=compare A B` as `job=compare runs=[A,B]`, and in the same way `job=repeat A`; other words as they are."""
     named = [word for word in words if "=" not in word]
     quoted = ",".join("'{}'".format(name.replace("'", "\\'")) for name in named)
     return [*(word for word in words if "=" in word), *([f"runs=[{quoted}]"] if named else [])]
@@ -41,10 +41,10 @@ def compare(experiment: Experiment, stop: Stop) -> None:
     named = experiment.runs or []
     if len(named) != 2:
         raise ConfigurationError([f"{WORD} needs two runs, as in {WORD} runs/A runs/B; it has {len(named)}"])
-    first, second = (_directory(name, experiment) for name in named)
+    first, second = (directory_of(name, experiment) for name in named)
     # What distinguishes the two paths is enough to tell them apart.
     labels = (first.name, second.name) if first.name != second.name else (str(first), str(second))
-    found = [_object(read_json(each / RESULTS), each / RESULTS) for each in (first, second)]
+    found = [object_in(read_json(each / RESULTS), each / RESULTS) for each in (first, second)]
     made = [each.get("provenance", {}) for each in found]
     settings = [dict(_leaves(_configuration(each))) for each in (first, second)]
     print(f"A  {first}\nB  {second}")
@@ -79,7 +79,8 @@ def _alike(pair: Sequence[Row], shown: set[str]) -> bool:
     return len(pair) == 2 and all(pair[0].get(key) == pair[1].get(key) for key in shown - {RUN})
 
 
-def _directory(name: str, experiment: Experiment) -> Path:
+def directory_of(name: str, experiment: Experiment) -> Path:
+    """The directory of a finished run: `name`, or that in `runs_dir`. Raises ConfigurationError where it is none."""
     root = Path(experiment.runs_dir).expanduser()
     for path in (Path(name).expanduser(), root / name):
         if (path / "config.yaml").exists():
@@ -96,10 +97,11 @@ def _configuration(directory: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise EnvironmentFailure(f"{path} cannot be read: {error}") from error
-    return {key: value for key, value in _object(loaded, path).items() if key not in BOOKKEEPING}
+    return {key: value for key, value in object_in(loaded, path).items() if key not in BOOKKEEPING}
 
 
-def _object(value: Any, path: Path) -> dict[str, Any]:
+def object_in(value: Any, path: Path) -> dict[str, Any]:
+    """What a file of a run holds. Raises EnvironmentFailure where that is no object."""
     if not isinstance(value, dict):
         raise EnvironmentFailure(f"{path} cannot be read: it is not of a run")
     return value

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if f"{questions.WORD}{questions.LIST}" in options.overrides:
         print(questions.listing())
         return 0
-    if f"job={Job.compare}" in options.overrides:
+    if {f"job={Job.compare}", f"job={Job.repeat}"} & set(options.overrides):
         from launch.job_compare import with_runs
 
         options.overrides = with_runs(options.overrides)

@@ -32,6 +32,7 @@ class Job(StrEnum):
     gc = "gc"
     sync = "sync"
     compare = "compare"
+    repeat = "repeat"
 
 
 class Recipe(StrEnum):
@@ -447,4 +448,4 @@ class Experiment:
     dry_run: bool = False
     sweep: str | None = None  # of job=report, sweep_status and the like
     publish: bool = False  # of job=report
-    runs: list[str] | None = None  # of job=compare
+    runs: list[str] | None = None  # of job=compare and job=repeat

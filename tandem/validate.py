@@ -62,8 +62,8 @@ def validate(experiment: Experiment) -> list[str]:
         check.wrong("sweep", experiment.sweep, rule)
     if experiment.publish and experiment.job is not Job.report:
         check.problems.append(f"publish=true is read by job=report, and not by job={experiment.job}")
-    if experiment.runs is not None and experiment.job is not Job.compare:
-        check.wrong("runs", experiment.runs, f"is read by job=compare, and not by job={experiment.job}")
+    if experiment.runs is not None and experiment.job not in (Job.compare, Job.repeat):
+        check.wrong("runs", experiment.runs, f"is read by job=compare and job=repeat, and not by job={experiment.job}")
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
     if experiment.prompt is not None and not is_text(experiment.prompt):

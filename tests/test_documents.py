@@ -32,7 +32,7 @@ PLACES = {
 # two runs.
 ELSEWHERE = re.compile(
     r"hydra/launcher=(ray|jobset|queued_resources)|=v5e|download=true|sweep=|online|smollm2|platform\.hosts|"
-    r"eval=superglue|experiment=|--help|job=board|job=compare"
+    r"eval=superglue|experiment=|--help|job=board|job=compare|job=repeat"
 )
 # What is for models of more layers, or for longer, than those of experiment=debug.
 SMALLER: dict[str, str] = {

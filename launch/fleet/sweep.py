@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from launch.process import Stop
 
 WEEK_S = 7 * 24 * 3600.0
-SWEEP_JOBS = (Job.report, Job.sync, Job.compare, Job.sweep_status, Job.sweep_logs, Job.sweep_cancel, Job.sweep_resume)
+SWEEP_JOBS = (
+    Job.report,
+    Job.sync,
+    Job.compare,
+    Job.repeat,
+    Job.sweep_status,
+    Job.sweep_logs,
+    Job.sweep_cancel,
+    Job.sweep_resume,
+)
 
 
 def launcher_of(overrides: Sequence[str]) -> FleetLauncher | None:
