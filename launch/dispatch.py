@@ -24,7 +24,7 @@ JOBS = {
     Job.compile: "launch.job_compile:compile_ahead",
     Job.doctor: "launch.job_doctor:doctor",
     Job.export: "launch.job_export:export",
-    Job.report: "launch.fleet.answer:report",
+    Job.report: "launch.job_report:report",
     Job.board: "launch.job_board:board",
     Job.gc: "launch.job_gc:collect",
     Job.sync: "launch.job_sync:sync",

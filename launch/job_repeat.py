@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from launch.graph import RESULTS
-from launch.job_compare import directory_of, object_in
+from launch.named_runs import CONFIG, configuration_of, directory_of, results_of
 from launch.process import Stop
 from launch.results import ROOT
 from launch.store import read_json, write_text_atomic
@@ -25,7 +25,6 @@ from tandem.config import Experiment, TrackingMode
 from tandem.errors import ConfigurationError, EnvironmentFailure, Interrupted
 
 WORD = "job=repeat"
-CONFIG = "config.yaml"
 POLL_S = 0.1
 # Numbers that are measured with a clock, and what is chosen by them.
 TIMES = re.compile(r"seconds|speedup|per_second|cost|_s$")
@@ -61,7 +60,7 @@ def repeat(experiment: Experiment, stop: Stop) -> int:
         raise ConfigurationError([f"{WORD} needs one run, as in {WORD} runs/A/{RESULTS}; it has {len(named)}"])
     path = Path(named[0])
     directory = directory_of(str(path.parent if path.name == RESULTS else path), experiment)
-    results = object_in(read_json(directory / RESULTS), directory / RESULTS)
+    results = results_of(directory)
     commit = _commit(directory / RESULTS, results)
     with TemporaryDirectory(prefix="tandem-repeat-") as made:
         code = _code(commit, Path(made) / "code")
@@ -72,7 +71,9 @@ def repeat(experiment: Experiment, stop: Stop) -> int:
 
 def _commit(path: Path, results: Mapping[str, Any]) -> str:
     """The commit that the results are of. Raises EnvironmentFailure where its code is not to be had."""
-    about = object_in(results.get("provenance"), path)
+    about = results.get("provenance")
+    if not isinstance(about, dict):
+        raise EnvironmentFailure(f"{path} says nothing of how it was made")
     commit = str(about.get("commit", ""))
     if about.get("dirty") is not False:
         raise EnvironmentFailure(
@@ -105,10 +106,7 @@ def _git(*words: str) -> bool:
 
 def _make(directory: Path, code: Path, made: Path, stop: Stop) -> dict[str, Any]:
     """The results of the run's configuration, with nothing found that was made before."""
-    try:
-        config = object_in(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")), directory / CONFIG)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise EnvironmentFailure(f"{directory / CONFIG} cannot be read: {' '.join(str(error).split())}") from error
+    config = configuration_of(directory)
     config |= {"runs_dir": str(made / "runs"), "name": "again", "dry_run": False, "use_shipped": False}
     config["tracking"] = {**config.get("tracking", {}), "mode": TrackingMode.disabled.value}
     write_text_atomic(made / CONFIG, yaml.safe_dump(config, allow_unicode=True))

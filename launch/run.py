@@ -22,7 +22,7 @@ from launch.dispatch import start
 from launch.process import Stop, command_line, guarded
 from launch.store import make_directory, world_errors
 from launch.unread import refuse_unread
-from tandem.config import Experiment, Job
+from tandem.config import ABOUT_NAMED_RUNS, Experiment
 from tandem.errors import ConfigurationError
 
 PROGRAM = "uv run launch/run.py"
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if f"{questions.WORD}{questions.LIST}" in options.overrides:
         print(questions.listing())
         return 0
-    if {f"job={Job.compare}", f"job={Job.repeat}"} & set(options.overrides):
-        from launch.job_compare import with_runs
+    if {f"job={job}" for job in ABOUT_NAMED_RUNS} & set(options.overrides):
+        from launch.named_runs import with_runs
 
         options.overrides = with_runs(options.overrides)
     question = questions.asked(options.overrides)

@@ -64,12 +64,21 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def read_json(path: Path) -> Any:
     """What a finished step left as JSON. Raises `EnvironmentFailure` that names the file if it is damaged."""
-    return _read(path, json.loads)
+    return _read(path, _parsed)
 
 
 def read_lines(path: Path) -> list[Any]:
     """The same of a file with a line of JSON for each value."""
-    return _read(path, lambda text: [json.loads(line) for line in text.splitlines()])
+    return _read(path, lambda text: [_parsed(line) for line in text.splitlines()])
+
+
+def _parsed(text: str) -> Any:
+    """JSON in the strict sense, which is what is written."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no number")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:

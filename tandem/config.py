@@ -35,6 +35,10 @@ class Job(StrEnum):
     repeat = "repeat"
 
 
+# Those that are about finished runs which `runs` names.
+ABOUT_NAMED_RUNS = (Job.compare, Job.repeat, Job.report)
+
+
 class Recipe(StrEnum):
     """How far the pair is trained: the stand-ins only, then stage 1 (cross entropy), then stage 2 (distillation)."""
 

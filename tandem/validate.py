@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tandem.checks import Checks, nearest
 from tandem.config import (
+    ABOUT_NAMED_RUNS,
     ROWS,
     Corpus,
     DecoderConfig,
@@ -62,8 +63,11 @@ def validate(experiment: Experiment) -> list[str]:
         check.wrong("sweep", experiment.sweep, rule)
     if experiment.publish and experiment.job is not Job.report:
         check.problems.append(f"publish=true is read by job=report, and not by job={experiment.job}")
-    if experiment.runs is not None and experiment.job not in (Job.compare, Job.repeat):
-        check.wrong("runs", experiment.runs, f"is read by job=compare and job=repeat, and not by job={experiment.job}")
+    if experiment.runs is not None and experiment.job not in ABOUT_NAMED_RUNS:
+        rule = f"is read by {', '.join(f'job={job}' for job in ABOUT_NAMED_RUNS)}, and not by job={experiment.job}"
+        check.wrong("runs", experiment.runs, rule)
+    if experiment.job is Job.report and experiment.runs is not None and (experiment.sweep or experiment.publish):
+        check.problems.append("job=report is of runs=[…] or of sweep=ID; publish=true publishes the latter")
     if not experiment.runs_dir:
         check.wrong("runs_dir", experiment.runs_dir, "must name a directory")
     if experiment.prompt is not None and not is_text(experiment.prompt):

@@ -9,7 +9,8 @@ import pytest
 from sample_results import whole_results
 
 from launch.compose import compose, to_yaml
-from launch.job_compare import compare, with_runs
+from launch.job_compare import compare
+from launch.named_runs import with_runs
 from launch.process import Stop
 from launch.run import main
 from tandem.errors import ConfigurationError

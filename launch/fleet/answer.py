@@ -1,5 +1,5 @@
 """What a sweep has found: its points side by side, on the terminal, as `points.json` and as `report.html` beside its
-`sweep.json`; at its end, and by `job=report sweep=ID` at any time."""
+`sweep.json`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from launch.compose import compose, groups
+from launch.compose import compose
 from launch.fleet.interface import State, Sweep
-from launch.fleet.state import SweepDirectory, find_sweep
+from launch.fleet.state import SweepDirectory
 from launch.fleet.table import WORDS
 from launch.graph import RESULTS
 from launch.identity import NOT_MEANING, as_run, run_directory, store_of
@@ -27,12 +27,7 @@ from sweeps.report import read_metrics
 from sweeps.sweep_report import render
 from sweeps.table import Table
 from sweeps.tables import to_text
-from sweeps.wandb_report import content
-from tandem.config import Experiment
-from tandem.errors import EnvironmentFailure, UserError
-
-if TYPE_CHECKING:
-    from launch.process import Stop
+from tandem.errors import UserError
 
 POINTS, REPORT = "points.json", "report.html"
 METRICS = "metrics.jsonl"
@@ -64,31 +59,6 @@ class Found:
         title, why = (question.title, question.hypothesis) if question else (name, "")
         command = shlex.join(["launch/run.py", *typed])
         return None if table is None else cls(title, why, command, points, table, pictures)
-
-
-def report(experiment: Experiment, stop: Stop) -> None:
-    """Print and write what the sweep `sweep=ID` has found so far, its W&B report with it; `publish=true` publishes
-    that, again under its address where it has been published before."""
-    directory = find_sweep(experiment.runs_dir, experiment.sweep)
-    made = directory.read()
-    found = present(directory, made)
-    if found is None:
-        if experiment.publish:
-            raise EnvironmentFailure(f"publish=true: no point of {made.id} is done yet")
-        return
-    from launch.publish import publish, specify
-
-    told = content(found.title, found.hypothesis, found.command, found.points, found.answer, groups())
-    group = _group(made)
-    print(f"W&B      {specify(directory.path, told, group, experiment.tracking)}")
-    if experiment.publish:
-        print(f"W&B      {publish(directory.path, told, group, experiment.tracking)}")
-
-
-def _group(made: Sweep) -> str:
-    """The W&B group of the sweep's runs: its id, unless its command named one."""
-    words = [word for job in made.jobs for word in job.overrides if word.startswith(GROUP)]
-    return words[-1].removeprefix(GROUP) if words else made.id
 
 
 def present(directory: SweepDirectory, made: Sweep) -> Found | None:
@@ -128,7 +98,7 @@ def side_by_side(words: Sequence[Sequence[str]], ends: Sequence[tuple[str, str]]
     places = [{key: _value(own[key]) for key in axes if key in own} for own in valued]
     curves: dict[str, Curve | None] = {}
     made = [_point(*each, curves) for each in zip(plain, places, ends, strict=True)]
-    differing = _differing([point.settings for point in made if point.settings])
+    differing = differing_keys([point.settings for point in made if point.settings])
     return [replace(p, settings={k: v for k, v in p.settings.items() if k in differing}) for p in made]
 
 
@@ -157,10 +127,10 @@ def _point(
         results = read_json(Path(made.run) / RESULTS)
     except (OSError, UserError) as error:
         return replace(made, state=f"{state}, but its results cannot be read: {error}")
-    return replace(made, results=results, curves=_curves(results, store_of(run), curves))
+    return replace(made, results=results, curves=curves_of(results, store_of(run), curves))
 
 
-def _curves(results: Mapping[str, Any], store: Store, known: dict[str, Curve | None]) -> dict[str, Curve]:
+def curves_of(results: Mapping[str, Any], store: Store, known: dict[str, Curve | None]) -> dict[str, Curve]:
     """The losses of a run's training steps, from the store: who shares a step has not logged it itself."""
     fingerprints = results.get("provenance", {}).get("steps", {})
     found = {}
@@ -186,7 +156,7 @@ def _leaves(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return {key: value for key, value in found.items() if key.partition(".")[0] not in NOT_MEANING}
 
 
-def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
+def differing_keys(settings: Sequence[Mapping[str, Any]]) -> set[str]:
     """The keys that do not have one value in all."""
     keys = {key for own in settings for key in own}
     return {key for key in keys if len({json.dumps(own.get(key)) for own in settings}) > 1}
