@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ SHIPPED = "files.json"  # beside the files that the package ships: their names, 
 Manifest = dict[str, list[Any]]  # name inside the step's directory: [bytes, SHA-256]
 
 
-def files_of(directory: Path) -> Manifest:
-    """Every file below `directory` but those that say what the step is and who works on it."""
-    own = {directory / ABOUT, directory / HOLDER}
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path not in own)
+def files_of(directory: Path, but: Sequence[str] = ()) -> Manifest:
+    """Every file below `directory` but those that say what the step is and who works on it, and those named in
+    `but`."""
+    left_out = {directory / name for name in (ABOUT, HOLDER, *but)}
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path not in left_out)
     return {path.relative_to(directory).as_posix(): [path.stat().st_size, _sha256(path)] for path in paths}
 
 

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar, cast
 
 from launch.progress import Display, duration
-from launch.store import Claim, Fenced, Interrupted, Store, append_line, write_json_atomic
+from launch.store import METRICS, Claim, Fenced, Interrupted, Records, Store, write_json_atomic
 from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
 from tandem.parallel.hosts import hosts
@@ -62,6 +62,7 @@ class Step:
     kind: ClassVar[str]
     version: ClassVar[int] = 1
     on_devices: ClassVar[bool] = True
+    scratch: ClassVar[Sequence[str]] = ()  # files in `out` that serve an interrupted step alone
 
     name: str
     inputs: Mapping[str, Step] = field(default_factory=dict)
@@ -141,11 +142,16 @@ class Context:
     def log(self, **metrics: Any) -> None:
         """Append one record to the step's own `metrics.jsonl`, and hand it to the run's.
 
-        A step resumed from a checkpoint logs again what it repeats: a reader keeps the last record of a training step.
+        A step resumed from a checkpoint logs again what it repeats: what is the same is kept once, and of what is not,
+        as on another mesh, a reader takes the last.
         """
         record = {"step_name": self.name, "time": round(time.time(), 3), **metrics}
-        append_line(self.out / "metrics.jsonl", record)
+        self._records.add(record)
         self.sink(record)
+
+    @cached_property
+    def _records(self) -> Records:
+        return Records(self.out / METRICS)
 
     def leave(self, tables: Mapping[str, Any]) -> None:
         """Write what the step has found, for the run's tables and for the steps that read it."""
@@ -293,7 +299,7 @@ def _perform(
         finally:
             display.clear()
         seconds = time.monotonic() - began
-        directory = _agreed(lambda: claims[0].finish(seconds))
+        directory = _agreed(lambda: claims[0].finish(seconds, step.scratch))
     assert directory is not None
     display.line(f"done     {step.name} in {duration(seconds)}")
     return directory

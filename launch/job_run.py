@@ -16,7 +16,7 @@ from launch.mirror import mirror
 from launch.process import Stop
 from launch.progress import duration
 from launch.results import gather
-from launch.store import append_line, make_directory, world_errors, write_json_atomic, write_text_atomic
+from launch.store import METRICS, Records, make_directory, world_errors, write_json_atomic, write_text_atomic
 from sweeps.report import write_report
 from sweeps.tables import build_tables, to_text
 from tandem.config import Experiment
@@ -76,10 +76,12 @@ def carry_out(
         return
 
     with mirror(experiment, directory, targets, lambda: stop.number) as mirrored:
+        records = Records(directory / METRICS)
+        mirrored.catch_up(records.whole())
 
         def sink(record: dict[str, Any]) -> None:
-            append_line(directory / "metrics.jsonl", record)
-            mirrored.metrics(record)
+            if records.add(record):
+                mirrored.metrics(record)
 
         directories = execute(targets, store, sink, stop)
         results = complete(gather(experiment, targets, directories, time.monotonic() - began))
@@ -93,7 +95,7 @@ def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> No
     for table in build_tables(results):
         print(to_text(table), end="\n\n")
     report = write_report(directory)
-    files = [f"report   {report}", f"results  {directory / 'results.json'}", f"metrics  {directory / 'metrics.jsonl'}"]
+    files = [f"report   {report}", f"results  {directory / 'results.json'}", f"metrics  {directory / METRICS}"]
     files.append(f"config   {directory / 'config.yaml'}")
     print("\n".join([*files, f"W&B      {wandb}"] if wandb else files))
 

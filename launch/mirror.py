@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -41,9 +41,19 @@ class Mirror:
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """One record of `metrics.jsonl`, each value under the name of its step."""
+        self._tracker.log(self._row(record))
+
+    def catch_up(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Log those of a run's records that W&B had not written down when an earlier process was killed."""
+        has = {_plain(row) for row in self._tracker.earlier}
+        for record in records:
+            if _plain(self._row(record)) not in has:
+                self.metrics(record)
+
+    def _row(self, record: Mapping[str, Any]) -> dict[str, Any]:
         name = record["step_name"]
         values = {f"{name}/{key}": value for key, value in record.items() if key not in ("step_name", "step", "time")}
-        self._tracker.log({**values, tracking.STEP: self._first.get(name, 0) + record.get("step", 0)})
+        return {**values, tracking.STEP: self._first.get(name, 0) + record.get("step", 0)}
 
     def results(self, results: Mapping[str, Any]) -> None:
         """The tables as W&B tables, and their numbers as the run's summary."""
@@ -56,6 +66,11 @@ class Mirror:
                 if source.keys:
                     self._tracker.summary(_summary(source, rows))
         self._tracker.summary({**headlines(dict(results)), "provenance": results["provenance"]})
+
+
+def _plain(row: Mapping[str, Any]) -> str:
+    """A row without W&B's own keys, to be told from others."""
+    return json.dumps({key: value for key, value in row.items() if not key.startswith("_")}, sort_keys=True)
 
 
 def _cell(value: Any) -> Any:
@@ -113,8 +128,7 @@ def mirror_again(directory: Path) -> None:
     options = replace(experiment.tracking, mode=TrackingMode.offline)
     with mirror(replace(experiment, tracking=options), directory, targets, lambda: 0) as mirrored:
         if (metrics := directory / "metrics.jsonl").exists():
-            for record in read_lines(metrics):
-                mirrored.metrics(record)
+            mirrored.catch_up(read_lines(metrics))
         mirrored.results(read_json(directory / "results.json"))
 
 

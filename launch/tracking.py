@@ -1,4 +1,6 @@
-"""Weights & Biases, as a mirror of `metrics.jsonl` and `results.json`; this and publish.py alone import wandb, lazily.
+"""Weights & Biases, as a mirror of `metrics.jsonl` and `results.json`.
+
+This, wandb_log.py and publish.py alone import wandb, lazily.
 
 A run is always written to disk; online, W&B's uploader reads along (sending.py), and offline, which is the default,
 nothing touches the network. What is sent is what is passed in here: no host name, git remote, code, console output,
@@ -14,11 +16,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from launch import wandb_log
 from launch.sending import TORN, Upload, held, unwritten
 from tandem.config import TrackingConfig, TrackingMode
 from tandem.errors import EnvironmentFailure
 
-# The axis of every metric. W&B's own `_step` starts again at 0 when an offline run is resumed.
+# The axis of every metric, over all steps that train.
 STEP = "global_step"
 # Seconds. W&B's default of 15 s loses a killed run's last 15 s, and all of a run killed before that.
 _FLUSH_INTERVAL = 1.0
@@ -40,8 +43,12 @@ class Tracker:
         directory: Path | None = None,
         upload: Upload | None = None,
         open: ExitStack | None = None,
+        earlier: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._run = run
+        # Rows that earlier processes of this run have left, and W&B's number of the next, until it counts on itself.
+        self.earlier = earlier
+        self._next = max((row.get(wandb_log.STEP, -1) for row in earlier), default=-1) + 1 if earlier else None
         self._upload = upload
         self._open = open or ExitStack()
         self._said = False
@@ -50,16 +57,20 @@ class Tracker:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Adds one row of metrics; `global_step` among them says where on the axis."""
+        self._log(dict(values))
+
+    def _log(self, values: dict[str, Any]) -> None:
         if (run := self._run) is not None:
-            self._try(lambda: run.log(dict(values)))
+            number, self._next = self._next, None
+            self._try(lambda: run.log(values, step=number, commit=True))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Logs a table; a column holds values of one type or None."""
-        if (run := self._run) is not None:
+        if self._run is not None:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(r) for r in rows])
-            self._try(lambda: run.log({name: table}))
+            self._log({name: table})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Sets the run's final numbers."""
@@ -126,6 +137,7 @@ def start(
     os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_CACHE_DIR"] = str(home.resolve())
     import wandb
 
+    earlier = [row for log in sorted(home.glob(f"*/run-{run_id}.wandb")) for row in wandb_log.rows(log)]
     server = sign_in(f"tracking={tracking.mode.value}", OFFLINE) if tracking.mode is TrackingMode.online else None
     settings = wandb.Settings(
         mode="offline",
@@ -165,7 +177,7 @@ def start(
     # ValueError is how it refuses a setting.
     except (wandb.Error, OSError, TimeoutError, ValueError) as error:
         raise EnvironmentFailure(f"tracking={tracking.mode.value}: {' '.join(str(error).split())}") from error
-    return Tracker(run, directory, upload, open)
+    return Tracker(run, directory, upload, open, earlier)
 
 
 def sign_in(what: str, otherwise: str = "") -> str:

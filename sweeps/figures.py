@@ -277,7 +277,8 @@ def speed_quality(suite: str, lines: dict[str, list[tuple[float, float]]]) -> li
 
 def training(results: Results) -> list[Figure]:
     """Cross entropy by step, one chart for each kind of training so that what stands in it is comparable."""
-    return training_curves(losses(rows_of(results, METRICS)))
+    lines = rows_of(results, METRICS)
+    return training_curves(losses(lines), spikes(lines))
 
 
 def losses(lines: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
@@ -291,8 +292,20 @@ def losses(lines: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
     return {name: sorted(curve.items()) for name, curve in curves.items()}
 
 
-def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[Figure]:
-    """One chart for each kind of training step, of the curves by their steps' names."""
+def spikes(lines: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    """The losses that were far above those before, by step of each training step's name."""
+    found: dict[str, dict[float, float]] = defaultdict(dict)
+    for line in lines:
+        step, loss = line.get("spike_step"), line.get("spike")
+        if finite(step) and finite(loss):
+            found[printable(line.get("step_name", "training"))][step] = loss
+    return {name: sorted(own.items()) for name, own in found.items()}
+
+
+def training_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], spikes: Mapping[str, Sequence[tuple[float, float]]] = {}
+) -> list[Figure]:
+    """One chart for each kind of training step, of the curves by their steps' names, with their spikes."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for name in curves:
         kinds[next((k for suffix, k in _KINDS.items() if name.endswith(suffix)), "pretraining")].append(name)
@@ -302,26 +315,43 @@ def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list
         for i, name in enumerate(names):
             x, y = thinned(curves[name])
             series.append(plots.Series(name, x, y, _COLOURS.get(name.removeprefix("pretrain_"), i)))
-        made += curve_chart(f"Cross entropy in training, {kind}", series)
+        own = {name: spikes[name] for name in names if name in spikes}
+        made += curve_chart(f"Cross entropy in training, {kind}", series, own)
     return made
 
 
-def curve_chart(title: str, series: Sequence[plots.Series]) -> list[Figure]:
-    """Curves of the cross entropy; the table says where each begins, ends and is lowest."""
+def curve_chart(
+    title: str, series: Sequence[plots.Series], spikes: Mapping[str, Sequence[tuple[float, float]]] = {}
+) -> list[Figure]:
+    """Curves of the cross entropy; the table says where each begins, ends and is lowest, and which `spikes` it has, by
+    label the steps and losses."""
+    told = {name: ", ".join(f"{loss:.3f} at {step:g}" for step, loss in own) for name, own in spikes.items()}
     rows = [
-        {"name": s.label, "steps": s.x[-1], "first": y[0], "last": y[-1], "least": min(y)}
+        {"name": s.label, "steps": s.x[-1], "first": y[0], "last": y[-1], "least": min(y), "spikes": told.get(s.label)}
         for s in series
         if (y := [value for value in s.y if finite(value)])
     ]
     columns = [
         Column("name", "", printable, numeric=False, always=True), Column("steps", "steps", integer),
         *(Column(key, key, decimals(3)) for key in ("first", "last", "least")),
+        Column("spikes", "spikes", printable, numeric=False),
+    ]  # fmt: skip
+    # At the edge of the drawing where they are higher: it is the curves' own.
+    top = max((value for s in series for value in s.y if finite(value)), default=math.inf)
+    dots = [
+        plots.Series(
+            f"{s.label}, spike", [step for step, _ in own], [min(loss, top) for _, loss in own], s.colour,
+            joined=False, names=[f"{s.label}: spike of {loss:.4g} at {step:g}" for step, loss in own],
+        )
+        for s in series if (own := spikes.get(s.label))
     ]  # fmt: skip
     spoken = " ".join(f"{row['name']}: from {row['first']:.3f} to {row['last']:.3f}." for row in rows)
+    spoken += "".join(f" {name}: spike of {own}." for name, own in told.items())
+    note = "Long curves are drawn as means of neighbouring steps."
     return figure.lines(
         title,
-        "Long curves are drawn as means of neighbouring steps.",
-        series,
+        f"{note} A spike is a loss far above those of the steps before it." if told else note,
+        [*series, *dots],
         x_label="step",
         y_label="nats per token",
         markers=False,

@@ -99,7 +99,7 @@ def line_chart(
             continue
         if s.joined:
             body.append(_line("M" + "L".join(f"{x} {y}" for x, y, _ in shown), s.colour, s.stroke))
-        if s.dots and (markers or len(shown) == 1):
+        if s.dots and (markers or not s.joined or len(shown) == 1):
             kind = f"dot c{s.colour % COLOURS}"
             body += [mark(kind, f'cx="{x}" cy="{y}" r="3.4"', name, tag="circle") for x, y, name in shown]
     return frame.svg(title, description, body)

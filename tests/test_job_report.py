@@ -60,7 +60,11 @@ def test_what_no_key_tells_apart_is_called_by_its_name():
 def test_keys_that_a_run_does_not_have_and_lists_are_told_too():
     settings = [{"train.gamma": [2, 4], "tau": None}, {"train.gamma": [2], "tau": 0.5}, {"train.gamma": [2]}]
     paths = [Path(name) for name in "abc"]
-    assert places(paths, settings) == [{"train.gamma": "[2, 4]"}, {"tau": 0.5, "train.gamma": "[2]"}, {"train.gamma": "[2]"}]
+    assert places(paths, settings) == [
+        {"train.gamma": "[2, 4]"},
+        {"tau": 0.5, "train.gamma": "[2]"},
+        {"train.gamma": "[2]"},
+    ]
 
 
 @pytest.mark.parametrize(

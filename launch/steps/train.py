@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from launch.drafting import kept_tokens
 from launch.graph import Context, Step
@@ -13,6 +13,10 @@ from tandem.config import Divergence, OptimizerConfig
 from tandem.data.iterator import Batches, heldout_windows
 from tandem.data.packing import open_tokens
 from tandem.model.bound import Bound
+from tandem.training.kept import EVERY
+
+if TYPE_CHECKING:
+    from tandem.training.recording import Recording
 
 RUN = "tokens_per_run"  # of the primary, predicted
 WATCHED_WINDOWS = 16
@@ -42,12 +46,14 @@ class Distillation:
 class Training(Step):
     """A step that trains weights on the training text. Inputs: corpus, and others of each kind."""
 
+    scratch: ClassVar[Sequence[str]] = EVERY  # three times the size of the weights, each
+
     optimizer: Optimisation
     seed: int
 
     def batches(self, context: Context, seed: int) -> Batches:
-        tokens = open_tokens(context.inputs["corpus"] / "tokens", "train").array
-        return Batches(tokens, self.optimizer.batch_size, self.optimizer.seq_len, seed)
+        text = open_tokens(context.inputs["corpus"] / "tokens", "train")
+        return Batches(text.array, self.optimizer.batch_size, self.optimizer.seq_len, seed, text.offsets)
 
     def train(
         self,
@@ -56,12 +62,12 @@ class Training(Step):
         trained: Any,
         fixed: Any,
         seed: int,
-        batches: Any = None,
+        batches: Batches | Recording | None = None,
         watch: Watch | None = None,
     ) -> Any:
         """The trained weights after all steps on `batches`, by default of the text; goes on from a checkpoint that an
         interrupted attempt has left."""
-        from tandem.training.loop import CHECKPOINT, DAMAGED, train
+        from tandem.training.loop import train
 
         watched: dict[str, float] = {}
 
@@ -71,23 +77,22 @@ class Training(Step):
             shown = {"loss": metrics["cross_entropy"], **watched, "tokens/s": round(metrics["tokens_per_second"])}
             context.progress(step, total, **shown)
 
-        weights = train(
+        batches = batches or self.batches(context, seed)
+        return train(
             loss,
             trained,
             fixed,
-            batches or self.batches(context, seed),
+            batches,
             self.optimizer,
             seed=seed,
             folder=context.left,
+            meaning=self.meaning,
+            sources=batches.sources,
             report=report,
             say=context.display.line,
             should_stop=context.should_stop,
             watch=watch,
         )
-        # The optimizer's state is needed no more, and is three times the size of the weights.
-        for name in (CHECKPOINT, f"{CHECKPOINT}{DAMAGED}"):
-            (context.out / name).unlink(missing_ok=True)
-        return weights
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -159,7 +164,8 @@ class FurtherTraining(Training):
 
         seed, batches = self.stage_seed(), None
         if recorded := [context.inputs[key] / RECORDING for key in (LAST_STATES, OWN_STATES) if key in context.inputs]:
-            batches = Recording(recorded, self.optimizer.batch_size, seed, reads)
+            offsets = open_tokens(context.inputs["corpus"] / "tokens", "train").offsets
+            batches = Recording(recorded, self.optimizer.batch_size, seed, reads, offsets)
         if shared is None:
             return self.train(context, loss, weights, fixed, seed, batches, watch)
         weights, held = held_part(weights, shared.names)

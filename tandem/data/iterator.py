@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from tandem.errors import ConfigurationError
+
+SAID = 16  # numbers of documents or windows that a message lists
 
 
 class Batches:
@@ -12,12 +16,15 @@ class Batches:
 
     Each epoch cuts `tokens` into windows from a random offset and visits every window once in a random order. A batch
     may reach into the next epoch. `batches(step, rows)` reads a slice of the same batch: of several hosts each reads
-    the rows of its devices.
+    the rows of its devices. `offsets` [documents] is where each document starts, for `sources`.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int) -> None:
+    def __init__(
+        self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int, offsets: np.ndarray | None = None
+    ) -> None:
         _require_window(tokens, seq_len, "training")
         self.tokens = tokens
+        self.offsets = np.zeros(1, np.int64) if offsets is None else offsets
         self.batch_size = batch_size
         self.seq_len = seq_len
         self.seed = seed
@@ -26,10 +33,18 @@ class Batches:
         self._epochs: dict[int, np.ndarray] = {}
 
     def __call__(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        return _windows(self.tokens, self._chosen(step, rows), self.seq_len + 1)
+
+    def sources(self, step: int) -> str:
+        """What the batch of a step is of, in words: its documents, and where its windows start."""
+        return sources(self._chosen(step), self.seq_len + 1, self.offsets)
+
+    def _chosen(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         wanted = np.arange(self.batch_size)[rows]
         epochs, positions = np.divmod(step * self.batch_size + wanted, self.windows_per_epoch)
-        starts = [self._starts(int(epoch))[position] for epoch, position in zip(epochs, positions, strict=True)]
-        return _windows(self.tokens, np.asarray(starts), self.seq_len + 1)
+        return np.asarray(
+            [self._starts(int(epoch))[position] for epoch, position in zip(epochs, positions, strict=True)]
+        )
 
     def _starts(self, epoch: int) -> np.ndarray:
         """Where the windows of `epoch` start, in the order of their visit."""
@@ -43,6 +58,18 @@ class Batches:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = offset + order * self.seq_len
         return self._epochs[epoch]
+
+
+def sources(starts: np.ndarray, length: int, offsets: np.ndarray) -> str:
+    """In words: the documents, counted from 0, that windows of `length` tokens are of, and where these start."""
+    first, last = (np.searchsorted(offsets, at, "right") - 1 for at in (starts, starts + length - 1))
+    documents = sorted({n for begin, end in zip(first, last, strict=True) for n in range(begin, end + 1)})
+    return f"documents {_listed(documents)} of the training text, from tokens {_listed(starts)} on"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    told = [f"{number}" for number in numbers]
+    return ", ".join(told[:SAID]) + (f" and {len(told) - SAID} more" if len(told) > SAID else "")
 
 
 def first_windows(tokens: np.ndarray, most: int, seq_len: int) -> np.ndarray:

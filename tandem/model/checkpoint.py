@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def save(
     dtype: Any = None,
     checksum: bool = False,
     shared: Shared | None = None,
+    kept_as: Path | None = None,
 ) -> None:
     """Write the arrays of `tree` (cast to `dtype` where they are floats and it is given) and JSON `metadata`.
 
@@ -49,6 +50,7 @@ def save(
 
     Whatever mesh they lie on, the file holds them whole. Of several hosts, which all call this, the first writes.
     With a `checksum` whoever loads the file notices every change; what a step leaves its store lists anyway.
+    The file that was there is kept under the name `kept_as`, where one is given.
     Raises EnvironmentFailure where the disk is full, and for numbers that are not finite: no model has such weights.
     """
     arrays = {}
@@ -64,16 +66,21 @@ def save(
                 array = array.astype(dtype)
         arrays[path_name(key)] = array
     about = {**(metadata or {}), **({SHARED: shared.stored} if shared else {})}
-    about |= {CHECKSUM: _checksum(arrays)} if checksum else {}
-    hosts().agree(lambda: _write(path, arrays, about))
+    texts = {name: json.dumps(value) for name, value in about.items()}
+    texts |= {CHECKSUM: json.dumps(_checksum(arrays, texts))} if checksum else {}
+    hosts().agree(lambda: _write(path, arrays, texts, kept_as))
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str], kept_as: Path | None) -> None:
     if wrong := _not_finite(arrays):
         raise EnvironmentFailure(f"{path}: not written, since {wrong}; if it was trained, lower the learning rate")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(arrays, temporary, {name: json.dumps(value) for name, value in metadata.items()})
+        save_file(arrays, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # else a machine that loses power may keep the name and lose the content
+        if kept_as is not None and path.exists():
+            os.replace(path, kept_as)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # a full disk shows as the second
         raise EnvironmentFailure(f"{path}: could not be written: {error}") from error
@@ -92,18 +99,30 @@ def load(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     return place(values), about
 
 
-def read(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
-    """What `load` loads, in this process's memory alone; raises as it does."""
+def read(
+    path: Path,
+    template: Any,
+    checksum: bool = False,
+    accept: Callable[[dict[str, Any]], None] = lambda metadata: None,
+) -> tuple[Any, dict[str, Any]]:
+    """What `load` loads, in this process's memory alone; raises as it does.
+
+    With a `checksum` a file without one is damaged. `accept` may refuse its metadata before weights are compared.
+    """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
     try:
         with safe_open(path, framework="numpy") as file:
-            about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            texts = file.metadata() or {}
+            about = {name: json.loads(text) for name, text in texts.items()}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as error:
         raise EnvironmentFailure(f"{path}: not a readable checkpoint: {error}") from error
-    checksum = about.pop(CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(stored):
+    written, _ = about.pop(CHECKSUM, None), texts.pop(CHECKSUM, None)
+    if checksum and written is None:
+        raise EnvironmentFailure(f"{path}: not a readable checkpoint: it has no checksum")
+    if written is not None and written != _checksum(stored, texts):
         raise EnvironmentFailure(f"{path}: not a readable checkpoint: it is not what was written")
+    accept(about)
     if SHARED in about:
         stored |= Shared.from_stored(about[SHARED], path).read()
     expected = {path_name(key): leaf for key, leaf in leaves}
@@ -123,8 +142,8 @@ def read(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     return jax.tree_util.tree_unflatten(treedef, values), about
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    total = hashlib.sha256()
+def _checksum(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    total = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(arrays):
         total.update(f"{name}\0{arrays[name].dtype}\0{arrays[name].shape}\0".encode())
         total.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data if arrays[name].size else b"")

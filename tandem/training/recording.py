@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from tandem.data.iterator import sources
 from tandem.errors import EnvironmentFailure
 from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
@@ -77,10 +78,19 @@ class Recording:
     """Training batches of what `record` wrote of one text into several folders: `batches(step)` is
     {"tokens": [B, T + 1], "states": {n: [B, T, D]}}.
 
-    Each epoch visits every window once, in a random order of its own; a batch may reach into the next.
+    Each epoch visits every window once, in a random order of its own; a batch may reach into the next. `offsets`
+    [documents] is where each document of the text starts, for `sources`.
     """
 
-    def __init__(self, folders: Sequence[Path], batch_size: int, seed: int, reads: Sequence[int]) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        batch_size: int,
+        seed: int,
+        reads: Sequence[int],
+        offsets: np.ndarray | None = None,
+    ) -> None:
+        self.offsets = np.zeros(1, np.int64) if offsets is None else offsets
         self.states: dict[int, np.memmap] = {}
         for folder in folders:
             try:
@@ -97,11 +107,19 @@ class Recording:
         self._orders: dict[int, np.ndarray] = {}
 
     def __call__(self, step: int, rows: slice = slice(None)) -> dict[str, Any]:
-        wanted = np.arange(self.batch_size)[rows]
-        epochs, places = np.divmod(step * self.batch_size + wanted, len(self.tokens))
-        chosen = np.asarray([self._order(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)])
+        chosen = self._chosen(step, rows)
         states = {layer: np.asarray(file[chosen]) for layer, file in self.states.items()}
         return {"tokens": self.tokens[chosen].astype(np.int32), "states": states}
+
+    def sources(self, step: int) -> str:
+        """What the batch of a step is of, in words: its documents, and where its windows start."""
+        length = self.tokens.shape[1]
+        return sources(self._chosen(step) * (length - 1), length, self.offsets)
+
+    def _chosen(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        wanted = np.arange(self.batch_size)[rows]
+        epochs, places = np.divmod(step * self.batch_size + wanted, len(self.tokens))
+        return np.asarray([self._order(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)])
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
