@@ -89,5 +89,6 @@ if __name__ == "__main__":
     # A checkpoint at each step: most of what there is to be killed in.
     loop.train.__kwdefaults__.update(checkpoint_seconds=0.0, report_every=2)
     code = command_line(lambda: main(sys.argv[3:]))
+    sys.settrace(None)
     print(f"lines {lines.count}", flush=True)
     sys.exit(code)

@@ -62,7 +62,7 @@ class Chain:
             self.kills.append((line, delay))
             return 0
         assert process.returncode == 0, err
-        assert "Traceback" not in err
+        assert "Traceback" not in err, err
         assert "damaged" not in err
         return int(out.rpartition("lines ")[2])
 

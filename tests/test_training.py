@@ -16,11 +16,14 @@ from flax import nnx
 from pairs import SECONDARY, decoder, tandem
 
 from tandem.config import DecoderConfig, Divergence, Optimizer, OptimizerConfig, PrimaryMode
-from tandem.errors import EnvironmentFailure, Interrupted
+from tandem.data.iterator import Batches
+from tandem.errors import ConfigurationError, EnvironmentFailure, Interrupted
 from tandem.model import checkpoint
 from tandem.model.names import path_name
 from tandem.model.tandem import block_numbers
-from tandem.training.loop import CHECKPOINT, train
+from tandem.training.kept import CHECKPOINT, PREVIOUS
+from tandem.training.loop import train
+from tandem.training.losses import Losses
 from tandem.training.objective import decoder_loss, distillation, learning_part, tandem_loss, total_variation
 from tandem.training.optimizer import learning_rate, make_optimizer
 
@@ -445,35 +448,199 @@ def test_metrics_are_reported_once_at_their_steps_also_across_an_interruption(tm
     assert len({values["draw"] for _, _, values in reports}) == 3, "each step has a key of its own"
 
 
+def saves(folder, config=CONFIG, **options):
+    """Training that writes a checkpoint after each step."""
+    return train(parabola, PARABOLA, None, batches, config, seed=0, folder=folder, checkpoint_seconds=0.0, **options)
+
+
 @pytest.mark.parametrize("report_every", [1, 100])
-def test_a_loss_that_is_not_a_number_stops_with_its_step_and_leaves_the_last_good_checkpoint(tmp_path, report_every):
-    with pytest.raises(EnvironmentFailure, match="diverged at step 4: cross_entropy is nan; lower the learning rate"):
+def test_a_loss_that_is_not_a_number_stops_with_its_step_its_documents_and_the_last_good_checkpoint(
+    tmp_path, report_every
+):
+    good, bad = np.zeros(60, np.int32), np.zeros(60, np.int32)
+    bad[30:] = -1  # and so one of the windows of some step
+    offsets = np.asarray([0, 20, 31])
+    config = dataclasses.replace(CONFIG, steps=4, batch_size=1, seq_len=10)
+    told = Batches(bad, 1, 10, 0, offsets)
+    step = next(step for step in range(4) if told(step)[0, 0] < 0)
+    start = int(told._chosen(step)[0])
+    assert step > 0, "so that there is a checkpoint before it"
+
+    def run(tokens):
+        read = Batches(tokens, 1, 10, 0, offsets)
+        return train(
+            parabola, PARABOLA, None, read, config, seed=0, folder=tmp_path, sources=read.sources,
+            report_every=report_every, checkpoint_seconds=0.0,
+        )  # fmt: skip
+
+    with pytest.raises(EnvironmentFailure) as failed:
+        run(bad)
+    documents = [n for n in range(3) if start < [20, 31, 60][n] and start + 10 >= offsets[n]]
+    assert str(failed.value) == (
+        f"training diverged at step {step + 1}: cross_entropy is nan; "
+        f"its batch: documents {', '.join(map(str, documents))} of the training text, from tokens {start} on; "
+        f"the last good checkpoint: {tmp_path / CHECKPOINT}, after step {step}; lower the learning rate"
+    )
+    assert failed.value.exit_code == 1
+    assert checkpoint.metadata(tmp_path / CHECKPOINT)["step"] == step
+    run(good)  # which goes on from it
+    assert checkpoint.metadata(tmp_path / CHECKPOINT)["step"] == 4
+
+
+def test_the_step_that_a_loss_was_lost_in_is_named_also_where_the_next_report_is_far(tmp_path):
+    with pytest.raises(EnvironmentFailure, match=r"at step 4: cross_entropy is nan; its batch: batch 3; .* none was "):
         train(
             parabola, PARABOLA, None, lambda step: np.full((1, 2), -1 if step == 3 else 0), CONFIG, seed=0,
-            folder=tmp_path, report_every=report_every, checkpoint_seconds=0.0,
+            folder=tmp_path, report_every=100,
         )  # fmt: skip
-    assert checkpoint.metadata(tmp_path / CHECKPOINT) == {"step": 3}
 
 
-def test_a_damaged_or_foreign_checkpoint_is_said_and_training_begins_anew(tmp_path):
-    path, said = tmp_path / CHECKPOINT, []
-    undisturbed = train(parabola, PARABOLA, None, batches, CONFIG, seed=0, folder=tmp_path / "other")
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 120.0])
+def test_weights_that_a_last_step_leaves_infinite_are_found_before_anything_is_written(tmp_path, checkpoint_seconds):
+    config = dataclasses.replace(CONFIG, steps=1, warmup_steps=0, learning_rate=3e38)
+    weights = {"weight": jnp.full(3, -3e38, jnp.float32)}
+
+    def loss(trained, fixed, tokens, key):
+        value = jnp.sum(trained["weight"] / 3)
+        return value, {"cross_entropy": value}
+
+    with pytest.raises(EnvironmentFailure, match="diverged at step 1: it left weights that are not finite; its batch"):
+        train(
+            loss, weights, None, batches, config, seed=0, folder=tmp_path, checkpoint_seconds=checkpoint_seconds
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_spike_of_the_loss_is_marked_once_wherever_training_is_interrupted(tmp_path):
+    config = dataclasses.replace(CONFIG, steps=40, learning_rate=0.0)
+
+    def run(folder, stop_after=99):
+        reports, said, asked = [], [], itertools.count(1)
+
+        def noisy(trained, fixed, tokens, key):
+            value = 3 + tokens[0, 0] / 100 + 0 * jnp.sum(trained["weight"])
+            return value, {"cross_entropy": value}
+
+        def level(step):  # in hundredths, about 3
+            return np.full((1, 2), {27: 600, 28: 400}.get(step, step % 7))
+
+        def once():
+            train(
+                noisy, PARABOLA, None, level, config, seed=0, folder=folder, report=lambda *one: reports.append(one),
+                say=said.append, should_stop=lambda: next(asked) == stop_after,
+            )  # fmt: skip
+
+        if stop_after < 99:
+            with pytest.raises(Interrupted):
+                once()
+        once()
+        return said, [(step, values.get("spike_step"), values.get("spike")) for step, _, values in reports]
+
+    said, marked = run(tmp_path / "undisturbed")
+    assert [line.partition(";")[0] for line in said] == [
+        "spike    step 28: cross_entropy 9, the median before it 3.03",
+        "spike    step 29: cross_entropy 7, the median before it 3.03",
+    ]
+    assert marked == [(10, None, None), (20, None, None), (30, 28, 9.0), (40, None, None)]
+    for stop_after in (26, 28, 29):
+        assert run(tmp_path / str(stop_after), stop_after) == (said, marked)
+
+
+def test_what_losses_do_anyway_is_no_spike():
+    draw = np.random.default_rng(0)
+    falling = 10 * np.exp(-np.arange(300) / 60) + 2 + draw.normal(0, 0.05, 300)
+    losses = Losses()
+    for loss in falling.tolist():
+        assert not losses.is_spike(loss)
+        losses.add(loss)
+    assert losses.is_spike(4.0)
+    assert len(losses.stored) == 100
+    again = Losses(losses.stored)
+    assert (again.median, again.stored) == (losses.median, losses.stored)
+    level = Losses([2.0] * 100)  # a distance of the quartiles of 0
+    assert not level.is_spike(2.1)
+    assert level.is_spike(2.3)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_two_checkpoints_are_kept_and_the_one_before_serves_where_the_last_does_not(tmp_path):
+    last, before, said = tmp_path / "a" / CHECKPOINT, tmp_path / "a" / PREVIOUS, []
+    undisturbed = saves(tmp_path / "other")
+    asked = itertools.count(1)
     with pytest.raises(Interrupted):
-        train(parabola, PARABOLA, None, batches, CONFIG, seed=0, folder=tmp_path, should_stop=lambda: True)
-    whole, flipped = path.read_bytes(), bytearray(path.read_bytes())
+        saves(tmp_path / "a", should_stop=lambda: next(asked) == 4)
+    assert {path.name for path in last.parent.iterdir()} == {CHECKPOINT, PREVIOUS}
+    assert [checkpoint.metadata(path)["step"] for path in (last, before)] == [4, 3]
+    kept, flipped = [path.read_bytes() for path in (last, before)], bytearray(last.read_bytes())
     flipped[-1] ^= 1
-    foreign = tmp_path / "foreign"
-    checkpoint.save(foreign, {"trained": {"other": jnp.ones(3)}}, {"step": 2})
+    foreign, unsigned = tmp_path / "foreign", tmp_path / "unsigned"
+    about = {**checkpoint.metadata(last)}
+    checkpoint.save(foreign, {"trained": {"other": jnp.ones(3)}}, about, checksum=True)
+    checkpoint.save(unsigned, {"trained": {"other": jnp.ones(3)}}, about)
+    beyond = tmp_path / "beyond"
+    checkpoint.save(beyond, {"trained": {"other": jnp.ones(3)}}, {**about, "step": 6}, checksum=True)
     for damaged, why in (
-        (whole[:-5], "not a readable checkpoint"),
-        (b"", "not a readable checkpoint"),
-        (bytes(flipped), "not a readable checkpoint: it is not what was written"),
-        (foreign.read_bytes(), "not a checkpoint of this model: lacks optimizer"),
+        (kept[0][:-5], "damaged  {}: not a readable checkpoint"),
+        (b"", "damaged  {}: not a readable checkpoint"),
+        (bytes(flipped), "damaged  {}: not a readable checkpoint: it is not what was written"),
+        (foreign.read_bytes(), "damaged  {}: not a checkpoint of this model: lacks optimizer"),
+        (unsigned.read_bytes(), "damaged  {}: not a readable checkpoint: it has no checksum"),
+        (beyond.read_bytes(), "damaged  {}: not a checkpoint of 5 steps: it is of step 6"),
+        (None, "missing  {}; going on from training.previous.safetensors, after step 3"),
     ):
-        path.write_bytes(damaged)
-        found = train(parabola, PARABOLA, None, batches, CONFIG, seed=0, folder=tmp_path, say=said.append)
-        assert said.pop().startswith(f"damaged  {path}: {why}")
+        before.write_bytes(kept[1])
+        last.unlink(missing_ok=True)
+        if damaged is not None:
+            last.write_bytes(damaged)
+        assert_same(saves(tmp_path / "a", say=said.append), undisturbed)
+        assert said[0].startswith(why.format(last))
+        assert said.pop().endswith("going on from training.previous.safetensors, after step 3")
         assert not said
-        assert not path.exists()
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(undisturbed), strict=True):
-            np.testing.assert_array_equal(one, other)
+    last.write_bytes(kept[0][:-5])
+    before.write_bytes(kept[1][:-5])
+    assert_same(saves(tmp_path / "a", say=said.append), undisturbed)
+    assert [line.partition(":")[0] for line in said] == [f"damaged  {last}", f"damaged  {before}"]
+    assert all(line.endswith("training from the beginning") for line in said)
+
+
+def test_every_bit_and_every_length_of_a_checkpoint_counts(tmp_path):
+    path = tmp_path / CHECKPOINT
+    checkpoint.save(path, PARABOLA, {"step": 3, "meaning": {"seed": 0}}, checksum=True)
+    whole = path.read_bytes()
+    expected = checkpoint.read(path, PARABOLA, checksum=True)
+
+    def found(content):
+        path.write_bytes(content)
+        try:
+            tree, about = checkpoint.read(path, PARABOLA, checksum=True)
+        except EnvironmentFailure:
+            return True
+        assert about == expected[1]
+        np.testing.assert_array_equal(tree["weight"], expected[0]["weight"])
+        return False
+
+    assert not found(whole)
+    assert all(found(whole[:length]) for length in range(len(whole)))
+    flips = [
+        bytes([*whole[:at], whole[at] ^ 1 << bit, *whole[at + 1 :]]) for at in range(len(whole)) for bit in range(8)
+    ]
+    # What is left over is the white space that fills the header up, or says the same.
+    assert sum(found(content) for content in flips) > 0.9 * len(flips)
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 2e-2}, {"steps": 4}, {"learning_rate": 2e-2, "steps": 9}])
+def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(tmp_path, change):
+    with pytest.raises(Interrupted):
+        saves(tmp_path, should_stop=lambda: True)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(ConfigurationError) as refused:
+        saves(tmp_path, dataclasses.replace(CONFIG, **change))
+    differ = [
+        f"optimizer.{key} is {getattr(CONFIG, key)} there and {value} here" for key, value in sorted(change.items())
+    ]
+    assert refused.value.problems == [
+        f"{tmp_path / CHECKPOINT}: of another configuration: {'; '.join(differ)}; remove it to train from the beginning"
+    ]
+    assert (tmp_path / CHECKPOINT).read_bytes() == whole
