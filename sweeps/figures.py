@@ -334,7 +334,7 @@ def curve_chart(
     columns = [
         Column("name", "", printable, numeric=False, always=True), Column("steps", "steps", integer),
         *(Column(key, key, decimals(3)) for key in ("first", "last", "least")),
-        Column("spikes", "spikes", printable, numeric=False),
+        *([Column("spikes", "spikes", printable, numeric=False)] if told else []),
     ]  # fmt: skip
     # At the edge of the drawing where they are higher: it is the curves' own.
     top = max((value for s in series for value in s.y if finite(value)), default=math.inf)

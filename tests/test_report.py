@@ -360,6 +360,20 @@ def test_broken_input_lines_are_skipped_and_resumed_steps_counted_once(tmp_path)
     assert float(told) == pytest.approx((losses[0] + 9.5) / 2, abs=0.001)
 
 
+def test_a_spike_of_the_loss_is_marked_in_the_curve_and_in_its_table(tmp_path):
+    plain = write_run(tmp_path, sample_results())
+    assert "spike" not in plain
+    metrics = sample_metrics()
+    spiked = next(m for m in metrics if m.get("step_name") == "tandem_ce" and m["step"] > 100)
+    spiked |= {"spike_step": spiked["step"] - 3, "spike": 41.5}
+    page = write_run(tmp_path, sample_results(), metrics)
+    assert f"<title>tandem_ce: spike of 41.5 at {spiked['step'] - 3}</title>" in page
+    assert f"41.500 at {spiked['step'] - 3}" in page
+    assert page.count('<circle class="mark') == plain.count('<circle class="mark') + 1
+    axis = r'y="[\d.]+">([\d.]+k?)</text>'
+    assert re.findall(axis, page) == re.findall(axis, plain), "a spike does not flatten the curves"
+
+
 def test_unreadable_results_are_one_message_and_leave_the_old_page(tmp_path):
     with pytest.raises(EnvironmentFailure, match=r"cannot read .*results\.json"):
         write_report(tmp_path)
