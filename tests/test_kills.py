@@ -85,7 +85,7 @@ class Chain:
         assert not list(step.glob(".*"))
         own, whole = read_lines(step / "metrics.jsonl"), read_lines(self.folder / "runs" / "it" / "metrics.jsonl")
         rows = [row for log in logs(self.folder / "runs" / "it") for row in history(read_log(log))]
-        mirrored = [row for row in rows if "global_step" in row]
+        mirrored = [row for row in rows if "small/cross_entropy" in row]
         unclocked = [
             {
                 key: value
