@@ -17,7 +17,7 @@ from launch.fleet.table import WORDS
 from launch.graph import RESULTS
 from launch.identity import NOT_MEANING, as_run, run_directory, store_of
 from launch.questions import asked
-from launch.store import Store, make_directory, read_json, write_json_atomic, write_text_atomic
+from launch.store import METRICS, Store, make_directory, read_json, write_json_atomic, write_text_atomic
 from sweeps.figure import Figure
 from sweeps.figures import losses
 from sweeps.paper_claims import claims_table
@@ -30,7 +30,6 @@ from sweeps.tables import to_text
 from tandem.errors import UserError
 
 POINTS, REPORT = "points.json", "report.html"
-METRICS = "metrics.jsonl"
 GROUP = "tracking.group="  # which the sweep itself adds
 GRIDS = 6  # pictures of the answer that the terminal has room for
 
