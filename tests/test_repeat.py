@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,55 @@ def launch(clone: Path, folder: Path, *words: str) -> subprocess.CompletedProces
     call = [sys.executable, str(clone / "launch" / "run.py"), *words]
     environment = {**os.environ, "PYTHONPATH": str(clone)}
     return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+PLAIN = """
+import os
+from dataclasses import dataclass
+from launch.graph import Step
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Measure(Step):
+    kind = "measure"
+    seed: int
+
+    def run(self, context):
+        row = {"name": "bison", "accuracy": self.seed / 7, "tokens_per_second": float(os.getpid())}
+        chance = {"cross_entropy": float(os.getpid())} if self.seed == 13 else {}
+        context.leave({"agreement": [row | chance]})
+
+def build(experiment):
+    return [Measure(name="measure", seed=experiment.seed)]
+"""
+
+
+@pytest.fixture
+def plain(checkout) -> Iterator[Path]:
+    """The same with one step that imports no JAX."""
+    (checkout / "launch" / "experiment.py").write_text(PLAIN)
+    commit(checkout, "plain")
+    yield checkout
+    git("-C", str(checkout), "reset", "-q", "--hard", "HEAD~1")
+
+
+def test_a_run_is_made_again_by_its_own_commit_and_nothing_is_found(plain, tmp_path):
+    words = ("scale=tiny", "tracking=disabled", "runs_dir='mes résultats'")
+    for seed, name in ((12, "it"), (13, "chance")):
+        done = launch(plain, tmp_path, *words, f"seed={seed}", f"name={name}")
+        assert done.returncode == 0, done.stderr
+    (plain / "launch" / "job_run.py").write_text("raise SystemExit('not committed')\n")
+    ends = [launch(plain, tmp_path, "job=repeat", f"mes résultats/{name}") for name in ("it/results.json", "chance")]
+    git("-C", str(plain), "checkout", "-q", ".")
+    same, other = (end.stdout.splitlines() for end in ends)
+    assert [end.returncode for end in ends] == [0, 1], [end.stderr for end in ends]
+    assert f"{'agreement':<24}equal   accuracy, name" in same
+    assert f"{'agreement':<24}times   tokens_per_second" in same
+    assert same[-1].endswith(" equal bit for bit, 1 times not compared, 0 differ")
+    assert other[-2].startswith("agreement.[0].cross_entropy: ")
+    assert other[-1].endswith(", 1 differ")
+    assert "found " not in ends[0].stderr
+    assert "tandem-repeat-" in same[0], "a checkout of its own, since this one has changes"
+    assert sorted(path.name for path in (tmp_path / "mes résultats").iterdir()) == ["chance", "it", "store"]
 
 
 SMALL = ("experiment=debug", "train=ce", "scale.further.steps=3", "tracking=disabled")
