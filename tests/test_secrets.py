@@ -121,7 +121,7 @@ LAUNCHERS = {
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_what_a_launcher_would_send_names_secrets_and_holds_none(tmp_path, launcher):
     options = [f"hydra.launcher.{word}" for word in LAUNCHERS[launcher]]
-    said = launch(tmp_path, "-m", *SMALL, "gamma=2,3", f"hydra/launcher={launcher}", *options, "dry_run=true")
+    said = launch(tmp_path, "-m", *SMALL, "seed=0,1", f"hydra/launcher={launcher}", *options, "dry_run=true")
     assert "launch.fleet.worker" in said or "launch/run.py" in said
     assert ("WANDB_API_KEY" in said) == (launcher != "local")
     files(tmp_path)
