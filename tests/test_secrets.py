@@ -110,9 +110,9 @@ LAUNCHERS = {
     "jobset": ["image=img:1", "store=gs://bucket/runs", "secrets.WANDB_API_KEY=wandb/key", "secrets.HF_TOKEN=hf/key"],
     "queued_resources": [
         "store=gs://bucket/runs",
+        "setup=['. setup.sh']",
         "zone=us-west4-a",
         "accelerator=v5litepod-1",
-        "setup=[true]",
         "secrets.WANDB_API_KEY=wandb",
     ],
     "ray": ["address=ray://nowhere:1", "store=/shared/tandem", "secrets=[WANDB_API_KEY,HF_TOKEN]"],
@@ -122,8 +122,8 @@ LAUNCHERS = {
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_what_a_launcher_would_send_names_secrets_and_holds_none(tmp_path, launcher):
     options = [f"hydra.launcher.{word}" for word in LAUNCHERS[launcher]]
-    said = launch(tmp_path, "-m", *SMALL, "seed=0,1", f"hydra/launcher={launcher}", *options, "dry_run=true")
-    assert "experiment=debug" in said
+    said = launch(tmp_path, "-m", *SMALL, "eval.sequences=2,3", f"hydra/launcher={launcher}", *options, "dry_run=true")
+    assert f" on {launcher}: 3 jobs" in said
     assert ("WANDB_API_KEY" in said) == (launcher != "local")
     files(tmp_path)
 
