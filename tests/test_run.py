@@ -18,6 +18,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from wandb_log import history, logs, only, read_log
+from within import within
 
 import launch.models as models_module
 from launch import ship
@@ -39,8 +40,15 @@ def command(*words: str) -> list[str]:
     return [sys.executable, str(ROOT / "launch" / "run.py"), "experiment=debug", *words]
 
 
-def launch_run(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def launch_run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def run_within(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """The same in this process, without importing everything again: most of the time of a run that finds its steps."""
+    done = within(folder, "experiment=debug", *words)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -139,7 +147,7 @@ def test_a_second_run_finds_all_steps_and_another_gamma_trains_nothing(finished)
     assert again.stdout.split("report   ")[0] == tables
 
     before = len(events(folder))
-    launch_run(folder, "tracking=disabled", "gamma=2", "eval.measures=[speed]")
+    run_within(folder, "tracking=disabled", "gamma=2", "eval.measures=[speed]")
     done = [step for event, step in events(folder)[before:] if event == "run"]
     assert done == ["speed"]
 
@@ -150,7 +158,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
     undisturbed.mkdir()
     disturbed.mkdir()
-    launch_run(undisturbed, *words)
+    run_within(undisturbed, *words)
     process = subprocess.Popen(command(*words), cwd=disturbed, stderr=subprocess.PIPE, text=True, bufsize=1)
     assert process.stderr is not None
     metrics = disturbed / "runs"
@@ -162,7 +170,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
     assert "interrupted" in {event for event, _ in events(disturbed)}
-    launch_run(disturbed, *words)
+    run_within(disturbed, *words)
     assert "resume" in {event for event, _ in events(disturbed)}
 
     def weights(folder: Path) -> dict[str, bytes]:
@@ -176,7 +184,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(tmp_path):
 
 @pytest.mark.slow
 def test_stand_ins_of_a_run_are_shipped_with_cards_and_taken_up(tmp_path, monkeypatch):
-    launch_run(tmp_path, "train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "name=new")
+    run_within(tmp_path, "train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "name=new")
     monkeypatch.setattr(models_module, "PRETRAINED", tmp_path / "pretrained")
     monkeypatch.setattr(ship, "PRETRAINED", tmp_path / "pretrained")
     assert ship.main([str(tmp_path / "runs" / "new")]) == 0
@@ -212,7 +220,7 @@ def test_joint_training_on_own_text_with_mixed_block_lengths(tmp_path):
         "data.path=corpus.txt",
         "gamma=2",
     )
-    launch_run(tmp_path, *words, "eval.measures=[agreement,speed,standalone]")
+    run_within(tmp_path, *words, "eval.measures=[agreement,speed,standalone]")
     results = json.loads((run_directory(tmp_path) / "results.json").read_text(encoding="utf-8"))
     agreement = {row["name"]: row for row in results["agreement"]}
     for stage in ("ce", "distil"):
@@ -231,7 +239,7 @@ def test_joint_training_on_own_text_with_mixed_block_lengths(tmp_path):
     assert [row["identical_to_primary"] for row in results["speed"]] == [1.0] * 5
     standalone = {(row["name"], row["primary"]) for row in results["standalone"]}
     assert standalone >= {("gecko_distil", "bison"), ("tandem_ce", "bison_of_tandem_ce"), ("tandem_distil", own)}
-    answer = launch_run(tmp_path, *words, "job=generate", "prompt=Tandem")
+    answer = run_within(tmp_path, *words, "job=generate", "prompt=Tandem")
     assert f"tokens per run of {own}" in answer.stderr
 
 
@@ -252,7 +260,7 @@ def test_two_runs_at_once_do_each_step_once(tmp_path):
 @pytest.mark.slow
 def test_what_is_damaged_in_the_store_is_made_again_and_gives_the_same_numbers(tmp_path):
     words = ("train=pretrain", "eval.measures=[agreement]", "tracking=disabled", "name=one", "model.middle=null")
-    launch_run(tmp_path, *words)
+    run_within(tmp_path, *words)
     results = tmp_path / "runs" / "one" / "results.json"
     before = json.loads(results.read_text())["agreement"]
     store = tmp_path / "runs" / "store"
@@ -278,7 +286,7 @@ def test_what_is_damaged_in_the_store_is_made_again_and_gives_the_same_numbers(t
         damage(path)
         if not pattern.startswith("agreement"):  # so that somebody reads it
             shutil.rmtree(first("agreement-*"))
-        done = launch_run(tmp_path, *words)
+        done = run_within(tmp_path, *words)
         (said,) = [line for line in done.stderr.splitlines() if line.startswith("damaged")]
         assert path.name in said
         assert said.endswith("doing it again")
@@ -291,7 +299,7 @@ def test_what_is_damaged_in_the_store_is_made_again_and_gives_the_same_numbers(t
     (path.parent / "step.json").write_text(json.dumps(about))
     spoil(path)
     shutil.rmtree(first("agreement-*"))
-    done = launch_run(tmp_path, *words, check=False)
+    done = run_within(tmp_path, *words, check=False)
     assert done.returncode == 1
     assert re.search(
         rf"^error: .*{path.name}: damaged, since .* not finite; remove the folder", done.stderr, re.MULTILINE
@@ -410,23 +418,17 @@ def test_shipped_stand_ins_are_small_and_have_cards():
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000])
-def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path, keep):
+def test_a_damaged_shipped_file_is_named_and_nothing_is_trained_instead(tmp_path, keep, monkeypatch):
     shipped = ROOT / "tandem" / "pretrained" / "laptop" / "gecko.safetensors"
     (tmp_path / "laptop").mkdir()
     damaged = tmp_path / "laptop" / "gecko.safetensors"
     damaged.write_bytes(shipped.read_bytes()[:keep])
-    code = (
-        "import sys, pathlib, launch.models, launch.process, launch.run;"
-        f"launch.models.PRETRAINED = pathlib.Path({str(tmp_path)!r});"
-        "sys.exit(launch.process.command_line(launch.run.main))"
-    )
-    words = ["dry_run=true", "tracking=disabled"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    monkeypatch.setattr("launch.models.PRETRAINED", tmp_path)
+    done = within(tmp_path, "dry_run=true", "tracking=disabled")
     assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
     assert str(damaged) in done.stderr
-    assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -459,7 +461,7 @@ def test_what_the_package_ships_is_listed(tmp_path):
 
 
 def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):
-    done = launch_run(tmp_path, "dry_run=true")
+    done = run_within(tmp_path, "dry_run=true")
     for name in (*TRAINED, "corpus", "agreement", "speed", "standalone"):
         assert re.search(rf"^{name} +[0-9a-f]{{16}} +to run", done.stdout, re.MULTILINE), name
     assert "11 of 11 steps to run" in done.stdout
@@ -471,7 +473,7 @@ def test_a_prompt_is_answered_with_the_accepted_drafts_marked(finished):
     folder, _ = finished
     prompt = "def f(x):\n    return {x: 'a=b'}"
     answers = {
-        gamma: launch_run(folder, "job=generate", f"prompt={prompt}", f"gamma={gamma}", "decode.max_new_tokens=24")
+        gamma: run_within(folder, "job=generate", f"prompt={prompt}", f"gamma={gamma}", "decode.max_new_tokens=24")
         for gamma in (0, 3)
     }
     for done in answers.values():
@@ -494,7 +496,7 @@ def test_samples_of_one_prompt_come_one_after_the_other_and_again_the_same(finis
         "decode.num_samples=2",
         "decode.max_new_tokens=12",
     )
-    one, two = (launch_run(folder, *words).stdout for _ in range(2))
+    one, two = (run(folder, *words).stdout for run in (run_within, launch_run))
     assert one == two
     first, second = re.split(r"\n--- 2\n", one.split("--- 1\n")[1])
     assert first.strip() != second.strip()
@@ -505,12 +507,12 @@ def test_prompts_from_a_file_are_reported_by_category(finished, tmp_path):
     folder, _ = finished
     lines = [{"turns": ["import os\n", "more"], "category": "code"}, {"prompt": "class A:", "category": "classes"}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    launch_run(folder, "job=speed", f"data.prompts={tmp_path / 'prompts.jsonl'}", "name=prompts", "tracking=disabled")
+    run_within(folder, "job=speed", f"data.prompts={tmp_path / 'prompts.jsonl'}", "name=prompts", "tracking=disabled")
     results = json.loads((folder / "runs" / "prompts" / "results.json").read_text())
     assert "agreement" not in results
     assert {row["category"] for row in results["speed_by_category"]} == {"code", "classes"}
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n')
-    done = launch_run(folder, "job=speed", f"data.prompts={tmp_path / 'prompts.jsonl'}", check=False)
+    done = run_within(folder, "job=speed", f"data.prompts={tmp_path / 'prompts.jsonl'}", check=False)
     assert done.returncode == 1
     assert (
         done.stderr.strip()
@@ -523,7 +525,7 @@ def test_prompts_from_a_file_are_reported_by_category(finished, tmp_path):
 def test_a_prompt_longer_than_the_cache_is_refused(finished):
     folder, _ = finished
     words = ("job=generate", "prompt=" + "x = 1\n" * 60, "decode.cache_tokens=100", "decode.max_new_tokens=20")
-    done = launch_run(folder, *words, "decode.prompt_tokens=16", check=False)
+    done = run_within(folder, *words, "decode.prompt_tokens=16", check=False)
     assert done.returncode == 2
     assert "prompt has" in done.stderr
     assert "decode.cache_tokens=100" in done.stderr

@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 import yaml
 from hypothesis import strategies
+from within import within
 
 from hydra_plugins.tandem_local.launcher import LocalLauncherConf
 from launch.compose import CONF, compose, compose_all, expand
@@ -272,17 +273,17 @@ def test_dry_run_shows_everything_and_writes_nothing(at):
 
 
 def test_a_bad_point_is_found_before_anything_starts(at):
-    done = call(at, "gamma=2,-3", *LOCAL)
+    done = within(at, "gamma=2,-3", *LOCAL)
     assert done.returncode == 2
     assert "gamma=-3" in done.stderr
-    options = call(at, "gamma=2,3", "hydra/launcher=local", "-m", "hydra.launcher.jobs=0", "hydra.launcher.gpus=-1")
+    options = within(at, "gamma=2,3", "hydra/launcher=local", "-m", "hydra.launcher.jobs=0", "hydra.launcher.gpus=-1")
     assert options.returncode == 2
     assert "hydra.launcher.jobs=0 must be at least 1" in options.stderr
     assert "hydra.launcher.gpus=-1 must be at least 0" in options.stderr
-    unknown = call(at, "gamma=2,3", "hydra/launcher=local", "-m", "hydra.launcher.jbos=2")
+    unknown = within(at, "gamma=2,3", "hydra/launcher=local", "-m", "hydra.launcher.jbos=2")
     assert unknown.returncode == 2
     assert "unknown key hydra.launcher.jbos; did you mean jobs?" in unknown.stderr
-    launcher = call(at, "gamma=2,3", "hydra/launcher=locla", "-m")
+    launcher = within(at, "gamma=2,3", "hydra/launcher=locla", "-m")
     assert launcher.returncode == 2
     assert "did you mean local?" in launcher.stderr
     assert list(at.iterdir()) == []
@@ -371,19 +372,19 @@ def test_status_logs_cancel_and_resume(at):
 
 
 def test_a_sweep_that_is_not_there(at):
-    done = call(at, "job=sweep_status", "sweep=sweep-1")
+    done = within(at, "job=sweep_status", "sweep=sweep-1")
     assert done.returncode == 2
     assert "there are no sweeps in runs/sweeps" in done.stderr
     for name in ("sweep-aaaa", "sweep-bbbb"):
         (at / "runs" / "sweeps" / name).mkdir(parents=True)
         (at / "runs" / "sweeps" / name / "sweep.json").write_text("{")
-    assert "did you mean sweep-aaaa?" in call(at, "job=sweep_logs", "sweep=sweep-aaab").stderr
-    assert "sweep-aaaa, sweep-bbbb" in call(at, "job=sweep_status").stderr
-    damaged = call(at, "job=sweep_status", "sweep=sweep-aaaa")
+    assert "did you mean sweep-aaaa?" in within(at, "job=sweep_logs", "sweep=sweep-aaab").stderr
+    assert "sweep-aaaa, sweep-bbbb" in within(at, "job=sweep_status").stderr
+    damaged = within(at, "job=sweep_status", "sweep=sweep-aaaa")
     assert damaged.returncode == 1
     assert "cannot be read" in damaged.stderr
-    assert call(at, "job=sweep_status", *LOCAL).returncode == 2
-    assert "sweep='sweep-aaaa' is read by job=report, sweep_status" in call(at, "sweep=sweep-aaaa").stderr
+    assert within(at, "job=sweep_status", *LOCAL).returncode == 2
+    assert "sweep='sweep-aaaa' is read by job=report, sweep_status" in within(at, "sweep=sweep-aaaa").stderr
 
 
 # --- the worker ---
