@@ -91,7 +91,12 @@ RUN_HERE = [words for _, words in COMMANDS if not ELSEWHERE.search(" ".join(word
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", RUN_HERE, ids=" ".join)
-def test_a_documents_command_does_what_it_says(words, folder):
-    command = [sys.executable, str(ROOT / "launch" / "run.py"), *(SMALLER.get(word, word) for word in words)]
-    done = subprocess.run([*command, "experiment=debug"], cwd=folder, capture_output=True, text=True, check=False)
+def test_a_documents_command_does_what_it_says(words, folder, monkeypatch):
+    words = [*(SMALLER.get(word, word) for word in words), "experiment=debug"]
+    if "-m" not in words:  # what a process of its own would import and compile again is most of its time
+        monkeypatch.chdir(folder)
+        assert main(words) == 0
+        return
+    command = [sys.executable, str(ROOT / "launch" / "run.py"), *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
