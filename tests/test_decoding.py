@@ -31,6 +31,19 @@ def run(engine: Engine, weights, drafter_weights=None, prompts=PROMPTS, lengths=
     return np.stack(responses), state
 
 
+def whole(output: np.ndarray) -> np.ndarray:
+    """The prompts with their responses [3, T]; what stands behind a shorter one is read by nothing before it."""
+    text = np.zeros((len(PROMPTS), LENGTHS.max() + NEW), np.int32)
+    for row, length in enumerate(LENGTHS):
+        text[row, : length + NEW] = [*PROMPTS[row, :length], *output[row]]
+    return text
+
+
+def of_responses(predicted: np.ndarray) -> np.ndarray:
+    """What is predicted [3, T] for each token of the responses [3, NEW]."""
+    return np.stack([predicted[row, length - 1 :][:NEW] for row, length in enumerate(LENGTHS)])
+
+
 @pytest.fixture(scope="module")
 def primary():
     return decoder(PRIMARY, 0)
@@ -86,11 +99,8 @@ def test_autoregressive_decoding_is_the_argmax_of_the_whole_sequence(primary):
     graph, weights = primary
     output, state = run(Engine(graph), weights)
     np.testing.assert_array_equal(state.primary_runs, [NEW] * 3)
-    model = nnx.merge(graph, weights)
-    for row, length in enumerate(LENGTHS):
-        text = np.concatenate([PROMPTS[row, :length], output[row]])
-        predicted = np.argmax(np.asarray(model(jnp.asarray(text[None]))[0]), axis=-1)
-        np.testing.assert_array_equal(predicted[length - 1 : -1], output[row])
+    predicted = np.argmax(nnx.merge(graph, weights)(jnp.asarray(whole(output))), axis=-1)
+    np.testing.assert_array_equal(of_responses(predicted), output)
     assert len(np.unique(output)) > 8, "a primary that repeats itself would make every identity trivial"
 
 
@@ -118,14 +128,12 @@ def test_standalone_with_an_endless_block_is_the_secondary_on_its_own_states(pri
     tandem_graph, tandem_weights = tandem(1)
     output, state = run(Engine(graph, TandemDrafter(tandem_graph), gamma=NEW, verify=False), weights, tandem_weights)
     np.testing.assert_array_equal(state.primary_runs, [1, 1, 1])
-    model, decoder_model = nnx.merge(tandem_graph, tandem_weights), nnx.merge(graph, weights)
-    for row, length in enumerate(LENGTHS):
-        text = jnp.asarray(np.concatenate([PROMPTS[row, :length], output[row]])[None])
-        states = decoder_model.states(text, PRIMARY.num_layers)
-        # The block starts at the prompt's last token, which the primary has not read.
-        blocks = (jnp.arange(text.shape[1]) >= length - 1).astype(jnp.int32)[None]
-        predicted = np.argmax(np.asarray(model(text, states, blocks)[0]), axis=-1)
-        np.testing.assert_array_equal(predicted[length - 1 : -1], output[row])
+    text = jnp.asarray(whole(output))
+    states = nnx.merge(graph, weights).states(text, PRIMARY.num_layers)
+    # The block starts at the prompt's last token, which the primary has not read.
+    blocks = (jnp.arange(text.shape[1]) >= LENGTHS[:, None] - 1).astype(jnp.int32)
+    predicted = np.argmax(nnx.merge(tandem_graph, tandem_weights)(text, states, blocks), axis=-1)
+    np.testing.assert_array_equal(of_responses(predicted), output)
 
 
 def test_standalone_follows_equation_2_with_a_free_token_in_each_block(primary):
@@ -134,18 +142,15 @@ def test_standalone_follows_equation_2_with_a_free_token_in_each_block(primary):
     tandem_graph, tandem_weights = tandem(1)
     output, _ = run(Engine(graph, TandemDrafter(tandem_graph), gamma=gamma, verify=False), weights, tandem_weights)
     model, primary_model = nnx.merge(tandem_graph, tandem_weights), nnx.merge(graph, weights)
-    for row, length in enumerate(LENGTHS):
-        text = jnp.asarray(np.concatenate([PROMPTS[row, :length], output[row]])[None])
-        offset = np.arange(text.shape[1]) - (
-            length - 1
-        )  # position in the response, counted from the prompt's last token
-        blocks = jnp.asarray(np.where(offset < 0, 0, 1 + offset // (gamma + 1)))[None]
-        states = primary_model.states(text, PRIMARY.num_layers)
-        by_secondary = np.argmax(np.asarray(model(text, states, blocks)[0]), axis=-1)
-        by_primary = np.argmax(np.asarray(primary_model.logits(states[-1])[0]), axis=-1)
-        free = offset % (gamma + 1) == gamma
-        expected = np.where(free, by_primary, by_secondary)[length - 1 : -1]
-        np.testing.assert_array_equal(output[row], expected)
+    text = jnp.asarray(whole(output))
+    # Positions in the response, counted from the prompt's last token.
+    offset = np.arange(text.shape[1]) - (LENGTHS[:, None] - 1)
+    blocks = jnp.asarray(np.where(offset < 0, 0, 1 + offset // (gamma + 1)))
+    states = primary_model.states(text, PRIMARY.num_layers)
+    by_secondary = np.argmax(model(text, states, blocks), axis=-1)
+    by_primary = np.argmax(primary_model.logits(states[-1]), axis=-1)
+    free = offset % (gamma + 1) == gamma
+    np.testing.assert_array_equal(of_responses(np.where(free, by_primary, by_secondary)), output)
 
 
 def test_no_block_is_the_primary(primary):
