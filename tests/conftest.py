@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 PROGRAMS = pytest.StashKey[str]()
+MOST_WORKERS = 4  # each grows to 2 GB and more, and starts processes
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -16,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Most of a tiny run's time was XLA's, for programs that the run before had compiled too.
     """
+    if "PYTEST_XDIST_WORKER" in os.environ:  # which has the directory of the process that started it
+        return
     # JAX reads both when it is imported, so no fixture may come first.
     config.stash[PROGRAMS] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tandem-programs-")
     # The usual second would leave nearly all out.
@@ -23,7 +26,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(config.stash[PROGRAMS], ignore_errors=True)
+    if PROGRAMS in config.stash:
+        shutil.rmtree(config.stash[PROGRAMS], ignore_errors=True)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One for each core, and none for the tests of one file, which stay together anyway (`--dist loadfile`)."""
+    if len(config.args) == 1 and ".py" in config.args[0]:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 @pytest.fixture(scope="module")

@@ -340,7 +340,7 @@ def started(tmp_path_factory):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return dict(zip(asked, map(tuple, json.loads(done.stdout)), strict=True))
