@@ -43,8 +43,6 @@ QUICK = (
     "experiment=debug",
     "train.seq_len=32",
     "train.batch_size=2",
-    "eval.sequences=2",
-    "eval.prompts=2",
     "eval.measures=[agreement,speed]",
 )
 
