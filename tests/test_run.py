@@ -69,7 +69,6 @@ def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     return folder, launch_run(folder, "tracking=offline")
 
 
-@pytest.mark.slow
 def test_the_main_job_leaves_everything_that_it_promises(finished):
     folder, done = finished
     directory = run_directory(folder)
@@ -135,7 +134,6 @@ def test_the_main_job_leaves_everything_that_it_promises(finished):
         assert words in done.stdout
 
 
-@pytest.mark.slow
 def test_a_second_run_finds_all_steps_and_another_gamma_trains_nothing(finished):
     folder, first = finished
     before = len(events(folder))
@@ -468,7 +466,6 @@ def test_dry_run_prints_the_graph_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_prompt_is_answered_with_the_accepted_drafts_marked(finished):
     folder, _ = finished
     prompt = "def f(x):\n    return {x: 'a=b'}"
@@ -486,7 +483,6 @@ def test_a_prompt_is_answered_with_the_accepted_drafts_marked(finished):
     assert unmarked == answers[0].stdout
 
 
-@pytest.mark.slow
 def test_samples_of_one_prompt_come_one_after_the_other_and_again_the_same(finished):
     folder, _ = finished
     words = (
@@ -502,7 +498,6 @@ def test_samples_of_one_prompt_come_one_after_the_other_and_again_the_same(finis
     assert first.strip() != second.strip()
 
 
-@pytest.mark.slow
 def test_prompts_from_a_file_are_reported_by_category(finished, tmp_path):
     folder, _ = finished
     lines = [{"turns": ["import os\n", "more"], "category": "code"}, {"prompt": "class A:", "category": "classes"}]
@@ -521,7 +516,6 @@ def test_prompts_from_a_file_are_reported_by_category(finished, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_a_prompt_longer_than_the_cache_is_refused(finished):
     folder, _ = finished
     words = ("job=generate", "prompt=" + "x = 1\n" * 60, "decode.cache_tokens=100", "decode.max_new_tokens=20")
