@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar, cast
 
 from launch.progress import Display, duration
-from launch.store import METRICS, Claim, Fenced, Interrupted, Records, Store, write_json_atomic
+from launch.records import METRICS, Records
+from launch.store import Claim, Fenced, Interrupted, Store, write_json_atomic
 from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
 from tandem.parallel.hosts import hosts

@@ -15,8 +15,9 @@ from launch.memory import require_memory
 from launch.mirror import mirror
 from launch.process import Stop
 from launch.progress import duration
+from launch.records import METRICS, Records
 from launch.results import gather
-from launch.store import METRICS, Records, make_directory, world_errors, write_json_atomic, write_text_atomic
+from launch.store import make_directory, world_errors, write_json_atomic, write_text_atomic
 from sweeps.report import write_report
 from sweeps.tables import build_tables, to_text
 from tandem.config import Experiment

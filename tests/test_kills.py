@@ -23,7 +23,8 @@ from killed_program import STATE, STEPS
 from safetensors.numpy import load_file
 from wandb_log import history, logs, read_log
 
-from launch.store import CLOCKS, read_lines
+from launch.records import CLOCKS
+from launch.store import read_lines
 from tandem.model import checkpoint
 from tandem.training.kept import CHECKPOINT, DAMAGED, EVERY, PREVIOUS
 
@@ -72,7 +73,7 @@ class Chain:
 
     def check_unfinished(self) -> None:
         """What a kill leaves: two checkpoints at most, and no more than one process's half of another."""
-        for work in self.store.glob("small-*.partial"):
+        for work in self.store.glob("small-*.partial*"):
             names = {path.name for path in work.iterdir()}
             assert not {name for name in names if name.endswith(DAMAGED)}
             assert len([name for name in names if name.endswith(".tmp")]) <= 1
@@ -176,7 +177,7 @@ def test_killed_on_one_device_and_begun_again_on_four_a_run_ends_nearly_the_same
     lines, expected = one
     chain = Chain(tmp_path)
     assert chain.begin((), lines // 2) == 0
-    kept = {path.name for work in chain.store.glob("small-*.partial") for path in work.iterdir()}
+    kept = {path.name for work in chain.store.glob("small-*.partial*") for path in work.iterdir()}
     assert {CHECKPOINT, PREVIOUS} <= kept
     assert chain.begin(FOUR) > 0
     found = chain.found
@@ -188,7 +189,7 @@ def test_killed_on_one_device_and_begun_again_on_four_a_run_ends_nearly_the_same
 
 
 def test_a_record_that_was_cut_off_is_cut_away_and_what_is_repeated_is_not_written_again(tmp_path):
-    from launch.store import Records
+    from launch.records import Records
 
     path = tmp_path / "metrics.jsonl"
     first = [{"step_name": "a", "step": step, "time": 1.0, "loss": step / 3} for step in range(3)]

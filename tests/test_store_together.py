@@ -40,7 +40,8 @@ def test_eight_processes_that_are_killed_at_random_finish_every_step_once(tmp_pa
     seen = crowd(tmp_path, seed, "reach", 4.0)
     assert seen["killed_at_work"] > 0
     assert seen["together"] == [], "two worked on one step"
-    assert seen["begun"] == dict.fromkeys(seen["begun"], 1), "what a dead one left is gone on with"
+    # Killed before it had noted that it began, a step is only gone on with.
+    assert max(seen["begun"].values()) == 1, "what a dead one left is gone on with"
 
 
 @pytest.mark.slow

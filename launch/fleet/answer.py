@@ -17,7 +17,8 @@ from launch.fleet.table import WORDS
 from launch.graph import RESULTS
 from launch.identity import NOT_MEANING, as_run, run_directory, store_of
 from launch.questions import asked
-from launch.store import METRICS, Store, make_directory, read_json, write_json_atomic, write_text_atomic
+from launch.records import METRICS
+from launch.store import Store, make_directory, read_json, write_json_atomic, write_text_atomic
 from sweeps.figure import Figure
 from sweeps.figures import losses
 from sweeps.paper_claims import claims_table
