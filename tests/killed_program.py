@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COUNTED = {
     str(ROOT / name)
     for name in (
-        "launch/store.py", "launch/records.py", "launch/graph.py", "launch/checksums.py", "launch/mirror.py", "launch/tracking.py",
+        "launch/store.py", "launch/records.py", "launch/graph.py", "launch/checksums.py", "launch/mirror.py",
+        "launch/tracking.py",
         "launch/job_run.py", "launch/steps/train.py", "launch/steps/pretrain.py", "tandem/model/checkpoint.py",
         "tandem/training/loop.py", "tandem/training/losses.py",
     )
