@@ -33,6 +33,7 @@ TERMINAL_MARKS = ("\x1b[4m", "\x1b[24m")
 PLAIN_MARKS = ("«", "»")
 # The longest that an answer waits for its drafter to be trained.
 PATIENCE_S = 3600.0
+AT_ONCE = 4  # tokens between two looks, where none is drafted: a look costs up to a tenth of a small model's token
 LOOKUP = "prompt_lookup"
 # What decoding gives for a character whose bytes are not all there yet.
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
@@ -217,11 +218,11 @@ def answer(
         if hosts().agree(stop):
             raise Interrupted("generate")
         # One block of each row: the furthest row stops the loop, the others are as far as they come.
-        state = go_on(state, int(before[alive].min()) + 1)
+        state = go_on(state, min(int(before[alive].min()) + (1 if wanted.kind else AT_ONCE), limit))
         after, tokens = fetch(state.position), fetch(state.tokens)
         end = np.minimum(fetch(state.end), limit)
         for row in np.flatnonzero(after > before):
-            drafted = [True] * int(after[row] - before[row] - 1) + [False]
+            drafted = [bool(wanted.kind)] * int(after[row] - before[row] - 1) + [False]
             kept = slice(before[row] + 1, min(after[row], end[row]) + 1)
             piece = samples[row].add(tokens[row, kept], drafted)
             if wanted.num_samples == 1:
