@@ -22,8 +22,9 @@ from launch.dispatch import start
 from launch.process import Stop, command_line, guarded
 from launch.store import make_directory, world_errors
 from launch.unread import refuse_unread
-from tandem.config import ABOUT_NAMED_RUNS, Experiment
+from tandem.config import Experiment
 from tandem.errors import ConfigurationError
+from tandem.validate import ABOUT_NAMED_RUNS
 
 PROGRAM = "uv run launch/run.py"
 

@@ -35,10 +35,6 @@ class Job(StrEnum):
     repeat = "repeat"
 
 
-# Those that are about finished runs which `runs` names.
-ABOUT_NAMED_RUNS = (Job.compare, Job.repeat, Job.report)
-
-
 class Recipe(StrEnum):
     """How far the pair is trained: the stand-ins only, then stage 1 (cross entropy), then stage 2 (distillation)."""
 
@@ -284,8 +280,7 @@ class DataConfig:
     dataset: str | None = None  # tfds: follows `name`
     data_dir: str | None = None  # tfds: where prepared datasets are
     text_feature: str = "text"  # tfds
-    # sampled: what the primary's checkpoint writes after each of these beginnings, by kinds in equal parts; control
-    # tokens by their names.
+    # sampled: what the primary writes after each of these beginnings, by kinds in equal parts; control tokens by name.
     openings: dict[str, list[str]] = field(default_factory=dict)
     temperatures: list[float] = field(default_factory=list)  # sampled: in equal parts
     documents: int = 0  # sampled
@@ -452,4 +447,4 @@ class Experiment:
     dry_run: bool = False
     sweep: str | None = None  # of job=report, sweep_status and the like
     publish: bool = False  # of job=report
-    runs: list[str] | None = None  # of job=compare and job=repeat
+    runs: list[str] | None = None  # of job=compare, repeat and report

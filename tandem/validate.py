@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tandem.checks import Checks, nearest
 from tandem.config import (
-    ABOUT_NAMED_RUNS,
     ROWS,
     Corpus,
     DecoderConfig,
@@ -37,6 +36,8 @@ LARGEST_SEED = 2**31 - 1
 # Weights & Biases' own rules, which it says only once a run is under way: characters of a tag and of a project.
 TAG_LENGTH, PROJECT_LENGTH, NOT_IN_PROJECTS = 64, 128, "/\\#?%:"
 
+# Jobs about finished runs, which `runs` names.
+ABOUT_NAMED_RUNS = (Job.compare, Job.repeat, Job.report)
 # Chips of the platforms v5e_1 and so on.
 TPU_PRESETS = (1, 4, 8, 16, 64, 256)
 
