@@ -180,7 +180,8 @@ def test_a_run_is_made_again_by_its_own_commit_and_nothing_is_found(plain, tmp_p
 
 
 SMALL = ("experiment=debug", "train=ce", "scale.further.steps=3", "tracking=disabled")
-SHAPE = "eval.measures=[agreement,standalone]"
+# Of standalone and speed the baseline is the faster of two passes, and its text that pass's: a choice by times.
+SHAPE = "eval.measures=[agreement]"
 PASSAGES = ("she gave the book to the man and he read the book", "a cat and a dog and a cat")
 
 
