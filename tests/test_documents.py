@@ -29,10 +29,10 @@ PLACES = {
 }
 # What needs other machines, a network, an account, a package that is no part of the tests, or a sweep that is named;
 # what evaluates whole tasks, what asks for another experiment than debug, what ends when it is told to, and what is of
-# two runs.
+# runs by their names.
 ELSEWHERE = re.compile(
     r"hydra/launcher=(ray|jobset|queued_resources)|=v5e|download=true|sweep=|online|smollm2|platform\.hosts|"
-    r"eval=superglue|experiment=|--help|job=board|job=compare|job=repeat"
+    r"eval=superglue|experiment=|--help|job=board|job=compare|job=repeat|job=report"
 )
 # What is for models of more layers, or for longer, than those of experiment=debug.
 SMALLER: dict[str, str] = {
