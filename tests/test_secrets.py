@@ -99,7 +99,7 @@ def test_runs_logs_wandb_reports_and_exports_hold_no_secret(ran):
 
 @pytest.mark.slow
 def test_a_sweep_of_local_jobs_leaves_no_secret(ran):
-    launch(ran, "-m", *SMALL, "eval.sequences=2,3", "hydra/launcher=local", "hydra.launcher.poll_s=0.2")
+    launch(ran, "-m", *SMALL, "eval.sequences=2,3", "hydra/launcher=local")
     names = {path.relative_to(ran / "runs" / "sweeps").parts[1] for path in files(ran / "runs" / "sweeps")}
     assert {"sweep.json", "jobs", "logs"} <= names
     files(ran)
