@@ -283,21 +283,20 @@ def training(results: Results) -> list[Figure]:
 
 def losses(lines: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
     """The cross entropy by step of each training step's name, of lines of `metrics.jsonl`."""
-    curves: dict[str, dict[float, float]] = defaultdict(dict)
-    for line in lines:
-        step, loss = line.get("step"), line.get("cross_entropy")
-        if finite(step) and finite(loss):
-            # A resumed step logs some of its steps again: the later line holds.
-            curves[printable(line.get("step_name", "training"))][step] = loss
-    return {name: sorted(curve.items()) for name, curve in curves.items()}
+    return _by_step(lines, "step", "cross_entropy")
 
 
 def spikes(lines: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
     """The losses that were far above those before, by step of each training step's name."""
+    return _by_step(lines, "spike_step", "spike")
+
+
+def _by_step(lines: Sequence[Row], step_key: str, loss_key: str) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, dict[float, float]] = defaultdict(dict)
     for line in lines:
-        step, loss = line.get("spike_step"), line.get("spike")
+        step, loss = line.get(step_key), line.get(loss_key)
         if finite(step) and finite(loss):
+            # A step resumed on another mesh logs some of its steps again: the later line holds.
             found[printable(line.get("step_name", "training"))][step] = loss
     return {name: sorted(own.items()) for name, own in found.items()}
 
