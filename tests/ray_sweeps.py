@@ -164,7 +164,7 @@ def events(at: Path) -> Counter:
 
 def trained(at: Path) -> int:
     """Steps that the training under way has left checkpoints of."""
-    for path in (at / "runs" / "store").glob("train-*.partial/checkpoint"):
+    for path in (at / "runs" / "store").glob("train-*.partial*/checkpoint"):  # another name at each attempt
         with suppress(OSError, ValueError):
             return int(path.read_text().split()[0])
     return 0
