@@ -87,18 +87,18 @@ def carry_out(
         directories = execute(targets, store, sink, stop)
         results = complete(gather(experiment, targets, directories, time.monotonic() - began))
         write_json_atomic(directory / "results.json", results)
-        _present(directory, results, mirrored.directory)
-        mirrored.results(results)
+        mirrored.results(results, _present(directory, results, mirrored.directory))
 
 
-def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> None:
-    """Print the tables and say where everything is."""
+def _present(directory: Path, results: dict[str, Any], wandb: Path | None) -> Path:
+    """Print the tables and say where everything is; the report among it."""
     for table in build_tables(results):
         print(to_text(table), end="\n\n")
     report = write_report(directory)
     files = [f"report   {report}", f"results  {directory / 'results.json'}", f"metrics  {directory / METRICS}"]
     files.append(f"config   {directory / 'config.yaml'}")
     print("\n".join([*files, f"W&B      {wandb}"] if wandb else files))
+    return report
 
 
 def _refuse_another_run(directory: Path, first_line: str) -> None:

@@ -14,15 +14,16 @@ import yaml
 
 from launch import tracking
 from launch.compose import from_container
+from launch.drafting import WEIGHTS
 from launch.graph import Step, topological
-from launch.identity import configuration_hash
+from launch.identity import configuration_hash, store_of
 from launch.steps.train import Training
-from launch.store import read_json, read_lines
+from launch.store import Store, read_json, read_lines
 from launch.unread import GRAPHS
 from sweeps.section import Source
 from sweeps.table import rows_of, several_primaries
 from sweeps.tables import SOURCES
-from sweeps.wandb_report import headlines
+from sweeps.wandb_report import PAGE, headlines
 from tandem.config import Experiment, TrackingMode
 from tandem.errors import Interrupted
 
@@ -30,9 +31,10 @@ from tandem.errors import Interrupted
 class Mirror:
     """Hands metrics and results to a tracker; training steps of the run follow each other on one axis."""
 
-    def __init__(self, tracker: tracking.Tracker, targets: Sequence[Step]):
+    def __init__(self, tracker: tracking.Tracker, targets: Sequence[Step], store: Store | None = None):
+        """The `store` has the checkpoints that are to be mirrored too."""
         self.directory = tracker.directory
-        self._tracker = tracker
+        self._tracker, self._targets, self._store = tracker, targets, store
         self._first: dict[str, int] = {}
         count = 0
         for step in topological(targets):
@@ -55,8 +57,8 @@ class Mirror:
         values = {f"{name}/{key}": value for key, value in record.items() if key not in ("step_name", "step", "time")}
         return {**values, tracking.STEP: self._first.get(name, 0) + record.get("step", 0)}
 
-    def results(self, results: Mapping[str, Any]) -> None:
-        """The tables as W&B tables, and their numbers as the run's summary."""
+    def results(self, results: Mapping[str, Any], report: Path) -> None:
+        """The tables as W&B tables, their numbers as the run's summary, and the report with its pictures."""
         for source in SOURCES:
             rows = rows_of(dict(results), source.name)
             if rows:
@@ -66,6 +68,13 @@ class Mirror:
                 if source.keys:
                     self._tracker.summary(_summary(source, rows))
         self._tracker.summary({**headlines(dict(results)), "provenance": results["provenance"]})
+        if report.exists():
+            self._tracker.page(PAGE, report)
+        trained = [step for step in topological(self._targets) if isinstance(step, Training)]
+        for step, found in [(step, self._store.find(step)) for step in trained] if self._store else []:
+            if found is not None:  # its name is the store's, so that points which share it share the artifact
+                about = {"fingerprint": step.fingerprint, "size": step.size}
+                self._tracker.checkpoint(f"{step.kind}-{step.fingerprint}", step.name, [found / WEIGHTS], about)
 
 
 def _plain(row: Mapping[str, Any]) -> str:
@@ -111,7 +120,7 @@ def mirror(
     )
     code = 1
     try:
-        yield Mirror(tracker, targets)
+        yield Mirror(tracker, targets, store_of(experiment) if options.checkpoints else None)
         code = 0
     except Interrupted:
         code = 128 + signal()
@@ -129,7 +138,7 @@ def mirror_again(directory: Path) -> None:
     with mirror(replace(experiment, tracking=options), directory, targets, lambda: 0) as mirrored:
         if (metrics := directory / "metrics.jsonl").exists():
             mirrored.catch_up(read_lines(metrics))
-        mirrored.results(read_json(directory / "results.json"))
+        mirrored.results(read_json(directory / "results.json"), directory / "report.html")
 
 
 def _tags(experiment: Experiment) -> list[str]:

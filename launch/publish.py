@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from launch.store import read_json, write_json_atomic
 from launch.tracking import STEP, sign_in
-from sweeps.wandb_report import Content, commands, to_markdown
+from sweeps.wandb_report import PAGE, Content, commands, to_markdown
 from tandem.config import TrackingConfig
 from tandem.errors import EnvironmentFailure
 
@@ -82,7 +82,7 @@ def _report(made: Content, group: str, project: str, entity: str, bound: bool) -
     if made.curves:
         panels.append(wr.LinePlot(title="Training: cross entropy", x=STEP, y=list(made.curves)))
     panels.append(wr.ParallelCoordinatesPlot(columns=[wr.ParallelCoordinatesPlotColumn(each) for each in columns]))
-    panels.append(wr.RunComparer(diff_only="split"))
+    panels += [wr.RunComparer(diff_only="split"), wr.MediaBrowser(title="Pictures of each run", media_keys=[PAGE])]
     done = sum(point.results is not None for point in made.points)
     text = [f"Expected: {made.hypothesis}"] if made.hypothesis else []
     text.append(f"{done} of {len(made.points)} points are done.")

@@ -14,6 +14,7 @@ from sweeps.table import Results, Table, printable, rows_of
 # A report's panels show so many drafters, and so many curves.
 MOST = 8
 TITLE_LENGTH = 128  # W&B takes no more
+PAGE = "report"  # a run's own report, with its pictures, among its media
 
 
 @dataclass(frozen=True)

@@ -397,8 +397,7 @@ class PlatformConfig:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
-    # What compiling ahead of time is told, such as v5e:4x4.
-    topology: str | None = None
+    topology: str | None = None  # what compiling ahead of time is told, such as v5e:4x4
     # Of one chip, for rooflines: bytes of memory, operations a second in bfloat16, bytes a second from memory and to
     # other chips over all links, one way. Null: not known.
     memory_bytes: float | None = None
@@ -419,6 +418,7 @@ class TrackingConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    checkpoints: bool = False  # what was trained as artifacts too, by reference to its files
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -32,6 +34,7 @@ from launch.compose import compose, to_yaml
 from launch.experiment import build
 from launch.mirror import mirror
 from sample_results import whole_results
+from sweeps.report import write_report
 
 def run(name, runs_dir, *words, between=lambda: None, pause=0.0):
     experiment = compose([*{WORDS!r}, f"name={{name}}", f"gamma={{2 + len(name)}}", f"runs_dir={{runs_dir}}", *words])
@@ -50,7 +53,7 @@ def run(name, runs_dir, *words, between=lambda: None, pause=0.0):
                 time.sleep(pause)
         results = whole_results()
         (directory / "results.json").write_text(json.dumps(results))
-        mirrored.results(results)
+        mirrored.results(results, write_report(directory))
 """
 
 
@@ -105,6 +108,8 @@ def check(server: Server, runs: Path, names: tuple[str, ...]) -> None:
             expected = rows_of(results, source.name)
             assert table["columns"] == list(dict.fromkeys(key for row in expected for key in row))
             assert [len(row) for row in table["data"]] == [len(table["columns"])] * len(expected)
+        (page,) = [data for name, data in run.files.items() if name.startswith("media/html/report_")]
+        assert page == (directory / "report.html").read_bytes()
     assert {artifact["state"] for artifact in server.artifacts.values()} == {"COMMITTED"}
 
 
@@ -135,6 +140,39 @@ def test_offline_runs_are_sent_once_and_the_server_has_all_of_them(offline, envi
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
     assert not list((offline.parent / "home").rglob("*.wandb"))
+
+
+@pytest.mark.slow
+def test_checkpoints_are_artifacts_by_reference_when_asked(tmp_path, environment, server):
+    body = """
+from launch.graph import topological
+from launch.identity import store_of
+
+words = [f"runs_dir={sys.argv[1]}", "tracking.checkpoints=true"]
+experiment = compose(["scale=tiny", *words])
+step = next(step for step in topological(build(experiment)) if step.name == "tandem_ce")
+with store_of(experiment).claim(step, lambda: False, print) as claim:
+    (claim.work / "weights.safetensors").write_bytes(b"trained")
+    claim.finish(0.0)
+run("a", sys.argv[1], words[1])
+"""
+    runs = tmp_path / "runs"
+    made = python(body, environment, str(runs))
+    assert (made.returncode, made.stderr) == (0, "")
+    assert sync(runs, environment).returncode == 0
+    (weights,) = runs.glob("store/tandem-*/weights.safetensors")
+    artifact = server.artifacts[f"artifact-{weights.parent.name}"]
+    assert artifact["state"] == "COMMITTED"
+    assert {alias["alias"] for alias in artifact["aliases"]} == {"latest", "tandem_ce"}
+    (manifest,) = [
+        json.loads(data)
+        for place, data in server.artifact_files.items()
+        if weights.parent.name in place and place.endswith("manifest.json")
+    ]
+    (entry,) = manifest["contents"].values()
+    assert entry["ref"] == weights.as_uri()
+    assert base64.b64decode(entry["digest"]) == hashlib.md5(b"trained").digest()
+    assert b"trained" not in server.artifact_files.values(), "by reference"
 
 
 @pytest.mark.slow

@@ -247,9 +247,9 @@ class Recorded(Tracker):
         self.numbers |= values
 
 
-def test_rows_of_every_name_reach_the_mirror():
+def test_rows_of_every_name_reach_the_mirror(tmp_path):
     results, tracker = whole_results(), Recorded()
-    Mirror(tracker, []).results(results)
+    Mirror(tracker, []).results(results, tmp_path / "report.html")
     assert set(tracker.tables) == {name for name, rows in results.items() if isinstance(rows, list)}
     for source in SOURCES:
         rows = rows_of(results, source.name)
