@@ -7,6 +7,7 @@ and serves the next run.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -156,10 +157,21 @@ def _chosen(experiment: Experiment) -> tuple[list[TaskInfo], list[dict[str, str]
     if not chosen:
         if all("eval.mbpp.execute" in line for line in said):
             raise ConfigurationError(said)
-        raise EnvironmentFailure("\n".join(said))
+        raise EnvironmentFailure(_nothing_there(said, [registry.find(name) for name in names], settings))
     for line in said:
         print(f"left out {line}", file=sys.stderr)
     return chosen, left_out
+
+
+def _nothing_there(problems: Sequence[str], tasks: Sequence[Task], settings: Settings) -> str:
+    """One problem for all of several tasks, which have the same: the first, and a folder below that has them."""
+    lines, others = [problems[0]], len(problems) - 1
+    if others:
+        lines.append(f"and nothing of {others} other task{'s' * (others > 1)}")
+    for below in sorted(path for path in settings.directory.glob("*") if path.is_dir()):
+        if any(locate(task, "eval", replace(settings, data_dir=str(below))) for task in tasks):
+            lines.append(f"{below} has some: tasks.data_dir={shlex.quote(str(below))}")
+    return "\n".join(lines)
 
 
 def _lacking(task: Task, info: TaskInfo, settings: Settings) -> tuple[str, str]:

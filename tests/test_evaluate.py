@@ -193,6 +193,14 @@ def test_what_is_missing_is_left_out_of_a_suite_and_refused_by_name(data, capsys
         steps(data, "eval.tasks=[record_v1]")
 
 
+def test_where_nothing_is_there_one_task_is_told_of_and_the_folder_that_has_them(data):
+    with pytest.raises(EnvironmentFailure) as raised:
+        steps(data.parent, "eval=superglue")
+    said = str(raised.value).splitlines()
+    assert sum("are missing" in line for line in said) == 1
+    assert said[-2:] == ["and nothing of 7 other tasks", f"{data} has some: tasks.data_dir={data}"]
+
+
 def test_programs_are_not_run_unless_asked(data, capsys):
     with pytest.raises(ConfigurationError, match=r"eval\.mbpp\.execute=true"):
         steps(data, "eval=mbpp")
