@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from tandem.config import Experiment, Job
 from tandem.errors import ConfigurationError, UserError
 
 EXAMPLES = int(os.environ.get("TANDEM_FUZZ", "30"))
+pytestmark = pytest.mark.timeout(max(900, 2 * EXAMPLES))
 SLOWEST_S = 2.0  # of processor time: a loaded machine is not ours to judge
 fuzzed = settings(
     max_examples=EXAMPLES,
