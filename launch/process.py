@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from tandem.errors import Interrupted, UserError
+from tandem.foreign import printable
 from tandem.parallel.hosts import hosts, leave
 
 
@@ -55,9 +56,15 @@ def guarded(work: Callable[[], int | None], stop: Stop) -> int:
         print(f"interrupted in {interruption}; the same command goes on from there", file=sys.stderr)
         return 128 + stop.number
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _told(error)
     return code or 0
+
+
+def _told(error: UserError) -> int:
+    """The exit code of an error whose lines have been printed, without what a terminal would obey: names and values of
+    files that somebody else made are in them."""
+    print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
+    return error.exit_code
 
 
 def command_line(entry: Callable[[], int]) -> int:
@@ -67,8 +74,7 @@ def command_line(entry: Callable[[], int]) -> int:
         sys.stdout.flush()
         return leave(code)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return leave(error.exit_code)
+        return leave(_told(error))
     except KeyboardInterrupt:
         return leave(130)
     except BrokenPipeError:

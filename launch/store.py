@@ -33,6 +33,7 @@ from typing import Any, ClassVar, Protocol
 import tandem
 from launch.checksums import ABOUT, FILES, HOLDER, damage, files_of
 from launch.holding import OTHER, TAKEN, Holder, Watch, lock, reach, take, tidy
+from tandem import foreign
 from tandem.errors import EnvironmentFailure, Interrupted
 
 # Finished steps that the package ships, found by fingerprint as a store's own are; `launch/ship.py` puts them there.
@@ -74,11 +75,7 @@ def read_lines(path: Path) -> list[Any]:
 
 def _parsed(text: str) -> Any:
     """JSON in the strict sense, which is what is written."""
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no number")
-
-    return json.loads(text, parse_constant=refuse)
+    return foreign.json_value(text, finite=True)
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:

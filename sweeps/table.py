@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeps import paper
+from tandem.foreign import printable as printable
 
 MAX_POSITIONS = 12
 _MISSING = "–"
@@ -79,11 +80,6 @@ class TableSpec:
         return [Table(self.name, self.title, columns, shown, [*notes, *caveat(shown)])]
 
 
-def printable(value: Any) -> str:
-    """The value as one line without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in str(value))
-
-
 def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
@@ -132,7 +128,8 @@ DRAFTER = Column("name", "drafter", printable, numeric=False)
 
 def rows_of(results: Results, name: str) -> list[Row]:
     """The rows of one name in `results.json`; an absent name has none."""
-    return [dict(r) for r in results.get(name) or [] if isinstance(r, dict)]
+    rows = results.get(name)
+    return [dict(r) for r in rows if isinstance(r, dict)] if isinstance(rows, list) else []
 
 
 def several_primaries(rows: Iterable[Row]) -> bool:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import IO, Any
 
+from tandem import foreign
 from tandem.errors import EnvironmentFailure
 from tasks.fields import texts, texts_of
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 Reader = Callable[..., Rows]
-
-# A half of a surrogate pair, as JSON can write it; whole pairs are read as one character.
-_HALF = re.compile("[\ud800-\udfff]")
-_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def text_lines(file: IO[bytes], path: str) -> Iterator[tuple[str, str]]:
@@ -46,15 +42,16 @@ def json_lines(file: IO[bytes], path: str) -> Rows:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = foreign.json_value(line)
         except json.JSONDecodeError as error:
             cut = (
                 f"; the line ends after {len(line)} characters: is the file cut off?" if error.pos >= len(line) else ""
             )
             raise EnvironmentFailure(f"{place}: not JSON ({error.msg} at character {error.pos + 1}){cut}") from None
+        except ValueError as error:
+            raise EnvironmentFailure(f"{place}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise EnvironmentFailure(f"{place}: a JSON object is expected, not {type(row).__name__}")
-        refuse_halves(line, row, place)
         yield place, row
 
 
@@ -69,25 +66,14 @@ def json_document(file: IO[bytes], path: str) -> Any:
     """One JSON value that fills the file."""
     content = file.read()
     try:
-        written = content.decode(json.detect_encoding(content))
-        document = json.loads(written)
+        return foreign.json_value(content)
     except json.JSONDecodeError as error:
         cut = "; the file is cut off" if error.pos >= len(error.doc.rstrip()) else ""
         raise EnvironmentFailure(f"{path}, line {error.lineno}: not JSON ({error.msg}){cut}") from None
     except UnicodeDecodeError as error:
         raise EnvironmentFailure(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    refuse_halves(written, document, path)
-    return document
-
-
-def refuse_halves(written: str, value: Any, place: str) -> None:
-    """Raise EnvironmentFailure where a JSON value holds half of a surrogate pair: no text, which nothing can encode.
-
-    `written` is the JSON, which can hold one only as an escape.
-    """
-    if _ESCAPED_HALF.search(written) and (half := _HALF.search(json.dumps(value, ensure_ascii=False))):
-        escape = f"\\u{ord(half.group()):04x}"
-        raise EnvironmentFailure(f"{place}: not a text ({escape} is half of a surrogate pair, without the other)")
+    except ValueError as error:
+        raise EnvironmentFailure(f"{path}: not JSON ({error})") from None
 
 
 @contextmanager
@@ -137,7 +123,7 @@ def _is_nested(content: bytes) -> bool:
     """Whether it is one object with all articles, and not a list or lines of rows."""
     first = content.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
     try:
-        row = json.loads(first)
+        row = foreign.json_value(first)
     except ValueError:  # an object of several lines
         return not first.startswith(b"[")
     return isinstance(row, dict) and "context" not in row
@@ -151,7 +137,7 @@ def _squad_rows(content: bytes, path: str) -> Iterator[tuple[str, Any, Any]]:
 def _squad_nested(content: bytes, path: str) -> Iterator[tuple[str, Any, Any]]:
     document = json_document(BytesIO(content), path)
     with blamed(path):
-        articles = document["data"]
+        articles = list(document["data"])
     for number, article in enumerate(articles, start=1):
         place = f"{path}, article {number}"
         with blamed(place):

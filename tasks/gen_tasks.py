@@ -74,7 +74,7 @@ def read_trivia_qa(file: IO[bytes], path: str) -> Rows:
     """TriviaQA's own format: `Data`, with the answer's value and aliases."""
     document = json_document(file, path)
     with blamed(path):
-        data = document["Data"]
+        data = list(document["Data"])
     for number, row in enumerate(data, start=1):
         place = f"{path}, question {number}"
         with blamed(place):

@@ -10,7 +10,7 @@ from typing import IO
 
 from tandem.errors import EnvironmentFailure
 from tasks.example import Kind
-from tasks.files import Rows, text_lines
+from tasks.files import Rows, blamed, text_lines
 from tasks.metrics.translation import corpus_metric, signature
 from tasks.task import Dataset, File, Question, Row, Task
 
@@ -85,7 +85,8 @@ def read_xml(direction: str, file: IO[bytes], path: str) -> Rows:
     from sacrebleu.dataset.wmt_xml import WMTXMLDataset
 
     try:
-        fields = WMTXMLDataset._unwrap_wmt21_or_later(file)
+        with blamed(path):
+            fields = WMTXMLDataset._unwrap_wmt21_or_later(file)
     except SyntaxError as error:  # lxml's errors of form are such
         raise EnvironmentFailure(f"{path}, line {error.lineno}: not XML ({error.msg}); is the file cut off?") from None
     except AssertionError as error:

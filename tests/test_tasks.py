@@ -440,10 +440,10 @@ def test_half_of_a_surrogate_pair_is_refused_with_its_place(offline):
         if right:
             assert len(examples("boolq_v1", offline, shots=0)) == 2
             continue
-        with pytest.raises(EnvironmentFailure, match=r"val\.jsonl, line 2: not a text .*is half of a surrogate pair"):
+        with pytest.raises(EnvironmentFailure, match=r"val\.jsonl, line 2: not JSON .*is half of a surrogate pair"):
             examples("boolq_v1", offline, shots=0)
     (offline / SQUAD).write_text(json.dumps(squad([{"text": "a"}])).replace('"c"', '"\\ud83d"'))
-    with pytest.raises(EnvironmentFailure, match=r"dev-v2\.0\.json: not a text .*ud83d"):
+    with pytest.raises(EnvironmentFailure, match=r"dev-v2\.0\.json: not JSON .*ud83d"):
         examples("squad_v2_v1", offline, shots=0)
 
 

@@ -10,7 +10,6 @@ sweeps/<ID>/lock            held (flock) by the process that drives the sweep
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import time
@@ -23,6 +22,7 @@ from typing import Any
 from launch.fleet.interface import Record, State, Sweep, SweepJob
 from launch.holding import lock
 from launch.store import make_directory, world_errors, write_json_atomic, write_text_atomic
+from tandem import foreign
 from tandem.checks import nearest
 from tandem.errors import ConfigurationError, EnvironmentFailure
 
@@ -48,7 +48,7 @@ class SweepDirectory:
         """Raises `EnvironmentFailure` if the file is damaged."""
         path = self.path / "sweep.json"
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = foreign.json_value(path.read_bytes())
             jobs = tuple(SweepJob(**{key: _tuples(value) for key, value in job.items()}) for job in data.pop("jobs"))
             return Sweep(**{key: _tuples(value) for key, value in data.items()}, jobs=jobs)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -62,7 +62,7 @@ class SweepDirectory:
     def read_record(self, job: str) -> Record:
         """The job's record; a new one if there is none, or it cannot be read."""
         try:
-            data = json.loads((self._jobs / f"{job}.json").read_text(encoding="utf-8"))
+            data = foreign.json_value((self._jobs / f"{job}.json").read_bytes())
             return Record(**{**data, "state": State(data["state"])})
         except (OSError, ValueError, KeyError, TypeError):
             return Record()

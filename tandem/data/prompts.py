@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 
+from tandem import foreign
 from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
 
@@ -79,7 +79,7 @@ def _column(table: csv.DictReader[str], path: Path) -> Iterator[str]:
 
 def _prompt(line: str, where: str, category: str) -> Prompt:
     try:
-        entry = json.loads(line)
+        entry = foreign.json_value(line)
     except ValueError as error:
         raise EnvironmentFailure(f"{where}: is not JSON ({error})") from None
     if not isinstance(entry, dict):
@@ -88,11 +88,4 @@ def _prompt(line: str, where: str, category: str) -> Prompt:
     text = entry.get("prompt", turns[0] if isinstance(turns, list) and turns else None)
     if not isinstance(text, str) or not text:
         raise EnvironmentFailure(f"{where}: needs a `prompt` or `turns` with a text that is not empty")
-    found = Prompt(text, str(entry.get("category", category)))
-    for words in (found.text, found.category):
-        try:
-            words.encode()
-        except UnicodeEncodeError as error:
-            escape = f"\\u{ord(words[error.start]):04x}"
-            raise EnvironmentFailure(f"{where}: {escape} is half of a surrogate pair, and no text") from None
-    return found
+    return Prompt(text, str(entry.get("category", category)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tandem import foreign
 from tandem.errors import EnvironmentFailure
 
 # Names that tokenizer_config.json and special_tokens_map.json give to tokens, and chat templates read.
@@ -67,10 +67,10 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     try:
         if path.stat().st_size > most_bytes:
             raise EnvironmentFailure(f"{path}: has more than {most_bytes} bytes")
-        return json.loads(path.read_bytes())
+        return foreign.json_value(path.read_bytes())
     except OSError as error:
         raise EnvironmentFailure(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise EnvironmentFailure(f"{path}: is not JSON ({error})") from None
 
 

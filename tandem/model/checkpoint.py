@@ -17,6 +17,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tandem import foreign
 from tandem.config import DecoderConfig
 from tandem.decoding.drafters import Head, head_of
 from tandem.errors import EnvironmentFailure
@@ -113,7 +114,7 @@ def read(
     try:
         with safe_open(path, framework="numpy") as file:
             texts = file.metadata() or {}
-            about = {name: json.loads(text) for name, text in texts.items()}
+            about = {name: foreign.json_value(text) for name, text in texts.items()}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as error:
         raise EnvironmentFailure(f"{path}: not a readable checkpoint: {error}") from error
@@ -256,7 +257,7 @@ def metadata(path: Path) -> dict[str, Any]:
     """What is written beside the weights of a file. Raises EnvironmentFailure if it cannot be read."""
     try:
         with safe_open(path, framework="numpy") as file:
-            about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            about = {name: foreign.json_value(value) for name, value in (file.metadata() or {}).items()}
             about.pop(CHECKSUM, None)
             return about
     except (OSError, SafetensorError, ValueError) as error:

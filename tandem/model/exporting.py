@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from tandem import foreign
 from tandem.architecture import DecoderConfig
 from tandem.errors import EnvironmentFailure
 from tandem.model.bound import Bound
@@ -68,7 +69,7 @@ def import_tandem(directory: Path) -> Bound[nnx.GraphDef[Tandem]]:
     """A tandem that `export_tandem` wrote, with weights in float32. Raises EnvironmentFailure where it is none."""
     path = directory / TANDEM_CONFIG
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = foreign.json_value(path.read_bytes())
         primary, secondary = (_config_of(said[side]) for side in ("primary", "secondary"))
         layer_map, where = [int(layer) for layer in said["layer_map"]], directory / said["secondary"]["path"]
         arrays = load_file(directory / PROJECTIONS)
