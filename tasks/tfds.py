@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tandem import foreign
 from tandem.data.files import Files
 from tandem.errors import EnvironmentFailure
 
@@ -52,7 +54,7 @@ def prepared_files(folder: Path, splits: Collection[str]) -> list[Path]:
     shards = _shards(folder)
     needed = {path for name in splits for path, length in shards.get(name, {}).items() if length}
     for path in sorted(needed):
-        if not path.is_file():
+        if not os.path.isfile(path):  # which a name that no disk takes does not upset
             raise EnvironmentFailure(f"{path} is missing: {folder / DESCRIPTION} counts it among the dataset's files")
     others = {path for of_split in shards.values() for path in of_split} - needed
     return sorted(needed | {path for path in folder.iterdir() if path.is_file() and path not in others})
@@ -101,7 +103,7 @@ def _shards(folder: Path) -> dict[str, dict[Path, int]]:
                 folder / _shard_name(template, about, split["name"], index, len(lengths)): length
                 for index, length in enumerate(lengths)
             }
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise EnvironmentFailure(
             f"{folder / DESCRIPTION}: not a description of a prepared dataset ({error!r})"
         ) from None
@@ -111,13 +113,18 @@ def _shards(folder: Path) -> dict[str, dict[Path, int]]:
 def _shard_name(template: str, about: Mapping[str, Any], split: str, index: int, count: int) -> str:
     digits = max(5, len(str(count)))
     numbers = {"SHARD_INDEX": f"{index:0{digits}d}", "NUM_SHARDS": f"{count:0{digits}d}"}
-    return template.format(
-        DATASET=about["name"],
-        SPLIT=split,
-        FILEFORMAT=about.get("fileFormat") or "tfrecord",
-        SHARD_X_OF_Y=f"{numbers['SHARD_INDEX']}-of-{numbers['NUM_SHARDS']}",
+    words = {
+        "DATASET": about["name"],
+        "SPLIT": split,
+        "FILEFORMAT": about.get("fileFormat") or "tfrecord",
+        "SHARD_X_OF_Y": f"{numbers['SHARD_INDEX']}-of-{numbers['NUM_SHARDS']}",
         **numbers,
-    )
+    }
+    # By `format` it could ask for a name as long as memory.
+    name = re.sub(r"{(\w*)}", lambda word: words[word[1]], template)
+    if Path(name).name != name:
+        raise ValueError(f"{name!r:.200} is no file of its own folder")
+    return name
 
 
 def _damaged(tf: Any, folder: Path, split: str) -> str:
@@ -138,7 +145,7 @@ def _damaged(tf: Any, folder: Path, split: str) -> str:
 
 def _document(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return foreign.json_value(path.read_bytes())
     except OSError as error:
         raise EnvironmentFailure(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
