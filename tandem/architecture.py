@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from sys import float_info
 from typing import Any
 
 
@@ -92,6 +93,16 @@ class DecoderConfig:
         return self.window
 
     @property
+    def problems(self) -> list[str]:
+        """The fields whose values no model has, a sentence each."""
+        found = [(field.name, getattr(self, field.name), str(field.type)) for field in fields(self)]
+        return [
+            f"{name}={value!r:.60} must be {RULES[kind.removesuffix(' | None')]}"
+            for name, value, kind in found
+            if not _fits(value, kind)
+        ]
+
+    @property
     def described(self) -> dict[str, Any]:
         """The fields that are not at their default, as JSON: what fingerprints and files hold, so that a feature that
         comes later changes neither for models that do not have it."""
@@ -104,4 +115,28 @@ class DecoderConfig:
     def from_described(cls, described: dict[str, Any]) -> DecoderConfig:
         """Raises TypeError or ValueError for a field or a value that there is not."""
         enums = {"rope_scaling": RopeScaling, "activation": Activation, "norm": Norm}
-        return cls(**{name: enums[name](value) if name in enums else value for name, value in described.items()})
+        made = cls(**{name: enums[name](value) if name in enums else value for name, value in described.items()})
+        if problems := made.problems:
+            raise ValueError("; ".join(problems))
+        return made
+
+
+# Of a whole number in a configuration: more is no size that a model could have.
+LARGEST = 2**31 - 1
+# What the values of a field are, by its type.
+RULES = {
+    "int": f"a whole number from 0 to {LARGEST}",
+    "float": "a finite number",
+    "bool": "true or false",
+    **{kind: "a name" for kind in ("str", "Activation", "Norm", "RopeScaling")},
+}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind.endswith(" | None"):
+        return value is None or _fits(value, kind.removesuffix(" | None"))
+    if kind == "int":
+        return type(value) is int and 0 <= value <= LARGEST
+    if kind == "float":
+        return type(value) in (int, float) and abs(value) <= float_info.max
+    return isinstance(value, bool if kind == "bool" else str)

@@ -170,7 +170,7 @@ def test_shards_are_read_through_their_index_and_bfloat16_is_widened(tmp_path):
         ({"rope_scaling": {"rope_type": "yarn", "mscale": 0.7}}, r"rope_scaling.mscale=0.7 is not supported with yarn"),
         ({"attention_bias": True}, "lacks model.layers.0.self_attn.q_proj.bias"),
         ({"num_attention_heads": 5}, "5 heads do not divide|2 key-value heads do not divide 5"),
-        ({"hidden_size": None}, "hidden_size=None must be a number above 0"),
+        ({"hidden_size": None}, "hidden_size=None must be a whole number"),
         ({"head_dim": 64}, "makes layers.0.query"),
         ({"num_hidden_layers": 3}, "lacks model.layers.2"),
         ({"intermediate_size": 41}, "its configuration makes it"),

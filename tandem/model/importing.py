@@ -15,6 +15,7 @@ from flax import nnx
 
 from tandem.architecture import DecoderConfig
 from tandem.errors import EnvironmentFailure
+from tandem.foreign import blamed
 from tandem.model.decoder import Decoder
 from tandem.model.families import Layout, is_matrix, tensors_of
 from tandem.model.formats import Tensors, open_tensors
@@ -63,6 +64,9 @@ def read_parameters(
     """
     tensors = open_tensors(path)
     config, layout, prefix = identify(tensors)
+    if config.num_layers > len(tensors.names):
+        said = f"says that it has {config.num_layers} layers, and has {len(tensors.names)} tensors"
+        raise EnvironmentFailure(f"{tensors.path}: {said}")
     wanted = {prefix + name: (stored, held) for name, stored, held in tensors_of(layout, config)}
     _compare(tensors, wanted, config, layout)
     shapes = {shaped.name: shaped.shape for shaped in parameters(config)}
@@ -72,7 +76,9 @@ def read_parameters(
         for name, (stored, held) in sorted(wanted.items(), key=lambda item: -prod(tensors.shape(item[0]))):
             if not any(map(only, held)):
                 continue
-            for ours, array in zip(held, stored.split(tensors.read(name, dtype), config), strict=True):
+            with blamed(f"{tensors.path}: {name} of shape {tensors.shape(name)} is not what its configuration says"):
+                parts = stored.split(tensors.read(name, dtype), config)
+            for ours, array in zip(held, parts, strict=True):
                 array = array.T if is_matrix(ours) else array
                 if array.shape != shapes[ours]:
                     said = f"{name} makes {ours} {array.shape}, and its configuration makes it {shapes[ours]}"

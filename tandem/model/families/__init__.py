@@ -112,9 +112,11 @@ def family_of(kind: str, format: str) -> Family:
     known: dict[str, Family] = {}
     for each in FAMILIES.values():
         known |= dict.fromkeys(each.model_types if format == "config.json" else each.architectures, each)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         field_ = "model_type" if format == "config.json" else "general.architecture"
-        raise Unsupported([f"{field_}={kind} is not a family that is known; there are {', '.join(sorted(known))}"])
+        raise Unsupported(
+            [f"{field_}={kind!s:.200} is not a family that is known; there are {', '.join(sorted(known))}"]
+        )
     return known[kind]
 
 

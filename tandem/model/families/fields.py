@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from sys import float_info
 from typing import Any
 
-from tandem.architecture import Activation, DecoderConfig, RopeScaling
+from tandem.architecture import LARGEST, Activation, DecoderConfig, RopeScaling
 from tandem.model.families import Unsupported
 
 ACTIVATIONS = {
@@ -32,22 +33,24 @@ class Fields:
 
     def number(self, name: str, default: Any = None, kind: type = int) -> Any:
         """A number above 0. Raises Unsupported at once where a model cannot be thought of without it."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise Unsupported([*self.problems, f"{name}={value!r} must be a number above 0"])
+        value, most = self.get(name, default), LARGEST if kind is int else float_info.max
+        if type(value) not in (int, float) or not 0 < value <= most or (kind is int and value != int(value)):
+            rule = f"a whole number from 1 to {LARGEST}" if kind is int else "a number above 0"
+            raise Unsupported([*self.problems, f"{name}={value!r:.60} must be {rule}"])
         return kind(value)
 
     def only(self, name: str, allowed: Any, default: Any = None) -> None:
         """Refuses any other value than one (or, of a tuple, some)."""
         value, allowed = self.get(name, default), allowed if isinstance(allowed, tuple) else (allowed,)
         if value not in allowed and value is not None:
-            self.problems.append(f"{name}={value!r} is not supported, only {' or '.join(map(repr, allowed))}")
+            self.problems.append(f"{name}={value!r:.200} is not supported, only {' or '.join(map(repr, allowed))}")
 
     def activation(self, name: str, default: str) -> Activation:
         value = self.get(name, default)
-        if value not in ACTIVATIONS:
-            self.problems.append(f"{name}={value!r} is not supported, only {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS.get(value, Activation.silu)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            self.problems.append(f"{name}={value!r:.200} is not supported, only {', '.join(ACTIVATIONS)}")
+            return Activation.silu
+        return ACTIVATIONS[value]
 
     def rope(self, theta: float = 10000.0, kind: str = "full_attention") -> dict[str, Any]:
         """The rotary positions: rope_theta and rope_scaling, or the rope_parameters of later files, there for all
@@ -64,7 +67,7 @@ class Fields:
         if name in ("default", "none"):
             return found
         if name not in ("linear", "llama3", "yarn"):
-            self.problems.append(f"rope_scaling.type={name!r} is not supported, only linear, llama3 and yarn")
+            self.problems.append(f"rope_scaling.type={name!r:.200} is not supported, only linear, llama3 and yarn")
             return found
         found |= {"rope_scaling": RopeScaling(name), "rope_factor": float(scaling.get("factor", 1.0))}
         original = scaling.get("original_max_position_embeddings", self.get("max_position_embeddings"))
@@ -79,18 +82,18 @@ class Fields:
             found["rope_attention_factor"] = scaling.get("attention_factor")
             for field in ("mscale", "mscale_all_dim", "truncate"):
                 if scaling.get(field) not in (None, True):
-                    self.problems.append(f"rope_scaling.{field}={scaling[field]!r} is not supported with yarn")
+                    self.problems.append(f"rope_scaling.{field}={scaling[field]!r:.200} is not supported with yarn")
         return found
 
     def layer_types(self, layers: int, global_every: int) -> None:
         """Refuses layers with and without a window in another order than the family's."""
         given = self.get("layer_types")
-        expected = DecoderConfig(num_layers=layers, window=1, global_every=global_every)
         if given is None:
             return
+        expected = DecoderConfig(num_layers=layers, window=1, global_every=global_every)
         names = {None: "full_attention", 1: "sliding_attention"}
-        if list(given) != [names[expected.window_of(layer)] for layer in range(layers)]:
-            self.problems.append(f"layer_types={given!r} is not supported: every {global_every}th must see all")
+        if len(given) != layers or any(names[expected.window_of(at)] != kind for at, kind in enumerate(given)):
+            self.problems.append(f"layer_types={given!r:.200} is not supported: every {global_every}th must see all")
 
     def done(self, **features: Any) -> DecoderConfig:
         """The configuration. Raises Unsupported with all that was noted."""
@@ -102,7 +105,12 @@ class Fields:
             raise Unsupported(self.problems)
         if features.get("head_size") == features["d_model"] / features["num_heads"]:
             features["head_size"] = None
-        return DecoderConfig(**features)
+        made = DecoderConfig(**features)
+        if problems := made.problems:
+            raise Unsupported(problems)
+        if made.head_dim < 1:
+            raise Unsupported([f"heads of {made.head_dim} dimensions are none"])
+        return made
 
 
 def written_rope(config: DecoderConfig) -> dict[str, Any]:

@@ -160,11 +160,14 @@ def _stretched(fields: Fields, sizes: Mapping[str, Any]) -> dict[str, Any]:
     if factors is None:
         return {}
     width = sizes["head_size"] or sizes["d_model"] // sizes["num_heads"]
+    if factors.shape != (width // 2,) or not (factors > 0).all():
+        fields.problems.append(f"{ROPE_FACTORS} has the shape {factors.shape}, or numbers that divide nothing")
+        return {}
     length, low, high = LLAMA3_STRETCH
     frequencies = sizes["rope_theta"] ** (-np.arange(0, width, 2) / width)
     kept = np.clip((length * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)
     factor = float(np.max(factors))
-    if factors.shape != kept.shape or not np.allclose(factors, 1 / (kept + (1 - kept) / factor), rtol=1e-4):
+    if not np.allclose(factors, 1 / (kept + (1 - kept) / factor), rtol=1e-4):
         fields.problems.append(
             f"{ROPE_FACTORS} stretches the rotary frequencies otherwise than Llama 3.1: read the directory"
         )

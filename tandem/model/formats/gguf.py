@@ -47,7 +47,7 @@ class GGUF:
         except ValueError:  # one that came later, which `read` refuses
             return f"type {entry.kind}", 1, 0
         values, size = GGML_QUANT_SIZES[kind]
-        if entry.shape and entry.shape[-1] % values:
+        if (entry.shape or (1,))[-1] % values:
             raise EnvironmentFailure(f"{self.path}: damaged, rows of {name} are no whole blocks of {kind.name}")
         end = entry.offset + prod(entry.shape) // values * size
         if end > self._blob.length:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tandem import foreign
+from tandem.checks import NAME_BYTES
 from tandem.errors import EnvironmentFailure
 from tandem.model.formats.safetensors import Safetensors, SafetensorsWriter
 
@@ -78,8 +80,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise EnvironmentFailure(f"{index}: not an index of safetensors files, for it lacks their weight_map")
     for file in where.values():
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise EnvironmentFailure(f"{index}: names {file!r}, which is not a file of its own directory")
+        if Path(file).name != file or file in ("", ".", "..") or len(file.encode()) > NAME_BYTES:
+            raise EnvironmentFailure(f"{index}: names {file!r:.200}, which is not a file of its own directory")
     return where
 
 
@@ -101,10 +103,10 @@ def _shards(index: Path) -> dict[str, Safetensors]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_bytes())
+        said = foreign.json_value(path.read_bytes())
     except OSError as error:
         raise EnvironmentFailure(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise EnvironmentFailure(f"{path}: not JSON: {error}") from error
     if not isinstance(said, dict):
         raise EnvironmentFailure(f"{path}: not an object in JSON")
