@@ -81,7 +81,8 @@ def from_metadata(metadata: Mapping[str, Any], name: str) -> HuggingFaceTokenize
     built(lambda: backend.add_tokens(added), name)
     begins = file.flag("add_bos_token", begins)
     unused = [index for index, of in enumerate(file.types) if of == UNUSED]
-    return HuggingFaceTokenizer(backend, file.special_tokens(), file.content(), name, begins, unused)
+    tokens, content = file.special_tokens(), file.content()
+    return built(lambda: HuggingFaceTokenizer(backend, tokens, content, name, begins, unused), name)
 
 
 class _Metadata:

@@ -7,7 +7,7 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,18 +83,22 @@ class HuggingFaceTokenizer(Tokenizer):
         return [self.encode_parts([text]) if self._is_special[ids].any() else ids for text, ids in pairs]
 
     def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
-        backend, names = self._renamed
+        backend, names = built(lambda: self._renamed, self.name)
         text = "".join(names[part] if isinstance(part, int) else part for part in parts)
         return self._encode(backend, [text], True)[0]
 
     def decode(self, ids: Ids) -> str:
-        return self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
+        said = np.asarray(ids).tolist()
+        return built(
+            lambda: self._backend.decode(said, skip_special_tokens=True), self.name, "cannot write these tokens"
+        )
 
     def _encode(self, backend: tokenizers.Tokenizer, texts: Sequence[str], special: bool) -> list[np.ndarray]:
         with self._lock:
             # Its name is of the opposite: to encode the names of special tokens as the text that they are.
             backend.encode_special_tokens = not special
-            encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            cut = partial(backend.encode_batch_fast, list(texts), add_special_tokens=False)
+            encoded = built(cut, self.name, "cannot cut this text")
         return [np.asarray(one.ids, np.int32) for one in encoded]
 
     @cached_property
@@ -150,21 +154,22 @@ def load(path: Path) -> HuggingFaceTokenizer:
     except OSError as error:
         raise EnvironmentFailure(f"{path}: cannot be read: {error.strerror or error}") from None
     backend = built(lambda: tokenizers.Tokenizer.from_buffer(content), str(path))
-    tokenizer = HuggingFaceTokenizer(backend, tokens, content, str(path))
+    tokenizer = built(lambda: HuggingFaceTokenizer(backend, tokens, content, str(path)), str(path))
     _decoders(backend, str(path))
     return tokenizer
 
 
-def built(build: Callable[[], T], name: str) -> T:
+def built(build: Callable[[], T], name: str, wrong: str = "is not a tokenizer") -> T:
     """What `build` makes with the `tokenizers` package; of what it raises, EnvironmentFailure in one line."""
     try:
         return build()
-    except (KeyboardInterrupt, SystemExit, EnvironmentFailure):
-        raise
     # The package raises plain exceptions, and where it did not foresee one its panics are no Exception.
     except BaseException as error:
+        foreseen = isinstance(error, Exception) and not isinstance(error, EnvironmentFailure | MemoryError)
+        if not foreseen and type(error).__name__ != "PanicException":
+            raise
         said = " ".join(str(error).split())
-        raise EnvironmentFailure(f"{name}: is not a tokenizer ({said[:300]})") from None
+        raise EnvironmentFailure(f"{name}: {wrong} ({said[:300]})") from None
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -84,6 +84,8 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, model: bytes, tokens: SpecialTokens | None = None, name: str = "the SentencePiece model"):
         self.name, self.model = name, model
         self._tokens = tokens or SpecialTokens()
+        if not model:
+            raise EnvironmentFailure(f"{name}: is not a SentencePiece model (it is empty)")
         try:
             processor = self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size: int = processor.vocab_size()
