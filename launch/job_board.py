@@ -5,7 +5,6 @@ It is read only: what is asked for by name is looked for among what is listed, a
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from launch.questions import asked
 from sweeps.figures import headlines
 from sweeps.sweep_report import SCRIPT, STYLE
 from sweeps.table import printable
+from tandem import foreign
 from tandem.config import Experiment
 from tandem.errors import EnvironmentFailure, UserError
 
@@ -148,7 +148,11 @@ def runs(root: Path) -> Iterator[Entry]:
     for path in sorted(root.glob(f"*/{RESULTS}")):
         results = _read(path)
         command = _text(results.get("provenance"), "command")
-        found = "; ".join(f"{one.what.lower()} {one.value}" for one in headlines(results))
+        try:
+            with foreign.blamed(str(path)):
+                found = "; ".join(f"{one.what.lower()} {one.value}" for one in headlines(results))
+        except EnvironmentFailure:
+            found = "its results are not what a run leaves"
         yield Entry(path.parent.name, path.parent, command, found, path.stat().st_mtime)
 
 
@@ -160,7 +164,8 @@ def sweeps(root: Path) -> Iterator[Entry]:
             continue
         command = _read(about).get("command") or []
         words = [str(word) for word in command] if isinstance(command, list) else []
-        listed = _read(points).get("points") or []
+        listed = _read(points).get("points")
+        listed = listed if isinstance(listed, list) else []
         done = sum(isinstance(point, dict) and point.get("state") == "done" for point in listed)
         found = f"{done} of {len(listed)} points are done" if listed else "nothing yet"
         changed = max(path.stat().st_mtime for path in (about, points) if path.is_file())
@@ -178,7 +183,7 @@ def _title(words: list[str]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """A file's object; empty where it is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = foreign.json_value(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

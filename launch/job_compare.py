@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from launch.graph import RESULTS
 from launch.named_runs import directory_of, results_of, settings_of
 from launch.process import Stop
 from sweeps.points import Point, merged
@@ -13,6 +14,7 @@ from sweeps.table import Row, Table, printable
 from sweeps.tables import SOURCES, to_text
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
+from tandem.foreign import blamed
 
 WORD = "job=compare"
 RUN = "run"  # the column that says which of the two a row is of
@@ -31,17 +33,17 @@ def compare(experiment: Experiment, stop: Stop) -> None:
     # What distinguishes the two paths is enough to tell them apart.
     labels = (first.name, second.name) if first.name != second.name else (str(first), str(second))
     found = [results_of(each) for each in (first, second)]
-    made = [each.get("provenance", {}) for each in found]
     settings = [settings_of(each) for each in (first, second)]
-    print(f"A  {first}\nB  {second}")
+    print(f"A  {printable(first)}\nB  {printable(second)}")
     _print("configuration", *settings)
-    _print(
-        "code", *({key: about.get(key) for key in ("commit", "dirty")} | about.get("packages", {}) for about in made)
-    )
-    _print("data and steps, by fingerprint", *(about.get("steps", {}) for about in made))
-    _print("machine", *(about.get("hardware", {}) for about in made))
-    for table in differing(labels, found):
-        print(f"\n{to_text(table)}")
+    with blamed(f"{first / RESULTS} or {second / RESULTS} is not what a run leaves"):
+        made = [each.get("provenance", {}) for each in found]
+        code = [{key: about.get(key) for key in ("commit", "dirty")} | about.get("packages", {}) for about in made]
+        _print("code", *code)
+        _print("data and steps, by fingerprint", *(about.get("steps", {}) for about in made))
+        _print("machine", *(about.get("hardware", {}) for about in made))
+        for table in differing(labels, found):
+            print(f"\n{to_text(table)}")
 
 
 def differing(labels: Sequence[str], results: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
@@ -72,7 +74,7 @@ def _print(title: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> N
         print(f"\n{title}: the same")
         return
     width = max(map(len, keys))
-    lines = [f"  {key:<{width}}  {_shown(first, key)}  →  {_shown(second, key)}" for key in keys]
+    lines = [f"  {printable(key):<{width}}  {_shown(first, key)}  →  {_shown(second, key)}" for key in keys]
     print("\n".join([f"\n{title}:", *lines]))
 
 

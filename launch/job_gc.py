@@ -18,14 +18,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launch.checksums import ABOUT
 from launch.compose import compose, from_container
 from launch.fleet.state import SweepDirectory, sweeps_root
 from launch.graph import RESULTS, topological
 from launch.holding import SILENCE_S, Watch, lock, reach
 from launch.identity import as_run, store_of
+from launch.named_runs import CONFIG, configuration_of
 from launch.process import Stop
 from launch.progress import duration
 from launch.store import POLL_S, Store, read_json, world_errors
@@ -38,7 +37,6 @@ from tandem.errors import ConfigurationError, Interrupted, UserError
 STEP = re.compile(
     r"(?P<key>[a-z_]+-(?P<fingerprint>[0-9a-f]{16}))(\.partial(-\d+)?)?(?P<aside>\.(damaged|removed)(-\d+)?)?"
 )
-CONFIG = "config.yaml"
 UNKNOWN = "what it refers to cannot be told today; remove that folder, or finish it first"
 
 
@@ -80,7 +78,7 @@ def references(root: Path, store: Store) -> set[str]:
     for folder in sorted(path.parent for path in root.glob(f"*/{CONFIG}")):
         try:
             found += _of_run(folder)
-        except (UserError, OSError, yaml.YAMLError, ValueError) as error:
+        except (UserError, OSError, ValueError) as error:
             problems.append(f"{folder}: {UNKNOWN} ({' '.join(str(error).split())})")
     for folder in sorted(path.parent for path in sweeps_root(str(root)).glob("*/sweep.json")):
         try:
@@ -112,7 +110,7 @@ def _of_run(folder: Path) -> list[str]:
     # What is not finished, or is of another version, means what its configuration says.
     with suppress(UserError, KeyError, TypeError, AttributeError):
         return list(read_json(folder / RESULTS)["provenance"]["steps"].values())
-    return _graph(from_container(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
+    return _graph(from_container(configuration_of(folder)))
 
 
 def _of_words(words: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from launch.compose import groups
 from launch.fleet.answer import GROUP, curves_of, differing_keys, present, present_points
 from launch.fleet.interface import Sweep
 from launch.fleet.state import find_sweep
+from launch.graph import RESULTS
 from launch.identity import store_of
 from launch.named_runs import directory_of, results_of, settings_of
 from launch.process import Stop
@@ -21,6 +22,7 @@ from sweeps.point import Point, Results
 from sweeps.wandb_report import content
 from tandem.config import Experiment
 from tandem.errors import EnvironmentFailure
+from tandem.foreign import blamed
 
 REPORTS = "reports"  # in runs_dir, of runs that were named
 RUN = "run"
@@ -67,8 +69,10 @@ def _of_runs(experiment: Experiment, named: Sequence[str]) -> None:
     identity = hashlib.sha256(json.dumps(sorted(str(path.resolve()) for path in directories)).encode()).hexdigest()[:8]
     folder = Path(experiment.runs_dir).expanduser() / REPORTS / identity
     settings, results = map(settings_of, directories), map(results_of, directories)
-    points = side_by_side(directories, list(settings), list(results), store_of(experiment))
-    present_points(folder, ["job=report", *map(str, directories)], points)
+    named = " or ".join(str(path / RESULTS) for path in directories)
+    with blamed(f"{named} is not what a run leaves"):
+        points = side_by_side(directories, list(settings), list(results), store_of(experiment))
+        present_points(folder, ["job=report", *map(str, directories)], points)
 
 
 def side_by_side(

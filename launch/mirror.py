@@ -10,13 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launch import tracking
 from launch.compose import from_container
 from launch.drafting import WEIGHTS
 from launch.graph import Step, topological
 from launch.identity import configuration_hash, store_of
+from launch.named_runs import configuration_of
 from launch.steps.train import Training
 from launch.store import Store, read_json, read_lines
 from launch.unread import GRAPHS
@@ -131,7 +130,7 @@ def mirror(
 
 def mirror_again(directory: Path) -> None:
     """A W&B log of a run that is done, made of the files in its directory, for one that could not be written."""
-    experiment = from_container(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
+    experiment = from_container(configuration_of(directory))
     module, function = GRAPHS[experiment.job].split(":")
     targets = getattr(import_module(module), function)(experiment)
     options = replace(experiment.tracking, mode=TrackingMode.offline)

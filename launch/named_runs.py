@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launch.graph import RESULTS
 from launch.store import read_json
 from tandem.checks import nearest
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError, EnvironmentFailure
+from tandem.foreign import yaml_value
 
 CONFIG = "config.yaml"
 # What a run is called and who watches it: two runs that differ in these alone are the same.
@@ -48,8 +47,8 @@ def configuration_of(directory: Path) -> dict[str, Any]:
     """As it was composed. Raises EnvironmentFailure where the file is not what a run leaves."""
     path = directory / CONFIG
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        loaded = yaml_value(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise EnvironmentFailure(f"{path} cannot be read: {error}") from error
     return _object_in(loaded, path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from sweeps import figures, paper, tables
 from sweeps.table import count, printable, rows_of
+from tandem import foreign
 from tandem.errors import EnvironmentFailure
 
 _STYLE = Path(__file__).with_name("report.css")
@@ -27,12 +27,13 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     run_dir = Path(run_dir)
     source = run_dir / "results.json"
     try:
-        results = json.loads(source.read_text(encoding="utf-8"))
+        results = foreign.json_value(source.read_bytes())
     except OSError as error:
         raise EnvironmentFailure(f"report: cannot read {source}: {error.strerror}") from error
     except ValueError as error:
         raise EnvironmentFailure(f"report: {source} is not JSON: {error}") from error
-    page = render(results, read_metrics(run_dir / "metrics.jsonl"), _read_config(run_dir / "config.yaml"))
+    with foreign.blamed(f"report: {source} is not what a run leaves"):
+        page = render(results, read_metrics(run_dir / "metrics.jsonl"), _read_config(run_dir / "config.yaml"))
     target, temporary = run_dir / "report.html", run_dir / f".report.html.{token_hex(4)}.tmp"
     try:
         temporary.write_text(page, encoding="utf-8")
@@ -50,7 +51,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            value = json.loads(line)
+            value = foreign.json_value(line)
         except ValueError:
             continue
         if isinstance(value, dict):
@@ -60,8 +61,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        config = foreign.yaml_value(path.read_bytes())
+    except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
 
