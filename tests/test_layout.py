@@ -126,6 +126,48 @@ def test_training_and_decoding_load_no_tensorflow_wandb_or_hydra():
     assert done.stdout.strip() == "[]"
 
 
+# What reads values back that may be programs, and what runs texts.
+UNPICKLING = {"pickle", "cloudpickle", "marshal", "shelve", "joblib", "dill", "torch"}
+RUNNING = {"eval", "exec", "compile", "__import__"}
+MAY_RUN = {
+    # Pickles go to a child of the same process, and back, and to jobs of Hydra applications and from them.
+    "tandem/parallel/ahead.py": {"pickle"},
+    "launch/fleet/hydra_jobs.py": {"pickle", "cloudpickle"},
+    # Answers of a model that are programs, in their sandbox.
+    "tasks/sandboxed/program.py": {"compile", "exec"},
+    "tasks/sandboxed/judge.py": {"compile", "exec"},
+}
+
+
+def running(path: Path) -> set[str]:
+    """What of a file could run what it reads."""
+    found = {name for name, _ in imports(path)} & UNPICKLING
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id in RUNNING:
+            found.add(node.func.id)
+        if any(word.arg == "allow_pickle" for word in node.keywords):
+            found.add("allow_pickle")
+        if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in ("yaml.load", "yaml.unsafe_load"):
+            named = ast.unparse(node.args[1]) if len(node.args) > 1 else ""
+            found |= set() if named in ("Loader", "yaml.SafeLoader") else {"yaml.load"}
+    return found
+
+
+def test_nothing_that_is_read_is_run():
+    """No pickle and no text of a file becomes a program, but for what is one."""
+    found = {path.relative_to(ROOT).as_posix(): running(path) for room in ROOMS for path in sources(room)}
+    assert {path: names for path, names in found.items() if names} == MAY_RUN
+
+
+def test_what_would_run_a_file_is_seen(tmp_path):
+    lines = ["import pickle", "import torch", "eval(x)", "np.load(x, allow_pickle=True)", "yaml.load(x, yaml.Loader)"]
+    for line in lines:
+        (tmp_path / "a.py").write_text(line)
+        assert running(tmp_path / "a.py")
+
+
 def test_no_nightly_build_and_no_second_tensorflow_is_installed():
     names = {(distribution.metadata["Name"] or "").lower() for distribution in metadata.distributions()}
     assert "seqio" in names, "the environment is not the project's"
