@@ -17,6 +17,8 @@ from tandem.errors import Interrupted, UserError
 from tandem.foreign import printable
 from tandem.parallel.hosts import hosts, leave
 
+MOST_IN_A_LINE = 4000  # characters of a message
+
 
 class Stop:
     """Turns the first SIGINT or SIGTERM into a request to stop after a checkpoint, and the second into an exit."""
@@ -61,9 +63,11 @@ def guarded(work: Callable[[], int | None], stop: Stop) -> int:
 
 
 def _told(error: UserError) -> int:
-    """The exit code of an error whose lines have been printed, without what a terminal would obey: names and values of
-    files that somebody else made are in them."""
-    print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
+    """The exit code of an error whose lines have been printed, without what a terminal would obey and no longer than
+    one reads: names and values of files that somebody else made are in them."""
+    for line in f"error: {error}".split("\n"):
+        cut = "…" if len(line) > MOST_IN_A_LINE else ""
+        print(f"{printable(line[:MOST_IN_A_LINE])}{cut}", file=sys.stderr)
     return error.exit_code
 
 

@@ -12,6 +12,7 @@ import os
 import random
 import struct
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from synthetic_sweep import grid, page_of
 from launch.job_board import page
 from launch.process import Stop, guarded
 from launch.wandb_log import rows
+from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.prompts import read_prompts
 from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import EnvironmentFailure
@@ -126,14 +128,40 @@ def test_a_shard_whose_name_no_disk_takes_is_not_looked_for(tmp_path):
         open_tensors(tmp_path)
 
 
+UNIGRAM, WORDS = 0, 2  # of the seeds
+
+
+def tokenizer(folder: Path, change: Callable[[dict[str, Any]], None], kind: int = UNIGRAM) -> Tokenizer:
+    """One of a few tokens, whose file has been changed."""
+    for name, content in fuzz_seeds.tokenizer_json()[kind].items():
+        (folder / name).write_bytes(content)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    change(spec)
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    return load_tokenizer(folder)
+
+
 def test_text_that_a_tokenizer_has_no_token_for_is_refused_in_a_line(tmp_path):
-    for name, content in fuzz_seeds.tokenizer_json()[0].items():
-        (tmp_path / name).write_bytes(content)
-    spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    spec["model"]["unk_id"] = None
-    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    made = tokenizer(tmp_path, lambda spec: spec["model"].update(unk_id=None))
     with pytest.raises(EnvironmentFailure, match="cannot cut this text"):
-        load_tokenizer(tmp_path).encode("x y z")
+        made.encode("x y z")
+
+
+def test_an_id_that_no_array_reaches_is_refused(tmp_path):
+    with pytest.raises(EnvironmentFailure, match="has a token with the id 2147483648"):
+        tokenizer(tmp_path, lambda spec: spec["model"]["vocab"].update(a=2**31), WORDS)
+
+
+def test_a_tokenizer_without_a_decoder_is_read(tmp_path):
+    made = tokenizer(tmp_path, lambda spec: spec.update(decoder=None), WORDS)
+    assert made.pieces[:2] == (b"[UNK]", b"a")
+
+
+def test_an_expression_that_would_search_for_ever_is_refused_in_a_line(tmp_path):
+    endless = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    made = tokenizer(tmp_path, lambda spec: spec.update(pre_tokenizer=endless))
+    with bounded(), pytest.raises(EnvironmentFailure, match=r"cannot cut this text .*retry-limit"):
+        made.encode("a" * 3000 + "!")
 
 
 @pytest.mark.parametrize("written", ["[" * 100_000, '{"prompt": ' * 5000, '{"prompt": ' + "9" * 5000 + "}"])
@@ -183,12 +211,12 @@ def test_records_that_wandb_would_not_write_are_left_out(tmp_path):
 
 def test_a_message_with_what_a_file_says_obeys_no_terminal():
     def work() -> int:
-        raise EnvironmentFailure("a\x1b[31mb\ud800.safetensors: damaged\nsecond line")
+        raise EnvironmentFailure("a\x1b[31mb\ud800.safetensors: damaged\nsecond line\n" + 9999 * "x")
 
     with redirect_stderr(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) as told:
         assert guarded(work, Stop()) == 1
         told.seek(0)
-        assert told.read() == "error: a [31mb .safetensors: damaged\nsecond line\n"
+        assert told.read() == f"error: a [31mb .safetensors: damaged\nsecond line\n{4000 * 'x'}…\n"
 
 
 def test_markup_that_is_not_ours_is_seen():

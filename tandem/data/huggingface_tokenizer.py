@@ -20,6 +20,8 @@ from tandem.data.special_tokens import MOST_BYTES, SpecialTokens, read_special_t
 from tandem.errors import EnvironmentFailure
 
 SPACE = "\u2581"  # a space, in pieces that are text
+# Of a vocabulary, whose ids are places in arrays: Gemma's has 262,144.
+MOST_IDS = 2**22
 T = TypeVar("T")
 
 
@@ -53,7 +55,9 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = set(self._vocabulary.values())
         if len(ids) < len(self._vocabulary):
             raise EnvironmentFailure(f"{name}: has {len(self._vocabulary)} tokens with {len(ids)} ids")
-        self.vocab_size = max(self._vocabulary.values()) + 1
+        self.vocab_size = max(ids) + 1
+        if self.vocab_size > MOST_IDS:
+            raise EnvironmentFailure(f"{name}: has a token with the id {max(ids)}; ids are read below {MOST_IDS}")
         added = backend.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
         self._is_special = np.zeros(self.vocab_size, bool)
@@ -224,17 +228,15 @@ def _decoders(backend: tokenizers.Tokenizer, name: str) -> set[str]:
 
     Raises EnvironmentFailure for those that make more of tokens than one text after the other.
     """
-    state = getattr(backend.decoder, "__getstate__", lambda: b"null")()
-    kinds = set(_kinds(json.loads(state)))
+    decoder: Any = backend.decoder
+    kinds = set() if decoder is None else set(_kinds(json.loads(decoder.__getstate__())))
     unknown = kinds - {"ByteLevel", "ByteFallback", "Metaspace", "Replace", "Fuse", "Strip"}
     if unknown:
         raise EnvironmentFailure(f"{name}: decodes by {', '.join(sorted(unknown))}, which is not supported")
     return kinds
 
 
-def _kinds(decoder: dict[str, Any] | None) -> Iterator[str]:
-    if decoder is None:
-        return
+def _kinds(decoder: dict[str, Any]) -> Iterator[str]:
     if decoder["type"] == "Sequence":
         for inner in decoder["decoders"]:
             yield from _kinds(inner)
