@@ -194,6 +194,17 @@ def _write_safetensors(tree: Any) -> bytes:
     return struct.pack("<Q", (len(header) + tree["more"]) % 2**64) + header + tree["numbers"]
 
 
+def _read_own(content: bytes) -> Any:
+    tree = _read_safetensors(content)
+    said = {name: json.loads(text) for name, text in tree["header"].pop("__metadata__", {}).items()}
+    return tree | {"said": said}
+
+
+def _write_own(tree: Any) -> bytes:
+    said = {name: json.dumps(value) for name, value in tree["said"].items()}
+    return _write_safetensors(tree | {"header": {"__metadata__": said, **tree["header"]}})
+
+
 SCALAR = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
@@ -332,6 +343,7 @@ FORMS: dict[str, Form] = {
     ".jsonl": Form(_lines, lambda tree: b"".join(_json(line) + b"\n" for line in tree)),
     ".yaml": Form(_yaml, lambda tree: yaml.safe_dump(tree, allow_unicode=True).encode()),
     ".safetensors": Form(_read_safetensors, _write_safetensors),
+    "weights.safetensors": Form(_read_own, _write_own),  # of a step, which says more in JSON
     ".gguf": Form(_read_gguf, _write_gguf),
     ".bin": Form(_read_llama2c, _write_llama2c),
     ".model": Form(_read_model, _write_model),

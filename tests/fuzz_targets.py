@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def bounded() -> Iterator[None]:
 
     before, limits = signal.signal(signal.SIGVTALRM, stop), resource.getrlimit(resource.RLIMIT_AS)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, limits[1]))
+    if (used := _address_space()) is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
     try:
         yield
     finally:
@@ -89,8 +90,10 @@ def bounded() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def _address_space() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+def _address_space() -> int | None:
+    """In bytes; None where the system does not say, and there is no limit."""
+    said = Path("/proc/self/statm")
+    return int(said.read_text().split()[0]) * resource.getpagesize() if said.exists() else None
 
 
 def _checkpoint(path: Path) -> None:
@@ -122,7 +125,19 @@ def _use(tokenizer: Tokenizer) -> None:
 
 
 def read_safetensors(directory: Path) -> None:
-    _checkpoint(directory)
+    if (own := directory / fuzz_seeds.OWN).exists():
+        _own_checkpoint(own)
+    else:
+        _checkpoint(directory)
+
+
+def _own_checkpoint(path: Path) -> None:
+    """The weights that a step leaves."""
+    from tandem.model import checkpoint
+
+    for use in (checkpoint.parameters, checkpoint.shared_embedding, checkpoint.shared_of, checkpoint.config_of):
+        both(partial(use, name="decoder") if use is checkpoint.config_of else use, path)
+    checkpoint.read(path, fuzz_seeds.OWN_WEIGHTS)
 
 
 def read_gguf(directory: Path) -> None:

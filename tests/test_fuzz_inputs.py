@@ -20,7 +20,7 @@ from typing import Any
 
 import fuzz_seeds
 import pytest
-from fuzz_forms import FORMS, LOG, WHOLE, mutate, pack, unpack
+from fuzz_forms import FORMS, LOG, WHOLE, form_of, mutate, pack, unpack
 from fuzz_targets import TARGETS, Structure, bounded, foreign, inputs
 from synthetic_sweep import grid, page_of
 
@@ -67,7 +67,8 @@ def test_a_file_is_the_same_after_it_was_a_tree():
     for folder in [*fuzz_seeds.gguf(), *fuzz_seeds.safetensors(), *fuzz_seeds.llama2c(), *fuzz_seeds.wandb_logs()[:1]]:
         assert unpack(pack(folder)) == folder
         for name, content in folder.items():
-            form = FORMS[Path(name).suffix]
+            form = form_of(name)
+            assert form is not None
             assert form.read(form.write(form.read(content))) == form.read(content)
 
 
