@@ -122,7 +122,7 @@ def train(
     together when any is asked to.
     """
     optimizer, update = make_update(loss, config, seed)
-    schedule = learning_rate(config)
+    schedule = jax.jit(learning_rate(config))  # number by number it takes longer than many a step
     own = {"optimizer": asdict(config), "seed": seed} if meaning is None else meaning
     described: dict[str, Any] = json.loads(json.dumps(own))  # as a checkpoint says it
 
@@ -181,7 +181,7 @@ def train(
                 if spike is not None:
                     values |= {"spike_step": spike[0], "spike": spike[1]}
                     spike = None
-                values["learning_rate"] = float(jnp.asarray(schedule(step - 1)))
+                values["learning_rate"] = float(schedule(np.int32(step - 1)))
                 seconds = time.monotonic() - started
                 values["tokens_per_second"] = (step - first) * config.batch_size * config.seq_len / seconds
                 report(step, config.steps, values)
@@ -193,7 +193,7 @@ def train(
     watch_every = report_every * -(-config.steps // (report_every * WATCHED))
     for step in range(first, config.steps):
         batch = put_batch(partial(batches, step), shape)
-        given = (state["trained"], state["optimizer"], fixed, batch, jnp.int32(step))
+        given = (state["trained"], state["optimizer"], fixed, batch, np.int32(step))
         if hosts().count > 1:
             overdue = hosts().first and time.monotonic() - saved > checkpoint_seconds
             given = (*given, _wishes(should_stop(), overdue))
