@@ -108,7 +108,8 @@ def _make(directory: Path, code: Path, made: Path, stop: Stop) -> dict[str, Any]
     """The results of the run's configuration, with nothing found that was made before."""
     config = configuration_of(directory)
     config |= {"runs_dir": str(made / "runs"), "name": "again", "dry_run": False, "use_shipped": False}
-    config["tracking"] = {**config.get("tracking", {}), "mode": TrackingMode.disabled.value}
+    tracking = config.get("tracking")
+    config["tracking"] = {**(tracking if isinstance(tracking, dict) else {}), "mode": TrackingMode.disabled.value}
     write_text_atomic(made / CONFIG, yaml.safe_dump(config, allow_unicode=True))
     # -P: what lies in this directory is not the code that is asked for. Relative paths of the configuration are.
     words = [sys.executable, "-P", "-c", PROGRAM, str(made / CONFIG)]

@@ -242,6 +242,8 @@ class Store:
 
     def kept(self, fingerprint: str, name: str) -> list[Path]:
         """The files of that name of the finished step with a fingerprint, whatever its kind; not compared."""
+        if "/" in fingerprint:  # of results that somebody else made, and no name of a folder here
+            return []
         folders = [root for root in (self.root, self.shipped) if root]
         return [path for root in folders for path in root.glob(f"*-{glob.escape(fingerprint)}/{glob.escape(name)}")]
 

@@ -26,6 +26,7 @@ from synthetic_sweep import grid, page_of
 
 from launch.job_board import page
 from launch.process import Stop, guarded
+from launch.store import Store
 from launch.wandb_log import rows
 from tandem.data.abstract_tokenizer import Tokenizer
 from tandem.data.prompts import read_prompts
@@ -224,6 +225,15 @@ def test_markup_that_is_not_ours_is_seen():
     for text in ("<p onload=x>", "<script>alert(1)</script>", "<img src=x>", "<a href='javascript:x'>", "<!-- a -->"):
         assert foreign(text)
     assert not foreign("<p class=lead>&lt;script&gt;</p>")
+
+
+def test_a_fingerprint_leads_out_of_no_store(tmp_path):
+    for folder in ("store/train-0a", "outside"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "metrics.jsonl").write_text("{}")
+    store = Store(tmp_path / "store")
+    assert store.kept("0a", "metrics.jsonl") == [tmp_path / "store/train-0a/metrics.jsonl"]
+    assert store.kept("0a/../../outside", "metrics.jsonl") == []
 
 
 MARKUP = ["<script>alert(1)</script>", "'\"><b onload=x>", "</style><b>", "</svg><b>", "<!--"]
