@@ -36,7 +36,7 @@ ELSEWHERE = re.compile(
 )
 # What is for models of more layers, or for longer, than those of experiment=debug.
 SMALLER: dict[str, str] = {
-    "train.distil_steps=1000": "train.distil_steps=4",
+    "train.distil_steps=4000": "train.distil_steps=4",
     "model.layer_map=[2,3]": "model.layer_map=[1,2]",
     "model.layer_map=[1,3,0,0]": "model.layer_map=[1,2,0,0]",
 }

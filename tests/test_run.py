@@ -28,7 +28,9 @@ from launch.experiment import build
 from launch.graph import topological
 from launch.mirror import _summary
 from launch.models import build_models
+from launch.store import SHIPPED_STEPS, Store
 from sweeps.tables import SOURCES
+from tandem.config import DType
 from tandem.errors import EnvironmentFailure
 from tandem.model import checkpoint
 
@@ -398,6 +400,19 @@ def test_shipped_stand_ins_are_used_only_for_the_configuration_that_made_them(tm
     absent = graph("scale=laptop")
     assert absent["bison"].kind == "pretrain"
     assert "no pretrained weights" in absent["bison"].size
+
+
+def test_the_default_pair_is_found_trained_on_any_machine(tmp_path, monkeypatch):
+    """With another Python the text is still the one that the stand-ins know; without the package's it is its own."""
+    monkeypatch.setattr("platform.python_version", lambda: "3.12.99")
+    plain = "float32"  # what `auto` is on a processor without instructions for bfloat16
+    monkeypatch.setattr("launch.models.resolve_dtype", lambda dtype: plain if dtype is DType.auto else dtype.value)
+    store = Store(tmp_path, SHIPPED_STEPS)
+    steps = graph("scale=laptop", "train=distil")
+    made = ("corpus", "gecko_ce", "tandem_ce", "gecko_distil", "tandem_distil")
+    assert {name: store.state(steps[name]) for name in made} == dict.fromkeys(made, "shipped")
+    assert graph("scale=laptop", "use_shipped=false")["corpus"].python == "3.12.99"
+    assert graph("scale=laptop", "data.heldout_fraction=0.2")["corpus"].python == "3.12.99"
 
 
 def test_shipped_stand_ins_are_small_and_have_cards():
