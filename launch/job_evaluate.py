@@ -6,12 +6,10 @@ and serves the next run.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from launch.experiment import measured, standalone_step
@@ -20,7 +18,6 @@ from launch.job_run import carry_out
 from launch.memory import PairSize
 from launch.models import Model, build_models, corpus_step
 from launch.process import Stop
-from launch.results import cpu_identity
 from launch.steps.evaluate import Contestant, Evaluate
 from launch.steps.examples import SOURCES, Examples, Places
 from sweeps.downstream import shaped
@@ -49,26 +46,12 @@ def run(experiment: Experiment, stop: Stop) -> None:
         print(listing(experiment))
         return
     infos, left_out = _chosen(experiment)
-    _keep_programs(experiment)
 
     def complete(results: dict[str, Any]) -> dict[str, Any]:
         results |= {"downstream_left_out": left_out}
         return results | {"downstream_tables": shaped(results)}
 
     carry_out(experiment, lambda experiment: _build(experiment, infos), stop, complete)
-
-
-def _keep_programs(experiment: Experiment) -> None:
-    """Compiled programs stay in the store, unless JAX is told of another place: what is interrupted, and the next
-    evaluation, does not compile again. A processor loads its own kind's alone."""
-    place = Path(experiment.runs_dir).expanduser() / "store" / f"programs-{cpu_identity()}"
-    if "jax" not in sys.modules:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(place))
-    else:
-        import jax
-
-        if jax.config.values["jax_compilation_cache_dir"] is None:
-            jax.config.update("jax_compilation_cache_dir", str(place))
 
 
 def listing(experiment: Experiment) -> str:

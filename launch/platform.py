@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
-from launch.identity import configuration_hash, run_directory
+from launch.identity import configuration_hash, run_directory, store_of
+from launch.results import cpu_identity
 from tandem.config import DeviceKind, Experiment, Job, PlatformConfig
 from tandem.errors import ConfigurationError, UserError
 from tandem.parallel.hosts import hosts, join, lost
@@ -27,6 +29,8 @@ def on_platform(experiment: Experiment) -> Iterator[None]:
     the hosts were given different things to do.
     """
     keep_memory()
+    if not experiment.dry_run and experiment.job in ON_DEVICES:
+        keep_programs(experiment)
     platform = experiment.platform
     plain = platform.chips == 1 and platform.device is DeviceKind.any and platform.hosts == 1
     if plain or experiment.dry_run or experiment.job not in ON_DEVICES:
@@ -64,6 +68,19 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in KEEP_MEMORY.items():
             mallopt(option, value)
+
+
+def keep_programs(experiment: Experiment) -> None:
+    """Compiled programs stay in the store, unless JAX is told of another place: what is interrupted, a sweep's next
+    point and the next command do not compile again. A processor loads its own kind's alone."""
+    place = store_of(experiment).root / f"programs-{cpu_identity()}"
+    if "jax" not in sys.modules:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(place))
+    else:
+        import jax
+
+        if jax.config.values["jax_compilation_cache_dir"] is None:
+            jax.config.update("jax_compilation_cache_dir", str(place))
 
 
 def _divide_processor(platform: PlatformConfig) -> None:

@@ -107,7 +107,7 @@ def _title(config: dict[str, Any]) -> str:
 def _what_this_is(results: dict[str, Any], config: dict[str, Any]) -> str:
     provenance = _dict(results.get("provenance"))
     models = {r.get("name"): r for r in rows_of(results, "models")}
-    primary, secondary = _name(config, "model", "primary"), _name(config, "model", "secondary")
+    primary, secondary = (_name(_dict(config.get("model")), side) for side in ("primary", "secondary"))
     pair = [
         f"<b>{escape(name)}</b> ({count(models[name]['parameters'])} parameters) as the {role}"
         for name, role in ((primary, "primary"), (secondary, "secondary"))

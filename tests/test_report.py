@@ -20,7 +20,7 @@ from sweeps.report import write_report
 from tandem.errors import EnvironmentFailure
 
 CONFIG = """
-model: {name: tandem_bison_gecko, primary: bison, secondary: gecko, middle: otter}
+model: {name: tandem_bison_gecko, primary: {name: bison}, secondary: {name: gecko}, middle: {name: otter}}
 train: {name: distil, recipe: distil}
 data: {name: stdlib, corpus: stdlib}
 gamma: 5
@@ -339,7 +339,8 @@ def test_what_the_run_supplies_is_escaped(tmp_path):
         "hardware": {hostile: [hostile]},
     }
     metrics = [m | {"step_name": hostile} for m in sample_metrics()]
-    config = f"model: {{name: '{hostile}', primary: '{hostile}', secondary: b}}\ndata: {{name: '{hostile}'}}\n"
+    config = f"model: {{name: '{hostile}', primary: {{name: '{hostile}'}}, secondary: {{name: b}}}}\n"
+    config += f"data: {{name: '{hostile}'}}\n"
     page = write_run(tmp_path, results, metrics, config)
     assert "script" not in Page(page).tags
     assert page.count("&lt;script&gt;") > 20
