@@ -500,7 +500,14 @@ def test_a_grid_over_gamma_and_tau_shares_everything_but_the_report(tmp_path):
 
 
 def test_what_needs_no_accelerator_is_a_job_without_one(tmp_path):
-    words = ("platform=v5e_1", "decode=router", "drafter=tandem", "gamma=2,4", f"runs_dir={tmp_path}")
+    words = (
+        "platform=v5e_1",
+        "decode=router",
+        "drafter=tandem",
+        "use_shipped=false",
+        "gamma=2,4",
+        f"runs_dir={tmp_path}",
+    )
     for plain_machines, names in ((True, ["corpus, gecko, bison, otter"]), (False, [])):
         jobs = plan(points_of(*words), "sweep-0", 5.0, plain_machines).jobs
         off = [job for job in jobs if not job.on_devices]
