@@ -22,10 +22,10 @@ from launch.process import Stop
 from launch.questions import asked
 from sweeps.figures import headlines
 from sweeps.sweep_report import SCRIPT, STYLE
-from sweeps.table import printable
 from tandem import foreign
 from tandem.config import Experiment
 from tandem.errors import EnvironmentFailure, UserError
+from tandem.foreign import printable
 
 PORT = 8642  # or any, where that one is taken
 LOOPBACK = "127.0.0.1"

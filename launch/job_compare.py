@@ -10,11 +10,11 @@ from launch.graph import RESULTS
 from launch.named_runs import directory_of, results_of, settings_of
 from launch.process import Stop
 from sweeps.points import Point, merged
-from sweeps.table import Row, Table, printable
+from sweeps.table import Row, Table
 from sweeps.tables import SOURCES, to_text
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError
-from tandem.foreign import blamed
+from tandem.foreign import blamed, printable
 
 WORD = "job=compare"
 RUN = "run"  # the column that says which of the two a row is of

@@ -20,9 +20,9 @@ from launch.named_runs import CONFIG, configuration_of, directory_of, results_of
 from launch.process import Stop
 from launch.results import ROOT
 from launch.store import read_json, write_text_atomic
-from sweeps.table import printable
 from tandem.config import Experiment, TrackingMode
 from tandem.errors import ConfigurationError, EnvironmentFailure, Interrupted
+from tandem.foreign import printable
 
 WORD = "job=repeat"
 POLL_S = 0.1

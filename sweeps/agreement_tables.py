@@ -19,9 +19,9 @@ from sweeps.table import (
     number_or_text,
     percent,
     positions_shown,
-    printable,
     several_primaries,
 )
+from tandem.foreign import printable
 
 
 def _agreement_notes(rows: list[Row]) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any
 from sweeps import figures
 from sweeps.plots import finite
 from sweeps.point import Point, at
-from sweeps.table import Row, printable
+from sweeps.table import Row
+from tandem.foreign import printable
 
 SYMBOLS = {"gamma": "γ", "tau": "τ"}
 _WORDS = {"gamma": "block length γ", "tau": "threshold τ"}

@@ -4,7 +4,8 @@ speculative decoding. Nothing in them is measured."""
 from __future__ import annotations
 
 from sweeps.section import Section, Source
-from sweeps.table import Column, Row, TableSpec, decimals, integer, printable
+from sweeps.table import Column, Row, TableSpec, decimals, integer
+from tandem.foreign import printable
 
 NAME = Column("what", "", printable, numeric=False, always=True)
 # A row that was compiled has them all; one that was too large only what the compiler says of it.

@@ -13,7 +13,8 @@ from sweeps import figures, over_points, paper
 from sweeps.figure import Figure
 from sweeps.plots import finite
 from sweeps.section import Section, Source
-from sweeps.table import NAME, Column, Results, Row, Table, caveat, integer, printable, rows_of
+from sweeps.table import NAME, Column, Results, Row, Table, caveat, integer, rows_of
+from tandem.foreign import printable
 
 # The paper's names of tasks, by ours without the version of the prompt.
 _PAPER_TASKS = {"triviaqa": "trivia_qa", "webquestions": "web_questions"}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from sweeps import plots
 from sweeps.heat_map import heat_map
 from sweeps.plots import Bars, Reference, Series, finite
-from sweeps.table import Column, Row, Table, decimals, integer, printable
+from sweeps.table import Column, Row, Table, decimals, integer
+from tandem.foreign import printable
 
 _THREE = decimals(3)
 _SPOKEN = 80  # numbers that a description says; the table has all

@@ -19,11 +19,11 @@ from sweeps.table import (
     decimals,
     integer,
     percent,
-    printable,
     ratio,
     rows_of,
     whole_percent,
 )
+from tandem.foreign import printable
 
 # One colour a model on every chart; a name that is not here takes the last.
 _COLOURS = {

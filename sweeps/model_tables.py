@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sweeps.section import Section, Source
-from sweeps.table import NAME, Column, Row, TableSpec, count, integer, printable, yes_no
+from sweeps.table import NAME, Column, Row, TableSpec, count, integer, yes_no
+from tandem.foreign import printable
 
 _STAND_IN = (
     "A stand-in is a small model in the role that a PaLM 2 model has in the paper; it is not that model, and its "

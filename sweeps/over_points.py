@@ -40,7 +40,8 @@ from sweeps.axes import (
 from sweeps.figure import Figure
 from sweeps.plots import Series, finite
 from sweeps.point import Curve, Point, at
-from sweeps.table import Column, Row, Table, decimals, percent, printable, ratio, yes_no
+from sweeps.table import Column, Row, Table, decimals, percent, ratio, yes_no
+from tandem.foreign import printable
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import Any
 from sweeps import paper
 from sweeps.downstream import PAPERS_GAMMA, paper_scores
 from sweeps.plots import finite
-from sweeps.table import Column, Results, Row, Table, caveat, decimals, percent, printable, ratio, rows_of
+from sweeps.table import Column, Results, Row, Table, caveat, decimals, percent, ratio, rows_of
+from tandem.foreign import printable
 
 SAME, OPPOSITE, EVEN, UNKNOWN = "same", "opposite", "even", "–"
 DEEP = (6, 7)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweeps.table import Results, printable
+from sweeps.table import Results
+from tandem.foreign import printable
 
 
 @dataclass(frozen=True)

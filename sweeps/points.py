@@ -8,8 +8,9 @@ from dataclasses import replace
 from sweeps import figures, over_points
 from sweeps.figure import Figure
 from sweeps.point import Point
-from sweeps.table import Column, Results, Row, Table, printable
+from sweeps.table import Column, Results, Row, Table
 from sweeps.tables import build_tables
+from tandem.foreign import printable
 
 # What answers a sweep, by the table that has it.
 ANSWERS = {measure.source: measure for measure in (over_points.SPEEDUP, over_points.STANDALONE, over_points.VARIATION)}

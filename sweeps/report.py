@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from sweeps import figures, paper, tables
-from sweeps.table import count, printable, rows_of
+from sweeps.table import count, rows_of
 from tandem import foreign
 from tandem.errors import EnvironmentFailure
+from tandem.foreign import printable
 
 _STYLE = Path(__file__).with_name("report.css")
 

@@ -8,7 +8,8 @@ from sweeps import figures
 from sweeps.axes import speed_rows
 from sweeps.plots import finite
 from sweeps.point import Point
-from sweeps.table import Column, Row, Table, decimals, percent, printable, ratio, whole_percent
+from sweeps.table import Column, Row, Table, decimals, percent, ratio, whole_percent
+from tandem.foreign import printable
 
 
 def runs(points: Sequence[Point]) -> Table:

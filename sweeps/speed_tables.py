@@ -20,11 +20,11 @@ from sweeps.table import (
     marked,
     percent,
     positions_shown,
-    printable,
     ratio,
     several_primaries,
     whole_percent,
 )
+from tandem.foreign import printable
 
 _COSTS = ("primary_runs", "secondary_runs", "cost_ratio", "verify_cost", "tokens_per_second_decode")
 

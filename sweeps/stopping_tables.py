@@ -14,11 +14,11 @@ from sweeps.table import (
     decimals,
     integer,
     marked,
-    printable,
     ratio,
     several_primaries,
     whole_percent,
 )
+from tandem.foreign import printable
 
 # The row of ours that the paper's adaptive block length belongs under.
 _PAPERS_RULE = ("tandem_distil", "router")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeps import paper
-from tandem.foreign import printable as printable
+from tandem.foreign import printable
 
 MAX_POSITIONS = 12
 _MISSING = "–"

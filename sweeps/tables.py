@@ -12,7 +12,8 @@ from html import escape
 from sweeps import agreement_tables, compiled_tables, downstream, model_tables, speed_tables, stopping_tables, training
 from sweeps.figure import Figure
 from sweeps.section import Section, Source
-from sweeps.table import Column, Results, Table, printable
+from sweeps.table import Column, Results, Table
+from tandem.foreign import printable
 
 TEXT_WIDTH = 120
 _NAME_WIDTH = 36

@@ -9,7 +9,8 @@ from typing import Any
 from sweeps.figures import ALONE
 from sweeps.point import Point
 from sweeps.points import ANSWERS, merged
-from sweeps.table import Results, Table, printable, rows_of
+from sweeps.table import Results, Table, rows_of
+from tandem.foreign import printable
 
 # A report's panels show so many drafters, and so many curves.
 MOST = 8

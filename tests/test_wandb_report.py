@@ -19,8 +19,9 @@ from launch.identity import run_directory
 from launch.publish import PUBLISHED, SPECIFICATION
 from sweeps.point import Point
 from sweeps.points import answer
-from sweeps.table import Column, Table, printable
+from sweeps.table import Column, Table
 from sweeps.wandb_report import content, headlines, to_markdown
+from tandem.foreign import printable
 
 ROOT = Path(__file__).parent.parent
 
