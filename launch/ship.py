@@ -30,7 +30,7 @@ from launch.models import PRETRAINED
 from launch.steps.corpus import TOKENIZER
 from launch.steps.train import Optimisation
 from launch.store import SHIPPED_STEPS, write_json_atomic
-from tandem.config import DecoderConfig, OptimizerConfig
+from tandem.config import Corpus, DecoderConfig, OptimizerConfig
 from tandem.errors import ConfigurationError, UserError
 from tandem.model.parameters import parameter_count
 
@@ -136,6 +136,11 @@ def _step_card(name: str, about: dict[str, Any], results: dict[str, Any], source
         f"{row['relative_accuracy']:.1%}, cross entropy {row['cross_entropy']:.3f} nats a token |"
         for row in rows
     ]
+    if about["config"].get("corpus") == Corpus.stdlib.value:
+        version = about["config"]["python"]
+        measured = [
+            f"| text | the standard library of Python {version}, Python Software Foundation License Version 2 |"
+        ]
     return STEP_CARD.format(
         name=name,
         kind=about["kind"],

@@ -77,17 +77,20 @@ class Tracker:
         if self._run is not None:
             import wandb
 
-            self._log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
+            self._try(lambda: self._log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False)}))
 
     def checkpoint(self, name: str, alias: str, paths: Sequence[Path], about: Mapping[str, Any]) -> None:
         """Logs files as an artifact, by reference: W&B gets their addresses and checksums, and not their bytes."""
         if (run := self._run) is not None:
             import wandb
 
-            artifact = wandb.Artifact(name, type="model", metadata=dict(about))
-            for path in paths:
-                artifact.add_reference(path.resolve().as_uri(), name=path.name)
-            self._try(lambda: run.log_artifact(artifact, aliases=["latest", alias]))
+            def log() -> None:
+                artifact = wandb.Artifact(name, type="model", metadata=dict(about))
+                for path in paths:
+                    artifact.add_reference(path.resolve().as_uri(), name=path.name)
+                run.log_artifact(artifact, aliases=["latest", alias])
+
+            self._try(log)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Sets the run's final numbers."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+
+import licences
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tandem", "tasks", "sweeps", "launch", "hydra_plugins")
@@ -45,11 +46,6 @@ def test_what_is_imported_is_declared():
 
 
 def test_what_is_not_permissive_is_written_down():
-    spec = importlib.util.spec_from_file_location("licences", ROOT / "docs" / "licences.py")
-    assert spec is not None
-    assert spec.loader is not None
-    licences = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(licences)
     told = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     found = {name: group for name, (group, _) in licences.locked_here()[0].items()}
     assert found["jax"] == "Apache 2.0"

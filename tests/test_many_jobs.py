@@ -11,13 +11,13 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from plain_steps import begun_with
 
 from launch.fleet.answer import POINTS, REPORT
 
@@ -105,10 +105,7 @@ class Driven:
 
 @pytest.fixture
 def at(tmp_path: Path) -> Path:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(STEPS))
-    (tmp_path / "here").mkdir()
-    return tmp_path / "here"
+    return begun_with(STEPS, tmp_path)
 
 
 def drive(at: Path, jobs: int, broken: int = 0) -> Driven:

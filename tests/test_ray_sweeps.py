@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import textwrap
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from plain_steps import begun_with
 from ray_sweeps import (
     ROOT,
     RUN,
@@ -56,10 +56,8 @@ def test_a_job_that_needs_no_accelerator_asks_for_no_slice(tmp_path):
 
 @pytest.fixture
 def at(tmp_path: Path) -> Path:
-    for name in ("site", "home", "here"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(STEPS))
-    return tmp_path / "here"
+    (tmp_path / "home").mkdir()
+    return begun_with(STEPS, tmp_path)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 import yaml
 from hypothesis import strategies
+from plain_steps import begun_with
 from within import within
 
 from hydra_plugins.tandem_local.launcher import LocalLauncherConf
@@ -102,10 +103,7 @@ STEPS = """
 
 @pytest.fixture
 def at(tmp_path: Path) -> Path:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(STEPS))
-    (tmp_path / "here").mkdir()
-    return tmp_path / "here"
+    return begun_with(STEPS, tmp_path)
 
 
 def environment(at: Path, **more: str) -> dict[str, str]:

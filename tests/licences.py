@@ -1,6 +1,6 @@
 """The licences of what the environment has of uv.lock, as the table of docs/dependencies.md.
 
-uv run python docs/licences.py
+uv run python tests/licences.py
 """
 
 from __future__ import annotations
