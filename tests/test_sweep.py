@@ -54,8 +54,10 @@ STEPS = """
             while done < self.steps:
                 time.sleep(float(os.environ.get("PAUSE", "0")))
                 done += 1
-                checkpoint.write_text(str(done))
                 context.log(step=done)
+                new = checkpoint.with_suffix(".new")  # it may be killed at any line
+                new.write_text(str(done))
+                new.replace(checkpoint)
                 if context.should_stop() and "deaf" not in os.environ.get("FAULT", ""):
                     raise Interrupted
 
