@@ -20,7 +20,7 @@ from launch.publish import PUBLISHED, SPECIFICATION
 from sweeps.point import Point
 from sweeps.points import answer
 from sweeps.table import Column, Table
-from sweeps.wandb_report import content, headlines, to_markdown
+from sweeps.wandb_report import PAGE, content, headlines, to_markdown
 from tandem.foreign import printable
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +78,7 @@ def check(spec: dict[str, Any]) -> None:
         by_kind.setdefault(panel["viewType"], []).append(panel["config"])
     assert set(by_kind) == {
         "Scatter Plot", "Bar Chart", "Run History Line Plot", "Parallel Coordinates Plot", "Run Comparer",
+        "Media Browser",
     }  # fmt: skip
     name = "answer/speed/tandem_distil/speedup_decode"
     drawn = [(each["xAxis"], each["yAxis"]) for each in by_kind["Scatter Plot"]]
@@ -86,6 +87,7 @@ def check(spec: dict[str, Any]) -> None:
     columns = [column["accessor"] for column in by_kind["Parallel Coordinates Plot"][0]["columns"]]
     assert columns[:2] == ["config:gamma.value", "config:decode.value.name"]
     assert f"summary:{name}" in columns
+    assert by_kind["Media Browser"][0]["mediaKeys"] == [PAGE]
 
 
 @pytest.mark.slow
