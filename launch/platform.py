@@ -74,13 +74,18 @@ def keep_programs(experiment: Experiment) -> None:
     """Compiled programs stay in the store, unless JAX is told of another place: what is interrupted, a sweep's next
     point and the next command do not compile again. A processor loads its own kind's alone."""
     place = store_of(experiment).root / f"programs-{cpu_identity()}"
+    # JAX keeps those alone that take a second to compile; a measurement has a hundred that take a tenth.
+    least = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     if "jax" not in sys.modules:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(place))
+        os.environ.setdefault(least, "0")
     else:
         import jax
 
         if jax.config.values["jax_compilation_cache_dir"] is None:
             jax.config.update("jax_compilation_cache_dir", str(place))
+        if least not in os.environ:
+            jax.config.update(least.lower(), 0.0)
 
 
 def _divide_processor(platform: PlatformConfig) -> None:
