@@ -51,7 +51,7 @@ def _of_sweep(experiment: Experiment) -> None:
         return
     from launch.publish import publish, specify
 
-    told = content(found.title, found.hypothesis, found.command, found.points, found.answer, groups())
+    told = content(found.title, found.leads, found.command, found.points, found.answer, groups())
     group = _group(made)
     print(f"W&B      {specify(directory.path, told, group, experiment.tracking)}")
     if experiment.publish:

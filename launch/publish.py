@@ -84,13 +84,12 @@ def _report(made: Content, group: str, project: str, entity: str, bound: bool) -
     panels.append(wr.ParallelCoordinatesPlot(columns=[wr.ParallelCoordinatesPlotColumn(each) for each in columns]))
     panels += [wr.RunComparer(diff_only="split"), wr.MediaBrowser(title="Pictures of each run", media_keys=[PAGE])]
     done = sum(point.results is not None for point in made.points)
-    text = [f"Expected: {made.hypothesis}"] if made.hypothesis else []
-    text.append(f"{done} of {len(made.points)} points are done.")
+    text = [*made.leads, f"{done} of {len(made.points)} points are done."]
     return wr.Report(
         project=project,
         entity=entity,
         title=made.title,
-        description=made.hypothesis,
+        description="\n".join(made.leads[:1]),
         width="fluid",
         blocks=[
             *map(wr.P, text),

@@ -1,8 +1,9 @@
 """Sweeps that are files: `-m +sweep=gamma_tau` is the grid of `sweeps/questions/gamma_tau.yaml`, with its question.
 
 A file has `title`, `hypothesis`, `fixed` (words) and `axes` (key: values); words on the command line come after it, and
-one for a key of an axis takes the axis' place. With `answer: paper_claims` the points are compared with the paper
-instead of with each other. `experiment=paper/all` is the grid of `paper.yaml`.
+one for a key of an axis takes the axis' place. `answer` is the table whose best row answers it; with `paper_claims` the
+points are compared with the paper instead of with each other. `takes` says how long the grid is, and `found` what came
+out where it was run: `what`, at which `commit`, on which `machine`. `experiment=paper/all` is the grid of `paper.yaml`.
 """
 
 from __future__ import annotations
@@ -22,19 +23,38 @@ QUESTIONS = Path(__file__).resolve().parents[1] / "sweeps" / "questions"
 WORD, LIST = "+sweep=", "list"
 WHOLE_PAPER, DEEP_TABLES = "experiment=paper/all", ("experiment=paper/table6", "experiment=paper/table7")
 
-Answer = Literal["best_point", "paper_claims"]
+Answer = Literal["speed", "agreement", "standalone", "paper_claims"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What the grid of a question showed where it was run."""
+
+    what: str
+    commit: str
+    machine: str
+
+    def __str__(self) -> str:
+        return f"Found at {self.commit}, on {self.machine}: {self.what}"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a sweep asks, what is expected, and the grid that answers it."""
+    """What a sweep asks, what is expected, the grid that answers it, and what was found by it."""
 
     name: str
     title: str
     hypothesis: str
     fixed: list[str] = field(default_factory=list)
     axes: dict[str, list[Any]] = field(default_factory=dict)
-    answer: Answer = "best_point"
+    answer: Answer = "speed"
+    takes: str = ""
+    found: list[Finding] = field(default_factory=list)
+
+    @property
+    def leads(self) -> list[str]:
+        """What a reader knows before the answer."""
+        return [f"Expected: {self.hypothesis}", *map(str, self.found)]
 
     def words(self, own: Sequence[str]) -> list[str]:
         """The overrides of the grid, and after them a user's `own`."""
@@ -77,19 +97,22 @@ def names() -> list[str]:
 
 def read(name: str) -> Question:
     """The question of a file."""
-    return Question(name, **yaml.safe_load((QUESTIONS / f"{name}.yaml").read_text(encoding="utf-8")))
+    given = yaml.safe_load((QUESTIONS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return Question(name, **{**given, "found": [Finding(**one) for one in given.get("found", [])]})
 
 
 def listing() -> str:
-    """All questions with their hypotheses and grids."""
+    """All questions with what is expected and what was found, and their grids."""
     lines = []
     for question in map(read, names()):
         points = 1
         for values in question.axes.values():
             points *= len(values)
         lines.append(f"{WORD}{question.name}: {question.title}")
-        lines += textwrap.wrap(question.hypothesis, 110, initial_indent="    ", subsequent_indent="    ")
-        lines.append(f"    {points} points: {' '.join(question.words([]))}\n")
+        for lead in question.leads:
+            lines += textwrap.wrap(lead, 110, initial_indent="    ", subsequent_indent="    ")
+        takes = f", {question.takes}" if question.takes else ""
+        lines.append(f"    {points} points{takes}: {' '.join(question.words([]))}\n")
     return "\n".join(lines).rstrip()
 
 

@@ -48,9 +48,10 @@ def merged(points: Sequence[Point], make: Callable[[Results], list[Table]] = bui
     return [_beside(table, axes, rows[key]) for key, table in tables.items() if rows[key]]
 
 
-def answer(points: Sequence[Point]) -> Table | None:
-    """The table that answers the sweep, the best row marked; None where no point has any."""
-    measure = answering(points)
+def answer(points: Sequence[Point], source: str = "") -> Table | None:
+    """The table that answers the sweep, the best row marked: that of `source`, or where no point has it the first of
+    `ANSWERS`; None where no point has any."""
+    measure = _answering(points, source)
     if measure is None:
         return None
     tables = {table.key: table for table in merged(points)}
@@ -65,16 +66,15 @@ def answer(points: Sequence[Point]) -> Table | None:
     return replace(table, columns=[*columns, BEST], rows=marked)
 
 
-def answering(points: Sequence[Point]) -> over_points.Measure | None:
-    """The measure that answers the sweep: the first of `ANSWERS` that a point has."""
-    found = {name for point in points for name, rows in (point.results or {}).items() if rows}
-    return next((measure for name, measure in ANSWERS.items() if name in found), None)
-
-
-def answer_figures(points: Sequence[Point]) -> list[Figure]:
+def answer_figures(points: Sequence[Point], source: str = "") -> list[Figure]:
     """The answer as pictures: its measure over the axes."""
-    measure = answering(points)
+    measure = _answering(points, source)
     return [] if measure is None else over_points.over_axes(points, measure)
+
+
+def _answering(points: Sequence[Point], source: str) -> over_points.Measure | None:
+    found = {name for point in points for name, rows in (point.results or {}).items() if rows}
+    return next((ANSWERS[name] for name in (source, *ANSWERS) if name in found and name in ANSWERS), None)
 
 
 def long_rows(points: Sequence[Point]) -> dict[str, list[Row]]:

@@ -13,7 +13,7 @@ from sweeps.axes import symbol
 from sweeps.figure import Figure
 from sweeps.plots import finite
 from sweeps.point import Point
-from sweeps.points import answering, merged
+from sweeps.points import ANSWERS, merged
 from sweeps.runs_table import runs
 from sweeps.section import Section
 from sweeps.table import Results, Table
@@ -24,10 +24,15 @@ SCRIPT = Path(__file__).with_name("sweep_report.js")
 
 
 def render(
-    title: str, hypothesis: str, command: str, points: Sequence[Point], answer: Table, pictures: Sequence[Figure] = ()
+    title: str,
+    leads: Sequence[str],
+    command: str,
+    points: Sequence[Point],
+    answer: Table,
+    pictures: Sequence[Figure] = (),
 ) -> str:
-    """The page as text, under the sweep's question and what was expected, where there is one; the answer first, as a
-    table and in pictures."""
+    """The page as text, under the sweep's question and what is known before the answer; that first, as a table and in
+    pictures."""
     shown = [(section, _tables(section, points)) for section in SECTIONS]
     first = _section("The answer", "", [*_tiles(points, answer), *_charts(pictures), to_html(answer)])
     drawn = {figure.title for figure in pictures}
@@ -48,7 +53,7 @@ def render(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
         f"<header><p class=kicker>Tandem Transformers · sweep report</p><h1>{escape(title)}</h1>"
-        + (f"<p class=lead>Expected: {escape(hypothesis)}</p>" if hypothesis else "")
+        + "".join(f"<p class=lead>{escape(lead)}</p>" for lead in leads)
         + f"<p class=lead>{done} of {len(points)} points are done.</p>"
         f"<pre class=command>{escape(command)}</pre>"
         "<p class=filter hidden><label>Rows and marks with "
@@ -84,7 +89,7 @@ def _charts(shown: Sequence[Figure]) -> list[str]:
 
 def _tiles(points: Sequence[Point], table: Table) -> list[str]:
     """The best point in large letters."""
-    measure = answering(points)
+    measure = ANSWERS.get(table.key)
     row = next((row for row in table.rows if row.get("best")), None)
     if measure is None or row is None or not finite(row.get(measure.field)):
         return []

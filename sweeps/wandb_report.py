@@ -24,7 +24,7 @@ class Content:
     summaries, `curves` in their histories."""
 
     title: str
-    hypothesis: str
+    leads: Sequence[str]
     command: str
     answer: Table
     tables: Sequence[Table]
@@ -50,7 +50,7 @@ def headlines(results: Results) -> dict[str, float]:
 
 
 def content(
-    title: str, hypothesis: str, command: str, points: Sequence[Point], answer: Table, groups: Mapping[str, Any]
+    title: str, leads: Sequence[str], command: str, points: Sequence[Point], answer: Table, groups: Mapping[str, Any]
 ) -> Content:
     """The report of a sweep's points and of the table that answers it. `groups` are the keys that choose a file of
     conf/, whose name the configuration holds."""
@@ -66,7 +66,7 @@ def content(
     steps = dict.fromkeys(step for point in points for step in (point.results or {}).get("training", {}))
     return Content(
         title=printable(title)[:TITLE_LENGTH],
-        hypothesis=hypothesis,
+        leads=leads,
         command=command,
         answer=answer,
         tables=[table for table in merged(points) if table.key != answer.key],

@@ -44,10 +44,10 @@ def point(rule: str, gamma: int, tau: float, curves: dict[str, Curve]) -> Point:
 
 
 def page_of(points: Sequence[Point], words: str = "words") -> str:
-    """Their report, with `words` for its title, its hypothesis and its command."""
+    """Their report, with `words` for its title, what is known before and its command."""
     best = answer(points)
     assert best is not None
-    return render(words, words, words, points, best, answer_figures(points))
+    return render(words, [words], words, points, best, answer_figures(points))
 
 
 def _alone() -> dict[str, Any]:

@@ -15,7 +15,8 @@ from tandem.errors import ConfigurationError
 def test_a_question_is_a_grid_that_composes(name):
     question = questions.read(name)
     assert question.title.endswith("?")
-    assert question.hypothesis
+    assert question.leads[0].startswith("Expected: ")
+    assert all(finding.what and finding.commit and finding.machine for finding in question.found)
     jobs = expand(question.words(["scale=tiny"] if name != "layer_map" else []))
     refuse_unread(compose_all(jobs), jobs)
     size = 1
@@ -57,4 +58,5 @@ def test_the_list_has_all_with_what_is_expected(capsys):
     said = capsys.readouterr().out
     for name in questions.names():
         assert f"+sweep={name}: {questions.read(name).title}" in said
-    assert "40 points: drafter=tandem" in said
+        assert all(str(finding)[:60] in " ".join(said.split()) for finding in questions.read(name).found)
+    assert "40 points" in said

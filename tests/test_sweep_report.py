@@ -13,7 +13,7 @@ from test_report import Page
 from sweeps import over_points
 from sweeps.figure import Figure
 from sweeps.point import Curve, Point
-from sweeps.points import answer_figures
+from sweeps.points import answer, answer_figures
 from sweeps.runs_table import runs
 from sweeps.tables import SECTIONS, to_text
 from tandem.measure import theory
@@ -50,6 +50,21 @@ def test_the_answer_is_a_map_of_the_two_longest_axes_for_each_drafter_and_rule(p
     told = to_text(made[1].table)
     assert "block length γ ↓" in told
     assert f"{points[0].results['speed'][2]['speedup_decode']:.2f}×" in told
+
+
+def test_a_question_names_the_table_that_answers_it(points):
+    differing = [
+        replace(p, results={**p.results, "agreement": [{**row, "total_variation": row["total_variation"] + 0.01 * i}
+                                                       for row in p.results["agreement"]]})
+        for i, p in enumerate(points)
+    ]  # fmt: skip
+    told = answer(differing, "agreement")
+    assert told is not None
+    assert told.key == "agreement"
+    (best,) = [row for row in told.rows if row["best"]]
+    assert best["total_variation"] == min(row["total_variation"] for row in told.rows)
+    assert answer_figures(differing, "agreement")[0].title.startswith("Total variation")
+    assert answer(differing).key == answer(differing, "nothing that is measured").key == "speed"
 
 
 def test_sets_of_prompts_have_maps_of_their_own(points):

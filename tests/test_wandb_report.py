@@ -159,7 +159,7 @@ def test_axes_that_choose_files_are_bound_to_their_names_and_only_numbers_are_sc
     points = [Point({"gamma": g, "decode": d}, "", "run", results) for g, d in ((2, "router"), (4, "greedy"))]
     best = answer(points)
     assert best is not None
-    made = content("A?", "", "launch/run.py -m x", points, best, {"decode": []})
+    made = content("A?", [], "launch/run.py -m x", points, best, {"decode": []})
     assert list(made.axes) == ["gamma", "decode.name"]
     assert list(made.numeric) == ["gamma"]
 

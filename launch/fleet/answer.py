@@ -37,10 +37,11 @@ GRIDS = 6  # pictures of the answer that the terminal has room for
 
 @dataclass(frozen=True)
 class Found:
-    """What a sweep has found: its question, the table that answers it, and pictures of that."""
+    """What a sweep has found: its question with what is known before (`leads`), the table that answers it, and pictures
+    of that."""
 
     title: str
-    hypothesis: str
+    leads: Sequence[str]
     command: str
     points: Sequence[Point]
     answer: Table
@@ -50,15 +51,16 @@ class Found:
     def of(cls, name: str, typed: Sequence[str], points: Sequence[Point]) -> Found | None:
         """By the words that asked for the points; None where no point is a run that is done."""
         question = asked(typed)
-        if question is None or question.answer == "best_point":
-            table, pictures = answer(points), answer_figures(points)
+        if question is None or question.answer != "paper_claims":
+            source = question.answer if question else ""
+            table, pictures = answer(points, source), answer_figures(points, source)
         else:
             left = [f"{point.place} is {point.state}" for point in points if point.results is None]
             done = [point.results for point in points if point.results is not None]
             table, pictures = claims_table(done, "; ".join(left)), []
-        title, why = (question.title, question.hypothesis) if question else (name, "")
+        title, leads = (question.title, question.leads) if question else (name, [])
         command = shlex.join(["launch/run.py", *typed])
-        return None if table is None else cls(title, why, command, points, table, pictures)
+        return None if table is None else cls(title, leads, command, points, table, pictures)
 
 
 def present(directory: SweepDirectory, made: Sweep) -> Found | None:
@@ -78,7 +80,7 @@ def present_points(folder: Path, typed: Sequence[str], points: Sequence[Point]) 
         return None
     make_directory(folder)
     write_json_atomic(folder / POINTS, {"points": described(points), **long_rows(points)})
-    page = render(found.title, found.hypothesis, found.command, points, found.answer, found.pictures)
+    page = render(found.title, found.leads, found.command, points, found.answer, found.pictures)
     write_text_atomic(folder / REPORT, page)
     print(f"\n{found.title}" if found.title != folder.name else "")
     print(to_text(found.answer))

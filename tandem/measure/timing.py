@@ -71,9 +71,13 @@ def _fan_out(num_samples: int) -> Callable[[DecodingState, jax.Array | None], De
     return jax.jit(lambda state, keys: fan_out(state, num_samples, keys))
 
 
-def bucket(length: int, least: int = 16) -> int:
+# Tracing and compiling the programs of one more bucket takes longer than reading padding in any number of prompts.
+LEAST_BUCKET = 64
+
+
+def bucket(length: int) -> int:
     """The power of two that prompts of `length` tokens are padded to: one program serves a whole bucket."""
-    return max(least, 1 << (length - 1).bit_length())
+    return max(LEAST_BUCKET, 1 << (length - 1).bit_length())
 
 
 def sampling_of(decode: DecodeConfig) -> SamplingConfig:
