@@ -9,8 +9,12 @@ from tandem.config import PlatformConfig
 TRAINING_FLOPS = 1.2e11
 # The same of whole texts read by bfloat16 products, where the processor has them.
 READING_FLOPS = 5e11
-# Tokens a second that a model of SmolLM2's size writes on two CPU cores in large batches.
-SAMPLED_TOKENS = 330
+# Bytes of weights a second that two CPU cores read when they write large batches of tokens, a pass for each.
+SAMPLED_BYTES = 330 * 2.7e8
+# The same of one row, and what a pass takes beside.
+READ_BYTES, CPU_PASS_S = 2.2e10, 5e-4
+# What tracing and compiling a program of decoding takes.
+PROGRAM_S = 4.0
 # The share of an accelerator's peak that is reached, as long as nothing was compiled for it.
 UTILISATION = 0.4
 # The least that a pass of decoding takes on an accelerator, whatever it reads.
@@ -30,4 +34,15 @@ def reading_flops(platform: PlatformConfig, dtype: str) -> float:
 def sampling_rate(platform: PlatformConfig, weights: int) -> float:
     """Tokens a second of a text that a model of so many bytes writes."""
     bandwidth = platform.memory_bandwidth
-    return ROWS / (PASS_S + weights / (UTILISATION * bandwidth)) if bandwidth else SAMPLED_TOKENS
+    return ROWS / (PASS_S + weights / (UTILISATION * bandwidth)) if bandwidth else SAMPLED_BYTES / weights
+
+
+def pass_seconds(platform: PlatformConfig, weights: int) -> float:
+    """Of one token of one row, written with so many bytes of weights."""
+    bandwidth = platform.memory_bandwidth
+    return PASS_S + weights / (UTILISATION * bandwidth) if bandwidth else CPU_PASS_S + weights / READ_BYTES
+
+
+def decoding_seconds(platform: PlatformConfig, weights: int, tokens: int, ways: int) -> float:
+    """Of that many tokens, written in each of so many ways, each a program of its own."""
+    return ways * (PROGRAM_S + tokens * pass_seconds(platform, weights))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from launch.estimates import PROGRAM_S, decoding_seconds, reading_flops, sampling_rate
 from launch.graph import Step, picked
-from launch.memory import PairSize
+from launch.memory import BYTES, PairSize
 from launch.models import STAGES, Model, build_models, corpus_step, known_tokenizer, resolve_dtype
 from launch.steps.agreement import Agreement
 from launch.steps.compare_rules import CompareRules
@@ -27,11 +28,14 @@ from tandem.data.tokenizer import load_tokenizer
 from tandem.data.vocabularies import same_vocabulary
 from tandem.decoding.drafters import LAST, PRETRAIN, drafting_with, is_head, named
 from tandem.errors import ConfigurationError
+from tandem.model.parameters import parameter_count
 from tandem.pair import CHECKPOINTS, decoder_of, sides, tokenizer_path
 from tandem.validate_drafters import longest_block
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
 ROUTER_TEXTS, TUNE_PROMPTS = 512, 32
+# For estimates, the ways in which prompts are answered without a drafter, and with blocks of one length.
+ALONE, FIXED_LENGTHS = 4, 8
 PAPER_TAU = 0.8
 
 
@@ -66,7 +70,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
                 name="agreement",
                 inputs={"corpus": corpus, **{name: model.step for name, model in models.items()}},
                 size=f"{evaluation.sequences * seq_len:,} held-out tokens",
-                estimate_s=30,
+                estimate_s=_agreement_seconds(experiment, models),
                 primary=pair.primary.name,
                 models={name: model.kind for name, model in models.items()},
                 gammas=evaluation.gammas,
@@ -85,7 +89,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             Speed(
                 name="speed",
                 inputs={**inputs, **{name: model.step for name, model in trained.items()}, **ruled},
-                estimate_s=90,
+                estimate_s=_decoding_seconds(experiment, ALONE + len(drafters)),
                 drafters=drafters,
                 gamma=experiment.gamma,
                 exact=decode.exact,
@@ -102,7 +106,7 @@ def build_measures(experiment: Experiment, models: Mapping[str, Model]) -> list[
             CompareRules(
                 name="stopping",
                 inputs={**inputs, **{name: model.step for name, model in compared.items()}, **ruled},
-                estimate_s=120,
+                estimate_s=_decoding_seconds(experiment, len(compared) * (FIXED_LENGTHS + 2 * len(evaluation.stops))),
                 drafters={name: model.kind for name, model in compared.items()},
                 stops=evaluation.stops,
                 gamma_max=longest_block(experiment)[1],
@@ -124,7 +128,7 @@ def standalone_step(experiment: Experiment, models: Mapping[str, Model], inputs:
         name="standalone",
         inputs={**inputs, **{name: models[name].step for name in alone}},
         size=_prompts_size(experiment),
-        estimate_s=60,
+        estimate_s=_decoding_seconds(experiment, 1 + len(alone) * len(evaluation.standalone_gammas), files=1),
         primary=primary,
         models=alone,
         gammas=evaluation.standalone_gammas,
@@ -154,7 +158,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
         name=f"tune_{name}",
         inputs={**inputs, name: model.step, f"router_{name}": _router(experiment, name, model, inputs)},
         size=f"{TUNE_PROMPTS} prompts, {decode.max_new_tokens} tokens each",
-        estimate_s=180,
+        estimate_s=_decoding_seconds(experiment, FIXED_LENGTHS, TUNE_PROMPTS, repeats=1, files=1),
         primary=experiment.model.primary.name,
         drafter=name,
         drafter_kind=model.kind,
@@ -191,13 +195,47 @@ def _router(experiment: Experiment, name: str, model: Model, inputs: Mapping[str
         name=f"router_{name}",
         inputs={**inputs, "drafter": model.step},
         size=f"{tokens:,} tokens of the primary's own, up to {limit} drafts",
-        estimate_s=60,
+        estimate_s=_router_seconds(experiment),
         drafter_kind=model.kind,
         sampling=Sampling.of(decode),
         gamma_max=limit,
         texts=ROUTER_TEXTS,
         vocabulary=experiment.drafter.vocabulary,
         **_decoding(experiment),
+    )
+
+
+def _decoding_seconds(
+    experiment: Experiment, ways: int, prompts: int | None = None, repeats: int | None = None, files: int | None = None
+) -> float:
+    """Of prompts that are answered in so many ways, each of which takes about as long as the primary alone."""
+    evaluation, decode = experiment.eval, experiment.decode
+    answers = (prompts or evaluation.prompts) * (files or len(experiment.data.prompts or [""])) * decode.num_samples
+    tokens = answers * (repeats or evaluation.repeats) * decode.max_new_tokens
+    return decoding_seconds(experiment.platform, _primary_bytes(experiment), tokens, ways)
+
+
+def _primary_weights(experiment: Experiment) -> int:
+    return parameter_count(decoder_of(experiment, experiment.model.primary))
+
+
+def _primary_bytes(experiment: Experiment) -> int:
+    return BYTES[resolve_dtype(experiment.decode.dtype)] * _primary_weights(experiment)
+
+
+def _router_seconds(experiment: Experiment) -> float:
+    decode, weights = experiment.decode, _primary_bytes(experiment)
+    read = ROUTER_TEXTS * (decode.prompt_tokens + decode.max_new_tokens) * _primary_weights(experiment)
+    seconds = 2 * read / reading_flops(experiment.platform, resolve_dtype(decode.dtype))
+    return ROUTER_TEXTS * decode.max_new_tokens / sampling_rate(experiment.platform, weights) + 2 * seconds + 30
+
+
+def _agreement_seconds(experiment: Experiment, models: Mapping[str, Model]) -> float:
+    """A program for each model and block length; the primary's reading takes as long as all others' together."""
+    evaluation = experiment.eval
+    read = evaluation.sequences * experiment.train.seq_len * _primary_weights(experiment)
+    return len(models) * len(evaluation.gammas) * PROGRAM_S / 4 + 2 * 2 * read / reading_flops(
+        experiment.platform, "float32"
     )
 
 

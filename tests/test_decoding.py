@@ -146,8 +146,8 @@ def test_standalone_follows_equation_2_with_a_free_token_in_each_block(primary):
     # Positions in the response, counted from the prompt's last token.
     offset = np.arange(text.shape[1]) - (LENGTHS[:, None] - 1)
     blocks = jnp.asarray(np.where(offset < 0, 0, 1 + offset // (gamma + 1)))
-    states = primary_model.states(text, PRIMARY.num_layers)
-    by_secondary = np.argmax(model(text, states, blocks), axis=-1)
+    states = jax.jit(lambda text: primary_model.states(text, PRIMARY.num_layers))(text)
+    by_secondary = np.argmax(jax.jit(lambda *given: model(*given))(text, states, blocks), axis=-1)
     by_primary = np.argmax(primary_model.logits(states[-1]), axis=-1)
     free = offset % (gamma + 1) == gamma
     np.testing.assert_array_equal(of_responses(np.where(free, by_primary, by_secondary)), output)

@@ -33,9 +33,14 @@ def pair():
     return nnx.merge(primary_graph, primary_weights), nnx.merge(tandem_graph, tandem_weights), tokens
 
 
+def logits_of(model: Decoder, tokens: jax.Array) -> jax.Array:
+    """As one program: operation by operation each would be compiled by itself."""
+    return jax.jit(lambda tokens: model(tokens))(tokens)
+
+
 def dependence(function, *inputs: jax.Array) -> list[np.ndarray]:
     """For each input [T, D]: [T out, T in], whether the output at one position depends on the input at another."""
-    jacobians = jax.jacobian(function, argnums=tuple(range(len(inputs))))(*inputs)
+    jacobians = jax.jit(jax.jacobian(function, argnums=tuple(range(len(inputs)))))(*inputs)
     return [np.abs(np.asarray(jacobian)).max(axis=(1, 3)) > 0 for jacobian in jacobians]
 
 
@@ -121,17 +126,18 @@ def test_block_mode_logits_are_the_cached_logits_of_drafting(pair, gamma):
     """Training sees what serving sees: block mode equals absorbing earlier blocks and extending over the current
     one."""
     primary, model, tokens = pair
-    states = primary.states(tokens, PRIMARY.num_layers)
-    trained = model(tokens, states, block_numbers(LENGTH, gamma)[None])
+    states = jax.jit(lambda tokens: primary.states(tokens, PRIMARY.num_layers))(tokens)
+    trained = jax.jit(lambda *given: model(*given))(tokens, states, block_numbers(LENGTH, gamma)[None])
+    extend, absorb = jax.jit(model.secondary.extend), jax.jit(model.absorb)
     cache = model.secondary.empty_cache(2, LENGTH)
     for start in range(0, LENGTH, gamma):
         starts = jnp.full((2,), start, jnp.int32)
         window = slice(start, start + gamma)
-        own, cache = model.secondary.extend(tokens[:, window], starts, cache)
+        own, cache = extend(tokens[:, window], starts, cache)
         np.testing.assert_allclose(
             model.secondary.logits(own[-1]), trained[:, window], rtol=1e-4, atol=1e-4, err_msg=f"block at {start}"
         )
-        cache = model.absorb(cache, [state[:, window] for state in states], starts)
+        cache = absorb(cache, [state[:, window] for state in states], starts)
 
 
 def test_layer_map_names_the_number_of_layers_behind_a_state(pair):
@@ -173,7 +179,7 @@ def test_an_untied_decoder_is_the_same_model(pair):
     separate = nnx.merge(*untie(Bound(*nnx.split(primary))))
     assert not separate.config.tie_embeddings
     assert primary.config.tie_embeddings, "the original is left alone"
-    np.testing.assert_allclose(separate(tokens), primary(tokens), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits_of(separate, tokens), logits_of(primary, tokens), rtol=1e-5, atol=1e-5)
 
 
 def test_a_decoder_with_packed_matrices_is_the_same_model(monkeypatch):
@@ -192,11 +198,12 @@ def test_a_decoder_with_packed_matrices_is_the_same_model(monkeypatch):
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (1, 4), (3, 2), (2, 9)):  # one position, a few, many
         tokens = jnp.asarray(rng.integers(0, 128, shape))
-        np.testing.assert_allclose(packed(tokens), plain(tokens), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(logits_of(packed, tokens), logits_of(plain, tokens), rtol=1e-4, atol=1e-4)
     monkeypatch.undo()
     packed = nnx.merge(*pack_matrices(model))
     assert packed.layers[1].down_panels[...].shape == (1, 640, 64)
-    np.testing.assert_allclose(packed(tokens[:, :3]), plain(tokens[:, :3]), rtol=1e-4, atol=1e-4)
+    tokens = tokens[:, :3]
+    np.testing.assert_allclose(logits_of(packed, tokens), logits_of(plain, tokens), rtol=1e-4, atol=1e-4)
     half, _ = nnx.split(Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     assert nnx.merge(*pack_matrices(Bound(half, model.weights))).layers[1].down[...].shape == (640, 64)
 
@@ -214,7 +221,8 @@ def test_a_gpu_has_matrices_with_one_input_as_one_and_products_over_two_rows(mon
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 128, (3, 2)))
     tolerance = 1e-4 if dtype == jnp.float32 else 0.05
     for rows in (tokens, tokens[:1, :1]):
-        np.testing.assert_allclose(packed(rows), nnx.merge(graph, weights)(rows), rtol=tolerance, atol=tolerance)
+        plain = logits_of(nnx.merge(graph, weights), rows)
+        np.testing.assert_allclose(logits_of(packed, rows), plain, rtol=tolerance, atol=tolerance)
     text = jax.jit(packed.logits).lower(jnp.ones((1, 1, 64))).compile().as_text()
     assert re.search(r"f32\[2,128\]\S* (dot|fusion|custom-call)\(", text), "two rows, of which one is kept"
 
@@ -242,7 +250,8 @@ def test_a_model_that_reads_one_position_is_float32_on_a_cpu():
     assert single.dtype == single.layers[1].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(single))} == {jnp.dtype(jnp.float32)}
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (1, 9)))
-    np.testing.assert_allclose(single(tokens), nnx.merge(graph, weights)(tokens), rtol=0.05, atol=0.05)
+    half = logits_of(nnx.merge(graph, weights), tokens)
+    np.testing.assert_allclose(logits_of(single, tokens), half, rtol=0.05, atol=0.05)
 
 
 def test_writing_one_position_leaves_the_positions_before_it(pair):

@@ -51,7 +51,7 @@ def test_what_is_recorded_trains_as_the_primary_beside_it(primary, windows, tmp_
         tandem_loss(graph, primary[0], distil_weight=0.5, vocabulary=vocabulary),
         tandem_loss(graph, primary[0]),
     ):
-        value = jax.value_and_grad(loss, has_aux=True)
+        value = jax.jit(jax.value_and_grad(loss, has_aux=True))
         (one, _), slope = value(weights, primary[1], batch, jax.random.key(0))
         (other, _), live = value(weights, primary[1], batch["tokens"], jax.random.key(0))
         np.testing.assert_allclose(one, other, rtol=2e-3)  # states are kept in bfloat16
@@ -67,9 +67,11 @@ def test_a_head_learns_from_what_is_recorded_too(kind, primary, windows, tmp_pat
     batch = Recording([tmp_path], 3, 0, reads)(0)
     vocabulary = Vocabulary.most_frequent(windows, 20, 64)
     loss = head_loss(head[0], primary[0], distil_weight=0.5, vocabulary=vocabulary)
-    one, other = (loss(head[1], primary[1], of, jax.random.key(0))[0] for of in (batch, batch["tokens"]))
+    by_loss = jax.jit(loss)
+    one, other = (by_loss(head[1], primary[1], of, jax.random.key(0))[0] for of in (batch, batch["tokens"]))
     np.testing.assert_allclose(one, other, rtol=2e-3)
-    everything = head_loss(head[0], primary[0], distil_weight=0.5)(head[1], primary[1], batch, jax.random.key(0))[0]
+    by_whole_loss = jax.jit(head_loss(head[0], primary[0], distil_weight=0.5))
+    everything = by_whole_loss(head[1], primary[1], batch, jax.random.key(0))[0]
     assert abs(one - everything) > 0.05
 
 
@@ -132,10 +134,11 @@ def test_what_is_held_gets_no_gradient_and_the_loss_is_the_same(primary, windows
     trained, held = held_part(weights, SHARED_NAMES)
     assert len(jax.tree.leaves(held)) == 1
     loss = holding(decoder_loss(graph))
-    (value, _), slope = jax.value_and_grad(loss, has_aux=True)(
+    (value, _), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(
         trained, {"held": held, "rest": None}, windows, jax.random.key(0)
     )
-    np.testing.assert_allclose(value, decoder_loss(graph)(weights, None, windows, jax.random.key(0))[0], rtol=1e-6)
+    whole, _ = jax.jit(decoder_loss(graph))(weights, None, windows, jax.random.key(0))
+    np.testing.assert_allclose(value, whole, rtol=1e-6)
     assert jax.tree.structure(slope) == jax.tree.structure(trained)
 
 
