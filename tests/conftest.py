@@ -40,12 +40,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """For a file of programs that take no time to run, and time to be compiled well."""
+    """For a file, and the processes that it starts, whose programs take longer to be compiled well than to run."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 

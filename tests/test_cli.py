@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from within import within
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "launch" / "run.py"
 HEAVY = ("jax", "flax", "optax", "tensorflow", "seqio", "t5", "wandb")

@@ -24,6 +24,8 @@ from tandem.errors import ConfigurationError, EnvironmentFailure
 from tasks import invented, registry
 from tasks.example import Example
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["experiment=debug", "job=evaluate", "eval.measures=[]"]
 

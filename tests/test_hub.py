@@ -24,6 +24,8 @@ from tandem.model.formats import hub as by_name
 from tandem.model.formats.huggingface import HuggingFace, save_huggingface
 from tandem.pair import checkpoint_label
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOKEN = "hf_this_is_secret"
 
 

@@ -28,6 +28,8 @@ from launch.store import read_lines
 from tandem.model import checkpoint
 from tandem.training.kept import CHECKPOINT, DAMAGED, EVERY, PREVIOUS
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("TANDEM_KILLS", "12"))  # on one device; on four half as many
 SEED = int(os.environ.get("TANDEM_KILLS_SEED", "0"))

@@ -8,6 +8,8 @@ from hydra.test_utils.launcher_common_tests import (
     LauncherTestSuite,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(autouse=True)
 def first_version_base(hydra_restore_singletons):

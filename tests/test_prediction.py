@@ -17,6 +17,8 @@ from tandem.model.decoder import Decoder
 from tandem.model.heads import HeadModule
 from tandem.model.tandem import Tandem
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SECONDARY = replace(PRIMARY, num_layers=2)
 GAMMA = 3
 

@@ -30,6 +30,8 @@ from tandem.errors import ConfigurationError, EnvironmentFailure
 from tests.fake_ssh import moved
 from tests.tpu_api import TpuApi
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HERE = Path(__file__).parent
 REAL_GCLOUD = shutil.which("gcloud")
 AWKWARD = ["a='x y'", 'b="q"', "c=$HOME `id` $(id)", "# d", "two\nlines", "γ=ü☃", "\\n"]

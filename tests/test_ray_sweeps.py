@@ -40,6 +40,8 @@ from launch.fleet.ray_backend import RayBackend
 from launch.fleet.ray_options import RayOptions
 from launch.fleet.state import SweepDirectory
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_a_job_that_needs_no_accelerator_asks_for_no_slice(tmp_path):
     options = RayOptions(address="auto", topology="4x4", cpus=2, gpus=1.0)

@@ -20,6 +20,8 @@ from tandem.model.tandem import Tandem
 from tandem.training.objective import Vocabulary, decoder_loss, head_loss, held_part, holding, tandem_loss
 from tandem.training.recording import Recording, record
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PRIMARY = DecoderConfig(num_layers=4, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48, vocab_size=64)
 
 

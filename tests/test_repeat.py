@@ -18,6 +18,8 @@ from launch.compose import compose, to_yaml
 from launch.job_repeat import EQUAL, OTHER, TIME, differences
 from launch.run import main
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 IN_GIT = (ROOT / ".git").exists()
 

@@ -34,6 +34,8 @@ from tandem.config import DType
 from tandem.errors import EnvironmentFailure
 from tandem.model import checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAINED = {"gecko", "gecko_ce", "gecko_distil", "tandem_ce", "tandem_distil", "otter", "bison"}
 

@@ -18,6 +18,8 @@ from tandem.data.packing import open_tokens
 from tandem.data.tokenizer import load_tokenizer
 from tandem.errors import ConfigurationError, Interrupted
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 OPENINGS = {"a": ["ab", "<|end|>x"], "b": ["c"]}
 DOCUMENTS, LENGTH = 22, 24
 

@@ -34,6 +34,8 @@ from launch.fleet.sweep import estimate
 from launch.graph import Step, topological
 from tandem.errors import ConfigurationError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN = [sys.executable, str(ROOT / "launch" / "run.py")]
 WORKER = [sys.executable, str(ROOT / "launch" / "fleet" / "worker.py")]

@@ -21,6 +21,8 @@ from wandb_server import KEY, Server
 from sweeps.table import rows_of
 from sweeps.tables import SOURCES
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parent.parent
 WORDS = ["scale=tiny", "tracking.group=sweep-1", "tracking.tags=[laptop]"]
 STEPS = 6

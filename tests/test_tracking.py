@@ -25,6 +25,8 @@ from launch.tracking import Tracker
 from sweeps.table import rows_of
 from sweeps.tables import SOURCES
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parent.parent
 
 PROGRAM = """
