@@ -9,7 +9,7 @@ from tandem.config import PlatformConfig
 TRAINING_FLOPS = 1.2e11
 # The same of whole texts read by bfloat16 products, where the processor has them.
 READING_FLOPS = 5e11
-# Bytes of weights a second that two CPU cores read when they write large batches of tokens, a pass for each.
+# Tokens a second times bytes of weights, where two CPU cores write large batches: 330 with those of SmolLM2.
 SAMPLED_BYTES = 330 * 2.7e8
 # The same of one row, and what a pass takes beside.
 READ_BYTES, CPU_PASS_S = 2.2e10, 5e-4

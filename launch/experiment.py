@@ -234,9 +234,8 @@ def _agreement_seconds(experiment: Experiment, models: Mapping[str, Model]) -> f
     """A program for each model and block length; the primary's reading takes as long as all others' together."""
     evaluation = experiment.eval
     read = evaluation.sequences * experiment.train.seq_len * _primary_weights(experiment)
-    return len(models) * len(evaluation.gammas) * PROGRAM_S / 4 + 2 * 2 * read / reading_flops(
-        experiment.platform, "float32"
-    )
+    reading = 2 * 2 * read / reading_flops(experiment.platform, "float32")
+    return len(models) * len(evaluation.gammas) * PROGRAM_S / 4 + reading
 
 
 def _decoding(experiment: Experiment) -> dict[str, Any]:

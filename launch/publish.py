@@ -89,7 +89,7 @@ def _report(made: Content, group: str, project: str, entity: str, bound: bool) -
         project=project,
         entity=entity,
         title=made.title,
-        description="\n".join(made.leads[:1]),
+        description=made.leads[0] if made.leads else "",
         width="fluid",
         blocks=[
             *map(wr.P, text),

@@ -28,7 +28,7 @@ Answer = Literal["speed", "agreement", "standalone", "paper_claims"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the grid of a question showed where it was run."""
+    """What a measurement said to a question."""
 
     what: str
     commit: str

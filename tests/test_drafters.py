@@ -325,7 +325,7 @@ def test_what_cannot_draft_is_refused(words, message):
 
 
 @pytest.mark.slow
-def test_one_run_compares_all_drafters(tmp_path, quick_compilation):
+def test_one_run_compares_all_drafters(tmp_path):
     command = [sys.executable, str(ROOT / "launch" / "run.py"), "experiment=debug", "drafter=all", "gamma=4"]
     done = subprocess.run(
         [*command, "eval.measures=[agreement,speed]"], cwd=tmp_path, capture_output=True, text=True, check=False

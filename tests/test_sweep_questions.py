@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import pytest
+from synthetic_sweep import grid
 
 from launch import questions
 from launch.compose import compose_all, expand
+from launch.fleet.answer import Found
 from launch.run import main
 from launch.unread import refuse_unread
+from sweeps.sweep_report import render
 from tandem.errors import ConfigurationError
 
 
@@ -15,7 +20,8 @@ from tandem.errors import ConfigurationError
 def test_a_question_is_a_grid_that_composes(name):
     question = questions.read(name)
     assert question.title.endswith("?")
-    assert question.leads[0].startswith("Expected: ")
+    assert question.hypothesis
+    assert question.leads[0] == f"Expected: {question.hypothesis}"
     assert all(finding.what and finding.commit and finding.machine for finding in question.found)
     jobs = expand(question.words(["scale=tiny"] if name != "layer_map" else []))
     refuse_unread(compose_all(jobs), jobs)
@@ -40,6 +46,18 @@ def test_own_words_come_after_and_take_the_place_of_an_axis():
     assert questions.typed_words(["gamma=5"]) == ["gamma=5"]
 
 
+@pytest.mark.parametrize(("name", "table"), [("gamma_tau", "speed"), ("layer_map", "agreement")])
+def test_a_report_begins_with_what_is_known_and_is_answered_by_the_questions_table(name, table):
+    question = questions.read(name)
+    found = Found.of("sweep-1", ["-m", f"+sweep={name}"], grid())
+    assert found is not None
+    assert found.answer.key == table
+    page = render(found.title, found.leads, found.command, found.points, found.answer)
+    assert question.found
+    for lead in (f"Expected: {question.hypothesis}", *map(str, question.found)):
+        assert escape(lead) in page
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -59,4 +77,4 @@ def test_the_list_has_all_with_what_is_expected(capsys):
     for name in questions.names():
         assert f"+sweep={name}: {questions.read(name).title}" in said
         assert all(str(finding)[:60] in " ".join(said.split()) for finding in questions.read(name).found)
-    assert "40 points" in said
+    assert f"40 points, {questions.read('gamma_tau').takes}: drafter=tandem" in said
