@@ -43,12 +43,17 @@ def quick_compilation() -> Iterator[None]:
     """For a file, and the processes that it starts, whose programs take longer to be compiled well than to run."""
     import jax
 
+    def compile_quickly(quickly: bool) -> None:
+        # JAX would go on with programs that it compiled otherwise, whose last bits differ from another process's.
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", quickly)
+
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    compile_quickly(True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    compile_quickly(before)
 
 
 @pytest.fixture
