@@ -16,6 +16,8 @@ from platform import libc_ver
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 MESHES = ("1x1x2", "2x2x1", "2x2x2")
 

@@ -15,6 +15,8 @@ from open_models import write_checkpoint
 from launch.run import main
 from tandem.data.prompts import PROMPT_SETS
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 # Commands in these stand beside a commit, and are of that commit.
 DATED = {"log.md", "RESULTS.md"}

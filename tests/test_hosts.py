@@ -22,6 +22,8 @@ from tandem.errors import EnvironmentFailure
 from tandem.parallel import hosts as several
 from tandem.parallel.hosts import LOST, Hosts, join
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = str(ROOT / "tests" / "host_program.py")
 STEP_S = 0.1  # so that there is a middle of training to be killed in

@@ -22,6 +22,8 @@ from tandem.model.parameters import parameter_count
 from tandem.model.products import _dot_packed
 from tandem.model.tandem import Tandem, block_numbers
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LENGTH = 12
 
 

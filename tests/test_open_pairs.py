@@ -38,6 +38,8 @@ from tandem.model.names import path_name
 from tandem.model.tandem import Tandem
 from tandem.pair import decoder_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = (
     "experiment=debug",

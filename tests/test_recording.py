@@ -61,7 +61,7 @@ def test_what_is_recorded_trains_as_the_primary_beside_it(primary, windows, tmp_
         assert all(np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(b) + 1e-4 for a, b in leaves)
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "eagle")) for kind in SIZES])
 def test_a_head_learns_from_what_is_recorded_too(kind, primary, windows, tmp_path):
     head = nnx.split(HeadModule(SIZES[kind], PRIMARY, rngs=nnx.Rngs(2)))
     reads = (*SIZES[kind].reads(PRIMARY), PRIMARY.num_layers)

@@ -411,12 +411,13 @@ def test_too_little_isolation_is_refused(monkeypatch):
 def test_all_reference_solutions_of_mbpp_pass(given):
     """In a minute or two; the longest, task 123, takes some seconds."""
     rows = [json.loads(line) for line in data("evals/mbpp/mbpp.jsonl").read_text().splitlines()]
+    assert len(rows) == 974
     if given == "apart":
         programs = [Program(row["code"], row["test_list"], row["test_setup_code"]) for row in rows]
-    else:
+    else:  # every fourth: what is taken apart then runs as the others do
+        rows = rows[::4]
         programs = ["\n".join([row["code"], row["test_setup_code"], *row["test_list"]]) for row in rows]
     results = run_programs(programs, timeout=60)
-    assert len(results) == 974
     assert {row["task_id"]: r.reason for row, r in zip(rows, results, strict=True) if not r.passed} == {}
     # None by its own word.
     assert all(result.reason.endswith("judged apart from the program on plain values") for result in results)
