@@ -10,12 +10,14 @@ import pytest
 
 # Their tests take longest: begun last, one of them would keep one worker, and the others would have nothing to do.
 LONGEST = (
-    "test_open_pairs.py",
     "test_documents.py",
     "test_drafters.py",
-    "test_sync.py",
-    "test_run.py",
+    "test_evaluate.py",
     "test_kills.py",
+    "test_open_pairs.py",
+    "test_ray_sweeps.py",
+    "test_repeat.py",
+    "test_run.py",
     "test_training.py",
 )
 PROGRAMS = pytest.StashKey[str]()

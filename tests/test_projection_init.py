@@ -17,8 +17,6 @@ from tandem.model.names import path_name
 from tandem.model.tandem import block_numbers
 from tandem.training.projection_init import least_squares
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PRIMARY = dataclasses.replace(pairs.PRIMARY, num_layers=3)
 LAYER_MAP = (1, 2)
 

@@ -136,12 +136,12 @@ def test_nothing_outlives_a_killed_parent(at):
 
 @pytest.mark.slow
 def test_a_sweep_on_slices_survives_the_loss_of_a_process_an_actor_a_node_and_a_slice(at):
-    grid = ("-m", "gamma=2,4,7", "tau=0.6,0.7,0.8,0.9", "train.steps=100")
+    grid = ("-m", "gamma=2,4", "tau=0.7,0.8", "train.steps=100")
     undisturbed = at.parent / "undisturbed"
     undisturbed.mkdir()
     assert call(undisturbed, *grid, launcher="basic").returncode == 0
     expected = results(undisturbed)
-    assert len(expected) == 12
+    assert len(expected) == 4
 
     with cluster("A", "B") as made:
         path = f"{at.parent / 'site'}:{ROOT}"
@@ -190,7 +190,7 @@ def test_a_sweep_on_slices_survives_the_loss_of_a_process_an_actor_a_node_and_a_
 
     assert results(at) == expected
     ran = events(at)
-    assert (ran["run", "train"], ran["run", "report"]) == (1, 12)
+    assert (ran["run", "train"], ran["run", "report"]) == (1, 4)
     assert {step for (event, step) in ran if event == "resume"} == {"train"}
     assert sorted(set(logged(at))) == list(range(1, 101))
     assert len(logged(at)) <= 104, "each time it went on from the checkpoint"
