@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,7 @@ def test_cloud_tpu_has_eight_chips_on_one_host_and_four_a_host_beyond(type, coun
 
 def test_every_problem_of_the_options_is_told_at_once():
     given = {"accelerator": "v5litepod-2", "store": "/mnt", "wait": "long", "env": {"HF_TOKEN": "x"}, "jobs": 0}
+    given["store_here"] = "/no/such/place"
     with pytest.raises(ConfigurationError) as caught:
         checked_options(QueuedResourcesOptions, given)
     text = "\n".join(caught.value.problems)
@@ -169,6 +171,7 @@ def test_every_problem_of_the_options_is_told_at_once():
         assert said in text
     assert "env.HF_TOKEN would show a secret" in text
     assert "jobs=0 must be at least 1" in text
+    assert "store_here=/no/such/place is no directory here" in text
 
 
 def test_rendering_contacts_nothing_and_holds_no_secret(tmp_path, monkeypatch):
@@ -400,6 +403,42 @@ def test_a_sweep_outlives_preemption_and_failure_and_leaves_no_request(api, tmp_
     assert api.alive() == {}
     assert [call for call in api.calls if call.startswith("POST") and call.endswith("queuedResources")] != []
     assert max(concurrent(api)) <= 4
+
+
+def test_what_needs_no_accelerator_is_done_here_one_after_the_other(api, tmp_path):
+    mounted, folder = tmp_path / "mounted", tmp_path / "machines" / "store"
+    mounted.mkdir()
+    script = "echo $0 $FLAG; [ ! -e busy ] || exit 1; touch busy; sleep 0.3; rm busy; touch $0"
+    here = [replace(job(id, ("bash", "-c", script, id)), on_devices=False) for id in ("s000", "s001")]
+    jobs = [*here, job("p000", ("touch", "p000"), waits_for=("s000", "s001"))]
+    both, details = [f"sweep-1-{job.id}-1" for job in here], set()
+
+    def look(scheduler: Scheduler) -> None:
+        if scheduler.records["p000"].handle is None:
+            assert api.alive() == {}
+        details.update(status.detail for status in scheduler.backend.status(both).values())
+
+    scheduler = drive(tmp_path, jobs, look=look, store_here=str(mounted), env={"FLAG": "as there"})
+    assert set(outcomes(scheduler).values()) == {(State.succeeded, 1)}
+    assert {path.name for path in mounted.iterdir()} == {"s000", "s001"}, "in the store as this machine has it"
+    assert not (folder / "s000").exists()
+    assert (folder / "p000").exists()
+    assert {"waits for this machine", "s000 as there"} <= details
+    assert len([call for call in api.calls if call.startswith("POST") and call.endswith("/queuedResources")]) == 1
+    assert api.alive() == {}
+
+
+def test_what_is_done_here_ends_with_the_command(api, tmp_path):
+    (tmp_path / "mounted").mkdir()
+    jobs = [replace(job(id, ("bash", "-c", "[ -e go ] || sleep 600")), on_devices=False) for id in ("s000", "s001")]
+    stop = (tmp_path / "sweeps" / "sweep-1" / "logs" / "sweep-1-s000-1.log").exists
+    scheduler = drive(tmp_path, jobs, stop=stop, store_here=str(tmp_path / "mounted"))
+    assert not scheduler.finished  # type: ignore[attr-defined]
+    assert scheduler.backend.status(["sweep-1-s001-1"]) == {}
+    (tmp_path / "mounted" / "go").touch()
+    scheduler = drive(tmp_path, jobs, store_here=str(tmp_path / "mounted"))
+    assert {record.state for record in scheduler.records.values()} == {State.succeeded}
+    assert not [call for call in api.calls if call.startswith("POST")]
 
 
 def concurrent(api: TpuApi) -> list[int]:

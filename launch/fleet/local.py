@@ -66,9 +66,19 @@ class LocalBackend:
     max_preemptions = 3  # nobody preempts here but a person, or the kernel for want of memory
     ends_with_parent = True
 
-    def __init__(self, options: LocalOptions, directory: SweepDirectory):
+    def __init__(
+        self,
+        options: LocalOptions,
+        directory: SweepDirectory,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):
+        """Jobs work in `folder` (by default where this process does), with `environment` beside this process's own."""
         self._slots = divide(options.jobs, options.memory_gb, options.gpus)
         self._directory = directory
+        self._folder = folder
+        self._environment = environment or {}
+        self._waiting: dict[str, SweepJob] = {}
         self._attempts: dict[str, _Attempt] = {}
         self.capacity: int | None = len(self._slots)
 
@@ -85,7 +95,11 @@ class LocalBackend:
         if handle in self._attempts:
             return
         taken = {attempt.slot.number for attempt in self._attempts.values() if attempt.ended is None}
-        slot = next(slot for slot in self._slots if slot.number not in taken)
+        slot = next((slot for slot in self._slots if slot.number not in taken), None)
+        if slot is None:
+            self._waiting[handle] = job
+            return
+        self._waiting.pop(handle, None)
         cores = ",".join(map(str, slot.cores))
         start = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), cores, *here(job.command)]
         log = self._directory.log(handle)
@@ -96,13 +110,18 @@ class LocalBackend:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 # Unbuffered: what it prints and what it complains of stand in the log in their order, and at once.
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **slot.environment()},
+                env={**os.environ, **self._environment, "PYTHONUNBUFFERED": "1", **slot.environment()},
+                cwd=self._folder,
                 start_new_session=True,  # ctrl-C on the terminal reaches the parent alone, and one kill ends a family
             )
         self._attempts[handle] = _Attempt(process, slot)
 
     def status(self, handles: Sequence[str]) -> Mapping[str, Status]:
-        return {handle: self._status(handle) for handle in handles if handle in self._attempts}
+        found = {handle: self._status(handle) for handle in handles if handle in self._attempts}
+        for handle, job in list(self._waiting.items()):
+            self.submit(job, handle)
+        waits = Status(State.pending, detail="waits for this machine")
+        return found | {handle: waits for handle in handles if handle in self._waiting}
 
     def _status(self, handle: str) -> Status:
         attempt = self._attempts[handle]
@@ -133,6 +152,8 @@ class LocalBackend:
         return "\n".join(tail(self._directory.log(handle)).splitlines()[-lines:])
 
     def cancel(self, handles: Sequence[str]) -> None:
+        for handle in handles:
+            self._waiting.pop(handle, None)
         known = [self._attempts[handle] for handle in handles if handle in self._attempts]
         alive = [attempt for attempt in known if attempt.ended is None]
         for attempt in alive:

@@ -7,6 +7,8 @@ asks again under the next handle.
 
 None is left behind: `queued_resources.json` in the sweep's directory names each request before it is made, and keeps
 the name until Google's list no longer has it, however often deleting it fails and whichever process goes on.
+
+Jobs that need no accelerator are processes here, where this machine has mounted the store (`store_here`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 from launch.fleet.cloud import STORE, bucket_of, environment_problems
 from launch.fleet.gcloud import Refused, gcloud, gcloud_json
 from launch.fleet.interface import NoRoom, State, Status, SweepJob, Unavailable
+from launch.fleet.local import LocalBackend, LocalOptions
 from launch.fleet.queued_state import (
     ASK,
     CHIPS,
@@ -65,6 +68,7 @@ class QueuedResourcesOptions:
     spot: bool = False
     jobs: int = 4
     store: str | None = None
+    store_here: str | None = None
     setup: list[str] = field(default_factory=list)
     wait: str | None = None
     network: str | None = None
@@ -89,6 +93,10 @@ class QueuedResourcesOptions:
             found.append(f"{at}.accelerator={self.accelerator} {rule}{nearest(self.accelerator, CHIPS)}")
         if self.store is not None and bucket_of(self.store) is None:
             found.append(f"{at}.store={self.store} must be gs://BUCKET/FOLDER, or null if setup mounts {STORE} itself")
+        if self.store_here is not None and not Path(self.store_here).is_dir():
+            found.append(
+                f"{at}.store_here={self.store_here} is no directory here: mount the store there, or leave it out"
+            )
         if not self.setup:
             found.append(f"{at}.setup is needed: shell lines that install the project on a new TPU VM")
         if self.wait is not None and not DURATION.fullmatch(self.wait):
@@ -106,7 +114,6 @@ class QueuedResourcesBackend:
     name = "queued_resources"
     Options = QueuedResourcesOptions
     start_s = 300.0
-    plain_machines = False
 
     def __init__(self, options: QueuedResourcesOptions, directory: SweepDirectory):
         self.poll_s = options.poll_s
@@ -114,6 +121,10 @@ class QueuedResourcesBackend:
         self.max_preemptions = options.max_preemptions
         # Left alone, a finished request would go on costing money.
         self.ends_with_parent = not options.keep
+        # Google has no queue for machines without TPUs; this one is there, if it has the store.
+        self.plain_machines = options.store_here is not None
+        self._here = LocalBackend(LocalOptions(jobs=1), directory, Path(options.store_here or "."), options.env)
+        self._done_here: set[str] = set()
         self._options = options
         self._directory = directory
         self._ledger = Ledger(directory.path / "queued_resources.json")
@@ -121,12 +132,18 @@ class QueuedResourcesBackend:
         self._full_until = 0.0
 
     def render(self, job: SweepJob, handle: str) -> Mapping[str, Any]:
+        if not job.on_devices:
+            return self._here.render(job, handle)
         return {
             "command": ["gcloud", *self._create(handle), "--metadata-from-file=startup-script=STARTUP_SCRIPT"],
             "STARTUP_SCRIPT": self._script(job, handle),
         }
 
     def submit(self, job: SweepJob, handle: str) -> None:
+        if not job.on_devices:
+            self._done_here.add(handle)
+            self._here.submit(job, handle)
+            return
         if time.monotonic() < self._full_until:
             raise NoRoom("a request failed for want of quota a few minutes ago")
         self._ledger.hold(handle)
@@ -150,10 +167,12 @@ class QueuedResourcesBackend:
                 found[handle] = request_status(listed[handle])
                 if failure(listed[handle])[0] == EXHAUSTED:
                     self._full_until = time.monotonic() + FULL_S
-        return found
+        return {**found, **self._here.status(handles)}
 
     def logs(self, handle: str, lines: int) -> str:
         """From the machine while there is one, kept in the sweep's directory for later."""
+        if handle in self._done_here:
+            return self._here.logs(handle, lines)
         kept = self._directory.log(handle)
         if handle not in self._states:
             self._list()
@@ -171,10 +190,11 @@ class QueuedResourcesBackend:
 
     def cancel(self, handles: Sequence[str]) -> None:
         """Raises `Unavailable` naming what could not be deleted; that is tried again by whatever is called next."""
-        for handle in handles:
+        self._here.cancel(handles)
+        left = [handle for handle in handles if handle not in self._done_here]
+        for handle in left:
             self._ledger.doom(handle)
         deadline = time.monotonic() + INSIST_S
-        left = list(handles)
         while left:
             with ThreadPoolExecutor(SSH_AT_ONCE) as pool:
                 problems = dict(zip(left, pool.map(self._delete, left), strict=True))
@@ -186,6 +206,9 @@ class QueuedResourcesBackend:
                 time.sleep(min(5.0, self.poll_s))
 
     def release(self, handle: str) -> None:
+        if handle in self._done_here:
+            self._here.release(handle)
+            return
         self._ledger.doom(handle)
         problem = self._delete(handle)
         if problem:
