@@ -61,9 +61,9 @@ def drafter_of(kind: str):
     ("kind", "gamma", "dtype"),
     [
         ("independent", 1, jnp.float32),
-        ("independent", 5, jnp.float32),
+        pytest.param("independent", 5, jnp.float32, marks=pytest.mark.slow),
         ("tandem", 1, jnp.float32),
-        ("tandem", 5, jnp.float32),
+        pytest.param("tandem", 5, jnp.float32, marks=pytest.mark.slow),
         ("tandem", 7, jnp.bfloat16),
     ],
 )

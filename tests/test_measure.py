@@ -221,6 +221,7 @@ class Recording(Independent):
         return super().draft(weights, state, tokens, starts, index, primary_cache)
 
 
+@pytest.mark.slow
 def test_drafts_are_timed_in_the_room_and_at_the_places_of_decoding(bison, gecko):
     candidates = {"gecko": Candidate(drafting(Recording, gecko), "bison")}
     decode = DecodeConfig(max_new_tokens=40, batch_size=2)

@@ -35,7 +35,7 @@ def step(run=value, **given) -> Step:
     return plain("number", run, name="seven", **given)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_eight_processes_that_are_killed_at_random_finish_every_step_once(tmp_path, seed):
     seen = crowd(tmp_path, seed, "reach", 4.0)
     assert seen["killed_at_work"] > 0

@@ -276,7 +276,7 @@ def test_training_changes_the_primary_only_where_it_may(primary, pair, tmp_path,
             assert bool(np.any(leaf != before[name])) == (read or mode is PrimaryMode.joint_both), name
 
 
-@pytest.mark.parametrize("weight", [None, 1.0])
+@pytest.mark.parametrize("weight", [pytest.param(None, marks=pytest.mark.slow), 1.0])
 def test_no_weight_that_is_trained_goes_without_a_gradient(primary, pair, weight):
     """Weight decay would shrink it all the same."""
     for mode in (PrimaryMode.joint_secondary, PrimaryMode.joint_both):
