@@ -25,16 +25,15 @@ MOST_WORKERS = 4  # each grows to 2 GB and more, and starts processes
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Has this process and those that tests start share what they compile, from nothing in each session.
+    """Has this process and those that tests start share what they compile, from nothing in each session unless
+    JAX_COMPILATION_CACHE_DIR says otherwise.
 
     Most of a tiny run's time was XLA's, for programs that the run before had compiled too.
     """
-    if "PYTEST_XDIST_WORKER" in os.environ:  # which has the directory of the process that started it
-        return
-    # JAX reads both when it is imported, so no fixture may come first.
-    config.stash[PROGRAMS] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tandem-programs-")
-    # The usual second would leave nearly all out.
+    # JAX reads both when it is imported, so no fixture may come first. The usual second would leave nearly all out.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # as it is in a worker, which has that of who started it
+        config.stash[PROGRAMS] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tandem-programs-")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

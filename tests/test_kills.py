@@ -31,7 +31,7 @@ from tandem.training.kept import CHECKPOINT, DAMAGED, EVERY, PREVIOUS
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).resolve().parents[1]
-KILLS = int(os.environ.get("TANDEM_KILLS", "12"))  # on one device; on four half as many
+KILLS = int(os.environ.get("TANDEM_KILLS", "8"))  # on one device; on four half as many
 SEED = int(os.environ.get("TANDEM_KILLS_SEED", "0"))
 FOUR = ("platform.device=cpu", "platform.chips=4", "platform.chips_per_host=4", "platform.data=2", "platform.tensor=2")
 STRIDE = 5  # a process lives for a random share of a run's lines, up to one in this many

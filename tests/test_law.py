@@ -32,7 +32,7 @@ from tandem.model.bound import Bound
 from tandem.model.layout import trim
 
 # Each case compiles programs of its own.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 PROMPT = [0, 2, 1]
 

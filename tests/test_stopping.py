@@ -42,7 +42,7 @@ from tandem.model.bound import Bound
 from tandem.training.router import Traces, collect, fit, survival_of_blocks
 
 # Small models, but many programs to compile.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 PROMPT = [0, 2, 1]
 SAMPLING = SamplingConfig(temperature=1.0)
