@@ -406,24 +406,29 @@ def test_a_sweep_outlives_preemption_and_failure_and_leaves_no_request(api, tmp_
 
 
 def test_what_needs_no_accelerator_is_done_here_one_after_the_other(api, tmp_path):
-    mounted, folder = tmp_path / "mounted", tmp_path / "machines" / "store"
-    mounted.mkdir()
-    script = "echo $0 $FLAG; [ ! -e busy ] || exit 1; touch busy; sleep 0.3; rm busy; touch $0"
-    here = [replace(job(id, ("bash", "-c", script, id)), on_devices=False) for id in ("s000", "s001")]
-    jobs = [*here, job("p000", ("touch", "p000"), waits_for=("s000", "s001"))]
-    both, details = [f"sweep-1-{job.id}-1" for job in here], set()
+    (tmp_path / "mounted").mkdir()
+    backend = make(tmp_path, store_here=str(tmp_path / "mounted"), env={"FLAG": "as there"})
+    assert backend.plain_machines
+    for id, handle in (("s000", ONE), ("s001", TWO)):
+        command = ("bash", "-c", "echo $0 $FLAG; until [ -e go ]; do sleep 0.1; done; touch $0", id)
+        backend.submit(replace(job(id, command), on_devices=False), handle)
+    states = backend.status([ONE, TWO])
+    assert (states[ONE].state, states[TWO]) == (State.running, Status(State.pending, detail="waits for this machine"))
+    (tmp_path / "mounted" / "go").touch()
+    for id, handle in (("s000", ONE), ("s001", TWO)):
+        assert wait_for(backend, handle, State.succeeded, State.failed) == Status(State.succeeded, 0)
+        assert backend.logs(handle, 5) == f"{id} as there"
+        assert (tmp_path / "mounted" / id).exists(), "in the store as this machine has it"
+        backend.release(handle)
+    assert not [call for call in api.calls if call.startswith("POST")]
 
-    def look(scheduler: Scheduler) -> None:
-        if scheduler.records["p000"].handle is None:
-            assert api.alive() == {}
-        details.update(status.detail for status in scheduler.backend.status(both).values())
 
-    scheduler = drive(tmp_path, jobs, look=look, store_here=str(mounted), env={"FLAG": "as there"})
+def test_a_point_waits_for_what_is_done_here(api, tmp_path):
+    (tmp_path / "mounted").mkdir()
+    jobs = [replace(job("s000", ("touch", "s000")), on_devices=False)]
+    scheduler = drive(tmp_path, [*jobs, job("p000", ("true",), ("s000",))], store_here=str(tmp_path / "mounted"))
     assert set(outcomes(scheduler).values()) == {(State.succeeded, 1)}
-    assert {path.name for path in mounted.iterdir()} == {"s000", "s001"}, "in the store as this machine has it"
-    assert not (folder / "s000").exists()
-    assert (folder / "p000").exists()
-    assert {"waits for this machine", "s000 as there"} <= details
+    assert (tmp_path / "mounted" / "s000").exists()
     assert len([call for call in api.calls if call.startswith("POST") and call.endswith("/queuedResources")]) == 1
     assert api.alive() == {}
 
