@@ -93,7 +93,7 @@ class QueuedResourcesOptions:
             found.append(f"{at}.accelerator={self.accelerator} {rule}{nearest(self.accelerator, CHIPS)}")
         if self.store is not None and bucket_of(self.store) is None:
             found.append(f"{at}.store={self.store} must be gs://BUCKET/FOLDER, or null if setup mounts {STORE} itself")
-        if self.store_here is not None and not Path(self.store_here).is_dir():
+        if self.store_here is not None and not Path(self.store_here).expanduser().is_dir():
             found.append(
                 f"{at}.store_here={self.store_here} is no directory here: mount the store there, or leave it out"
             )
@@ -123,7 +123,8 @@ class QueuedResourcesBackend:
         self.ends_with_parent = not options.keep
         # Google has no queue for machines without TPUs; this one is there, if it has the store.
         self.plain_machines = options.store_here is not None
-        self._here = LocalBackend(LocalOptions(jobs=1), directory, Path(options.store_here or "."), options.env)
+        folder = Path(options.store_here or ".").expanduser()
+        self._here = LocalBackend(LocalOptions(jobs=1), directory, folder, options.env)
         self._done_here: set[str] = set()
         self._options = options
         self._directory = directory
