@@ -150,10 +150,14 @@ class SentencePieceTokenizer(Tokenizer):
     @cached_property
     def _behind(self) -> Any:
         """The model for text behind a control token."""
+        from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2
 
         protocol: Any = sentencepiece_model_pb2  # its names are made when it is imported
-        model = protocol.ModelProto.FromString(self.model)
+        try:
+            model = protocol.ModelProto.FromString(self.model)
+        except DecodeError as error:  # of two readers of one format the processor's is the more lenient
+            raise EnvironmentFailure(f"{self.name}: is not a SentencePiece model ({error})") from None
         if self._tokens.spaced or not model.normalizer_spec.add_dummy_prefix:
             return self._processor
         model.normalizer_spec.add_dummy_prefix = False
@@ -165,7 +169,8 @@ class SentencePieceTokenizer(Tokenizer):
         if piece is None:
             return own if own >= 0 else None
         token = self._processor.piece_to_id(piece)
-        if self._processor.id_to_piece(token) != piece:
+        # Where there is none such it is the unknown piece's, and that too may be none.
+        if not 0 <= token < self.vocab_size or self._processor.id_to_piece(token) != piece:
             raise EnvironmentFailure(f"{self.name}: has no piece {piece!r}, which is its {name} in the files beside it")
         return token
 
