@@ -54,7 +54,7 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
         if hint is None:
             problems.append(f"unknown key {key}{nearest_key(key, known)}")
         elif (group := _dataclass(hint)) or typing.get_origin(hint) is dict:
-            if value is None and hint is not group:
+            if value is None and group and hint is not group:
                 fields[name] = None
             elif not isinstance(value, Mapping):
                 problems.append(f"{key}={value} must be a group of keys{_inside(key, known)}")

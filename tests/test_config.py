@@ -180,6 +180,7 @@ UNFIT = [
     ("train.rates.medusa=0", "train.rates.medusa=0.0 must be above 0"),
     ("train.rates={medsa: 2}", "train.rates.medsa is no row that is trained; did you mean medusa?"),
     ("scale.models.bison=3", "scale.models.bison=3 must be a group of keys"),
+    ("train.rates=null", "train.rates=None must be a group of keys"),
     ("train.steps=${nothing}", "train.steps: Interpolation key 'nothing' not found"),
     ("gamma=-1", "gamma=-1 must be at least 0"),
     ("tau=1.5", "tau=1.5 must be from 0.0 to 1.0"),
