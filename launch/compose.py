@@ -137,7 +137,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
         if word.startswith(PROMPT):
             axes.append([word])
             continue
-        word = _tilde_quoted(word)
+        word = _without_glob(_tilde_quoted(word))
         parsed = _parse(word)
         if isinstance(parsed, str):
             raise ConfigurationError([parsed])
@@ -156,6 +156,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 def for_hydra(overrides: Sequence[str]) -> list[str]:
     """The same overrides but for prompts, all in the form that Hydra accepts without checking keys itself."""
     problems: list[str] = []
+    overrides = [word if word.startswith(PROMPT) else _without_glob(word) for word in overrides]
     choices, values = _sort(overrides, problems, sweeps=True)
     if problems:
         raise ConfigurationError(problems)
@@ -189,6 +190,22 @@ def _parse(word: str) -> Any:
         return f"{shown(word)} has a number that is too long, or values in values too deep"
     except HydraException:
         return f"cannot read {shown(word)}: write key=value, and quote a value with special characters: 'key=\"a, b\"'"
+
+
+def _without_glob(word: str) -> str:
+    """`GROUP=glob(…)` as the options that it names: to Hydra every file of the group is one."""
+    from hydra.core.override_parser.types import ValueType
+
+    parsed = _parse(word)
+    if isinstance(parsed, str) or parsed.value_type is not ValueType.GLOB_CHOICE_SWEEP:
+        return word
+    options = groups().get(parsed.key_or_group)
+    if options is None:
+        raise ConfigurationError([f"{word}: glob is of a group's options: {', '.join(sorted(groups()))}"])
+    found = parsed.value().filter(sorted(options))
+    if not found:
+        raise ConfigurationError([f"{word}: names none of {', '.join(sorted(options))}"])
+    return f"{parsed.get_key_element()}={','.join(found)}"
 
 
 def _tilde_quoted(word: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,26 @@ def test_everything_wrong_is_said_at_once():
 def test_message_lists_the_problems():
     assert str(ConfigurationError(["a"])) == "configuration refused: a"
     assert str(ConfigurationError(["a", "b"])).splitlines()[1:] == ["  - a", "  - b"]
+
+
+def test_a_glob_is_expanded_to_the_options_that_it_names():
+    assert expand(["scale=glob([l*,t*])", "seed=1"]) == [["scale=laptop", "seed=1"], ["scale=tiny", "seed=1"]]
+    words = ["train=glob(*,exclude=[c*,d*,l*,m*,p*,s*])"]
+    assert expand(words) == [["train=joint_both"], ["train=joint_secondary"]]
+    assert for_hydra(words) == ["train=joint_both,joint_secondary"], "and not _further"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("scale=glob(x*)", "names none of gpu, laptop, pod, smollm2, tiny"),
+        ("gamma=glob(*)", "glob is of a group's options: data, decode, drafter"),
+        ("=glob(?)", "glob is of a group's options"),
+    ],
+)
+def test_a_glob_that_names_nothing_is_refused(word, message):
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        expand([word])
 
 
 def test_a_multirun_is_expanded_in_order():
