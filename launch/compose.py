@@ -185,8 +185,11 @@ def _parse(word: str) -> Any:
     if not is_text(word):
         return f"{word!r} holds bytes that are not UTF-8, or half of a surrogate pair"
     try:
-        return OverridesParser.create().parse_override(word)
-    except (ValueError, RecursionError):  # of numbers with thousands of digits, and of lists in lists
+        parsed = OverridesParser.create().parse_override(word)
+        if isinstance(value := parsed.value(), int):
+            float(value)  # which Hydra may make of it
+        return parsed
+    except (ValueError, OverflowError, RecursionError):  # of numbers with hundreds of digits, and of lists in lists
         return f"{shown(word)} has a number that is too long, or values in values too deep"
     except HydraException:
         return f"cannot read {shown(word)}: write key=value, and quote a value with special characters: 'key=\"a, b\"'"

@@ -12,7 +12,7 @@ from dataclasses import is_dataclass
 from enum import Enum
 from typing import Any, cast
 
-from tandem.checks import nearest
+from tandem.checks import nearest, shown
 from tandem.config import Experiment, Rates
 from tandem.validate import rate_names
 
@@ -53,6 +53,8 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
         key, hint = f"{where}{name}", hints.get(name)
         if hint is None:
             problems.append(f"unknown key {key}{nearest_key(key, known)}")
+        elif _too_long(value) and not any(part is str or str in typing.get_args(part) for part in _parts(hint)):
+            problems.append(f"{key}={shown(value)} has a number of more than 64 bits")
         elif (group := _dataclass(hint)) or typing.get_origin(hint) is dict:
             if value is None and group and hint is not group:
                 fields[name] = None
@@ -63,6 +65,9 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
             else:
                 element, fields[name] = typing.get_args(hint)[1], {}
                 for entry, entry_value in value.items():
+                    if _too_long(entry_value):
+                        problems.append(f"{key}.{entry}={shown(entry_value)} has a number of more than 64 bits")
+                        continue
                     if not is_dataclass(element):
                         with _converting(f"{key}.{entry}", element, entry_value, problems):
                             node[name] = {entry: _listed(element, entry_value)}
@@ -78,6 +83,14 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
                 node[name] = _listed(hint, value)
                 fields[name] = _as_plain(node[name])
     return cls(**fields)
+
+
+def _too_long(value: Any) -> bool:
+    """Whether it is, or holds in a list, an integer of more than 64 bits; of 309 digits it is no float either."""
+    return any(
+        isinstance(item, int) and not -(2**63) <= item < 2**63
+        for item in (value if isinstance(value, list) else [value])
+    )
 
 
 def _listed(hint: Any, value: Any) -> Any:
@@ -99,8 +112,8 @@ def _converting(key: str, hint: Any, value: Any, problems: list[str]) -> Iterato
     try:
         yield
     except OmegaConfBaseException:
-        shown = "null" if value is None else value
-        problems.append(f"{key}={shown} must be {_allowed(hint, str(value))}")
+        said = "null" if value is None else value
+        problems.append(f"{key}={said} must be {_allowed(hint, str(value))}")
 
 
 @functools.cache

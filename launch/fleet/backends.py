@@ -43,7 +43,7 @@ def checked_options(cls: type, options: Mapping[str, Any]) -> Any:
             continue
         try:
             node[key] = value
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, OverflowError) as error:
             problems.append(f"hydra.launcher.{key}={value}: {str(error).splitlines()[0]}")
     try:
         made = OmegaConf.to_object(node)
