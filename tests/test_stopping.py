@@ -16,7 +16,7 @@ from launch.experiment import build
 from tandem.config import DecodeConfig, StopRule, Verification
 from tandem.decoding.drafters.independent import Independent
 from tandem.decoding.drafters.tandem import TandemDrafter
-from tandem.decoding.engine import Engine, EngineWeights, fan_out
+from tandem.decoding.engine import Engine, EngineWeights, fan_out, widths_to
 from tandem.decoding.sampler import row_keys
 from tandem.decoding.sampling import GREEDY, SamplingConfig
 from tandem.decoding.stopping import Draft, Oracle, remember
@@ -34,9 +34,10 @@ from tandem.decoding.stopping.router import (
 )
 from tandem.errors import ConfigurationError
 from tandem.measure.calibration import area_under_curve, best_temperature, expected_calibration_error
+from tandem.measure.costs import Costs
 from tandem.measure.draft_cost import DraftCost
 from tandem.measure.pair import Pair
-from tandem.measure.stopping import stopping_tables, tune
+from tandem.measure.stopping import knowing, stopping_tables, tune
 from tandem.measure.timing import Method, run_prompts
 from tandem.model.bound import Bound
 from tandem.training.router import Traces, collect, fit, survival_of_blocks
@@ -146,10 +147,42 @@ def pair():
 def test_greedy_output_is_the_primarys_bit_for_bit(pair, stop):
     decode = DecodeConfig(max_new_tokens=24, gamma=5)
     plain = run_prompts(pair.plain(decode, 6), PROMPTS, 24)
-    method = replace(pair.method(decode, 5, stop, 0.3), reference=plain.responses if stop is StopRule.oracle else None)
+    method = pair.method(decode, 5, stop, 0.3, width=6)
+    method = replace(method, reference=plain.responses if stop is StopRule.oracle else None)
     outcome = run_prompts(method, PROMPTS, 24, batch_size=3)
     np.testing.assert_array_equal(outcome.responses, plain.responses)
+    assert outcome.positions_per_primary_run == 6
     assert len(np.flatnonzero(outcome.blocks.sum(axis=1))) > 1, "blocks of one length would show nothing"
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_pass_is_as_wide_as_the_longest_block_of_a_row_needs(pair, samples):
+    """The same blocks, whose drafts and draws do not hang on a width; fewer positions."""
+    decode = DecodeConfig(max_new_tokens=24, gamma=5, temperature=float(samples > 1))
+    wide, narrow = (
+        run_prompts(pair.method(decode, 5, StopRule.survival, 0.3, width), PROMPTS, 24, samples) for width in (6, None)
+    )
+    np.testing.assert_array_equal(narrow.responses, wide.responses)
+    np.testing.assert_array_equal(narrow.blocks, wide.blocks)
+    assert wide.positions.sum() == 6 * wide.primary_runs
+    by_drafts = narrow.blocks.sum(axis=1)
+    least = by_drafts @ [2, 2, 3, 6, 6, 6]  # of the widths 2, 3 and 6, a row alone
+    assert min(by_drafts[1:3].sum(), by_drafts[3:].sum()) > 0, "or one width would do"
+    if samples == 1:
+        assert narrow.positions.sum() == least
+    else:
+        assert least < narrow.positions.sum() < wide.positions.sum()
+
+
+def test_the_oracle_knows_what_passes_of_its_own_widths_write(pair):
+    decode = DecodeConfig(max_new_tokens=24, gamma=5)
+    known = run_prompts(pair.plain(decode, 6), PROMPTS, 24).responses
+    # As if a near-tie had broken otherwise in the middle of each response.
+    wrong = known.copy()
+    wrong[:, 12] = (wrong[:, 12] + 1) % 37
+    method = knowing(pair.method(decode, 5, StopRule.oracle), wrong, PROMPTS, 24, 1, 1, 0)
+    assert method.reference is not None
+    np.testing.assert_array_equal(method.reference, known)
 
 
 def test_no_rule_wastes_fewer_drafts_than_the_oracle(pair):
@@ -343,6 +376,24 @@ def test_a_draft_of_a_short_block_bears_more_of_what_a_block_costs():
     assert cost.of(5, np.array([0])) == pytest.approx(17 / 5)
     assert cost.line() == pytest.approx((4.5, 2.0))
     assert DraftCost([1], np.array([[5.0, 8.0]])).line() == pytest.approx((6.5, 0.0))
+
+
+def test_a_rules_blocks_cost_what_their_widths_do():
+    draft = DraftCost([1, 5], np.array([[1.0], [5.0]]))
+    costs = Costs({False: draft}, {1: 1.0, 2: 1.2, 3: 1.4, 6: 2.0}, 1.0)
+    counts = np.zeros((6, 6), int)
+    counts[1, 0], counts[2, 1], counts[4, 4] = 1, 2, 1  # passes of 2, 3, 3 and 6 positions
+    assert costs.verify(counts) == pytest.approx((1.2 + 2 * 1.4 + 2.0) / 4)
+    more, without = costs.verify_line(6)
+    assert (without + more, without + 5 * more) == pytest.approx((1.2, 2.0))
+    assert costs.verify_line(2) == (0.0, 1.2)
+
+
+def test_widths_are_few_and_at_most_twice_what_a_block_needs():
+    assert [widths_to(width) for width in (1, 2, 3, 4, 18)] == [(1,), (2,), (2, 3), (2, 4), (2, 3, 5, 9, 18)]
+    for width in range(2, 40):
+        for needed in range(2, width + 1):
+            assert next(of for of in widths_to(width) if of >= needed) <= 2 * (needed - 1)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ class CompareRules(PromptedDecoding):
     routers are worth. Inputs: the drafters by name, and router_… and tune_… of each."""
 
     kind: ClassVar[str] = "stopping"
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
 
     drafters: Mapping[str, str]  # the kinds by the names of the rows
     stops: list[StopRule]

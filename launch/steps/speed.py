@@ -18,7 +18,7 @@ class Speed(PromptedDecoding):
     needs."""
 
     kind: ClassVar[str] = "speed"
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
 
     drafters: Mapping[str, str]  # the kinds by the names of the rows
     gamma: int

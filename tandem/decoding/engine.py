@@ -67,6 +67,7 @@ class DecodingState:
     chance: Any  # what random draws come from; None where nothing is drawn
     recent: jax.Array  # [B] share of accepted drafts, the latest counting most
     primary_runs: jax.Array  # [B] passes of the primary, prefill not counted
+    primary_positions: jax.Array  # [B] what those passes read, padding too
     blocks: jax.Array  # [B, γ + 1, γ + 1] how many blocks had n drafts (second axis), of which m accepted (third)
 
     @property
@@ -85,8 +86,9 @@ class Engine:
 
     `gamma` is the number of drafts of a block, with a stopping rule the greatest. `width` is the number of positions of
     a pass of the primary, at least γ + 1; a wider one pads. Two engines of one width run the same arithmetic on every
-    position, which makes their greedy outputs comparable bit by bit. With `verify=False` all drafts are kept
-    (standalone). A row ends with the first of `stop_tokens` that it emits.
+    position, which makes their greedy outputs comparable bit by bit. Without it a pass has γ + 1 positions, or with a
+    stopping rule the least of `widths_to(γ + 1)` that holds the longest block of a row. With `verify=False` all drafts
+    are kept (standalone). A row ends with the first of `stop_tokens` that it emits.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Engine:
         if self.width <= gamma:
             raise ValueError(f"width {self.width} cannot hold {gamma} drafts and the token before them")
         self.rule = Fixed() if rule is None else rule
+        self.widths = (self.width,) if width is not None or isinstance(self.rule, Fixed) else widths_to(self.width)
         if not verify and not isinstance(self.rule, Fixed):
             raise ValueError("decoding that keeps every draft has blocks of one length")
         self.sampling, self.verification, self.stop_tokens = sampling, verification, tuple(stop_tokens)
@@ -149,6 +152,7 @@ class Engine:
             chance=chance,
             recent=jnp.full(batch, UNKNOWN, jnp.float32),
             primary_runs=jnp.zeros(batch, jnp.int32),
+            primary_positions=jnp.zeros(batch, jnp.int32),
             blocks=jnp.zeros((batch, self.gamma + 1, self.gamma + 1), jnp.int32),
         )
 
@@ -160,34 +164,56 @@ class Engine:
 
     def block(self, weights: EngineWeights, limits: jax.Array, state: DecodingState) -> DecodingState:
         """One block: drafts, one pass of the primary, and the position moved past what is kept."""
-        decoder = nnx.merge(self.primary, weights.primary)
         alive = running(state, limits)
         block = self.draft_block(weights, state, alive)
-        drafts, drafted = block.tokens, block.drafted
+        state = replace(state, drafter=block.drafter, chance=block.chance)
+        if len(self.widths) == 1:
+            return self.verify_block(weights, state, block, alive, self.width)
+        needed, narrower = 1 + jnp.max(jnp.where(alive, block.drafted, 0)), 0
+        for width in self.widths:
+
+            def turn(carry: tuple[jax.Array, DecodingState], width: int = width) -> tuple[jax.Array, DecodingState]:
+                return jnp.zeros((), bool), self.verify_block(weights, carry[1], block, alive, width)
+
+            # A loop of one turn or none, as it keeps the caches in place: the branches of a conditional copy them.
+            chosen = (narrower < needed) & (needed <= width)
+            state = jax.lax.while_loop(lambda carry: carry[0], turn, (chosen, state))[1]
+            narrower = width
+        return state
+
+    def verify_block(
+        self, weights: EngineWeights, state: DecodingState, block: Block, alive: jax.Array, width: int
+    ) -> DecodingState:
+        """One pass of the primary over `width` positions, which no row's drafts exceed, and what is kept."""
+        decoder = nnx.merge(self.primary, weights.primary)
+        gamma = min(self.gamma, width - 1)
+        drafts, drafted = block.tokens[:, :gamma], block.drafted
         current = take(state.tokens, state.position, 1)
-        padding = jnp.zeros((current.shape[0], self.width - 1 - self.gamma), jnp.int32)
+        padding = jnp.zeros((current.shape[0], width - 1 - gamma), jnp.int32)
         read = jnp.concatenate([current, drafts, padding], axis=1)
         states, cache = decoder.extend(read, state.position, state.cache)
-        chance = block.chance
+        chance = state.chance
         if not self.verify:
-            free = decoder.logits(states[-1][:, self.gamma : self.gamma + 1])[:, 0]
+            free = decoder.logits(states[-1][:, gamma : gamma + 1])[:, 0]
             following, chance = self._draw(chance, state.position, self.gamma + 1, free, alive)
             accepted = drafted
             emitted = jnp.concatenate([drafts, following[:, None]], axis=1)
         else:
             # The padding has logits too: engines of one width must also share the shape of this product.
-            logits = decoder.logits(states[-1])[:, : self.gamma + 1]
+            logits = decoder.logits(states[-1])[:, : gamma + 1]
             if self.sampling.greedy:
                 targets = greedy(logits)
-                right = (drafts == targets[:, :-1]) & (jnp.arange(self.gamma) < drafted[:, None])
+                right = (drafts == targets[:, :-1]) & (jnp.arange(gamma) < drafted[:, None])
                 accepted = accepted_count(Verification.token, right)
                 # Accepted drafts are the primary's own choices, so what follows the current token is `targets`.
                 emitted = targets
             else:
-                accepted, following, chance = self._verify(chance, state.position, logits, block, alive)
-                place = jnp.arange(self.gamma + 1)
+                laws = block.laws if block.laws is None else block.laws[:, :gamma]
+                cut = replace(block, tokens=drafts, laws=laws, chance=chance)
+                accepted, following, chance = self._verify(state.position, logits, cut, alive)
+                place = jnp.arange(gamma + 1)
                 emitted = jnp.where(place < accepted[:, None], jnp.pad(drafts, ((0, 0), (0, 1))), following[:, None])
-        drafter_state = block.drafter
+        drafter_state = state.drafter
         if self.drafter is not None:
             drafter_state = self.drafter.update(weights.drafter, drafter_state, read, states, state.position)
         lived = alive.astype(jnp.int32)
@@ -201,6 +227,7 @@ class Engine:
             chance=chance,
             recent=jnp.where(alive, remember(state.recent, drafted, accepted), state.recent),
             primary_runs=state.primary_runs + lived,
+            primary_positions=state.primary_positions + lived * width,
             blocks=state.blocks + (lived[:, None] * outcome).reshape(state.blocks.shape),
         )
 
@@ -260,15 +287,19 @@ class Engine:
         return self.sampler.categorical(chance, position, slot, self.sampling.probabilities(logits), active)
 
     def _verify(
-        self, chance: Any, position: jax.Array, logits: jax.Array, block: Block, active: jax.Array
+        self, position: jax.Array, logits: jax.Array, block: Block, active: jax.Array
     ) -> tuple[jax.Array, jax.Array, Any]:
-        """How many drafts are accepted [B], the token after them [B], and the state of random draws."""
-        p = self.sampling.probabilities(logits)
+        """How many drafts of `block` are accepted [B], the token after them [B], and the state of random draws."""
+        p, chance = self.sampling.probabilities(logits), block.chance
         if block.laws is None:
             following, chance = self._draw(chance, position, self.gamma + 1, logits[:, 0], active)
             return block.drafted, following, chance
         chances, weight = acceptance(self.verification, p, block.laws, block.tokens, block.drafted)
-        events, chance = self.sampler.bernoulli(chance, position, self.gamma, chances, active)
+        # As many events whatever the pass's width, so that what is drawn does not hang on it.
+        unread = self.gamma - chances.shape[1]
+        events, chance = self.sampler.bernoulli(
+            chance, position, self.gamma, jnp.pad(chances, ((0, 0), (0, unread))), active
+        )
         accepted = accepted_count(self.verification, events)
         after = residual(p, block.laws, weight, accepted, block.drafted)
         following, chance = self.sampler.categorical(chance, position, self.gamma + 1, after, active)
@@ -278,8 +309,8 @@ class Engine:
         """The index of each row's first stop token [B], of those emitted so far."""
         if not self.stop_tokens:
             return state.end
-        stops = jnp.isin(emitted, jnp.asarray(self.stop_tokens)) & (jnp.arange(self.gamma + 1) <= accepted[:, None])
-        found = state.position + 1 + jnp.argmax(stops, axis=1)
+        stops = jnp.isin(emitted, jnp.asarray(self.stop_tokens)) & (jnp.arange(emitted.shape[1]) <= accepted[:, None])
+        found = state.position + 1 + jnp.argmax(stops, axis=1).astype(jnp.int32)
         return jnp.where(alive & jnp.any(stops, axis=1), found, state.end)
 
 
@@ -303,6 +334,15 @@ class Drafting:
     block: Block
     active: jax.Array  # [B] rows whose next draft counts
     rule: Any
+
+
+def widths_to(width: int) -> tuple[int, ...]:
+    """The widths of passes over blocks of any number of drafts, ascending, of which the last is `width`: 2, 3, 5, 9 and
+    18 for 18. A pass has at most twice the positions that it needs, and programs are few."""
+    widths = [width]
+    while widths[0] > 2:
+        widths.insert(0, -(-widths[0] // 2))
+    return tuple(widths)
 
 
 def running(state: DecodingState, limits: jax.Array) -> jax.Array:

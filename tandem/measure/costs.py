@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tandem.config import DecodeConfig, StopRule
+from tandem.decoding.engine import widths_to
 from tandem.measure.draft_cost import DraftCost, draft_costs, lengths_to
 from tandem.measure.pair import RULED, Pair
 from tandem.measure.speed import BASELINE_WIDTHS, fastest
@@ -20,13 +21,27 @@ class Costs:
     """Times in units of one pass of the fastest autoregressive decoder, measured in one run."""
 
     drafts: dict[bool, DraftCost]  # in seconds; with a router where true
-    verify: dict[int, float]  # by width
+    by_width: dict[int, float]  # v
     alone: float  # seconds of the unit
 
     def verify_at(self, width: int) -> float:
         """Between measured widths, linear."""
-        widths = sorted(self.verify)
-        return float(np.interp(width, widths, [self.verify[at] for at in widths]))
+        widths = sorted(self.by_width)
+        return float(np.interp(width, widths, [self.by_width[at] for at in widths]))
+
+    def verify(self, counts: np.ndarray) -> float:
+        """Mean over runs of the primary by their drafts and acceptances, `counts` [γ + 1, γ + 1], each as wide as it
+        must be: what a rule's blocks cost a row alone."""
+        by_drafts = counts.sum(axis=1)
+        widths = np.asarray(widths_to(len(counts)))
+        costs = [self.verify_at(widths[np.searchsorted(widths, drafts + 1)]) for drafts in range(len(counts))]
+        return float(by_drafts @ costs / by_drafts.sum())
+
+    def verify_line(self, width: int) -> tuple[float, float]:
+        """What one draft more adds to v, from one to `width` − 1 drafts, and v without it."""
+        least, greatest = self.verify_at(2), self.verify_at(width)
+        more = max(0.0, greatest - least) / (width - 2) if width > 2 else 0.0
+        return more, least - more
 
     def of_draft(self, stop: StopRule, drafts: float) -> float:
         """One draft of blocks that have so many."""
@@ -65,7 +80,7 @@ def measure_costs(
         ruled: {length: pair.method(decode, length, rule) for length in lengths} for ruled, rule in rules.items()
     }
     drafts = draft_costs(drafting, prompts, decode.max_new_tokens, **rows)
-    verify = {
+    by_width = {
         width: float(np.median(outcomes[f"width {width}"].decode_seconds / baseline.decode_seconds)) for width in widths
     }
-    return Costs(drafts, verify, baseline.seconds_per_run)
+    return Costs(drafts, by_width, baseline.seconds_per_run)

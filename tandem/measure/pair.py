@@ -30,11 +30,16 @@ class Pair:
     router: RouterWeights | None = None
 
     def method(
-        self, decode: DecodeConfig, gamma: int, stop: StopRule = StopRule.fixed, threshold: float = 0.0
+        self,
+        decode: DecodeConfig,
+        gamma: int,
+        stop: StopRule = StopRule.fixed,
+        threshold: float = 0.0,
+        width: int | None = None,
     ) -> Method:
-        """SPEED with at most `gamma` drafts; the `threshold` is the rule's."""
+        """SPEED with at most `gamma` drafts; the `threshold` is the rule's, `width` as in `Engine`."""
         law, rule = sampling_of(decode), rule_of(stop, threshold, self.router)
-        options = {"sampling": law, "verification": decode.verification}
+        options = {"sampling": law, "verification": decode.verification, "width": width}
         return Method.of(self.primary, self.drafter, gamma, rule=rule, **options)
 
     def plain(self, decode: DecodeConfig, width: int) -> Method:

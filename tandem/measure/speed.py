@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from tandem.decoding.stopping import StoppingRule
 from tandem.measure import acceptance, theory
 from tandem.measure.controls import over_controls
 from tandem.measure.draft_cost import DraftCost, draft_costs, lengths_to
-from tandem.measure.timing import Method, Outcome, by_category, compare, sampling_of, speedup
+from tandem.measure.timing import Method, Outcome, by_category, compare, run_prompts, sampling_of, speedup
 from tandem.model.bound import Bound
 from tandem.model.decoder import Decoder
 from tandem.model.layout import one_position, pack_matrices
@@ -62,6 +62,13 @@ def fastest(baselines: Iterable[str], outcomes: Mapping[str, Outcome]) -> Outcom
     return min((outcomes[name] for name in baselines), key=lambda outcome: np.median(outcome.decode_seconds))
 
 
+def verify_cost(alone: Iterable[Outcome], baseline: Outcome, width: float) -> float:
+    """v of passes of `width` positions in the mean: linear between those of the autoregressive decoders `alone`."""
+    costs = {one.positions_per_primary_run: np.median(one.decode_seconds / baseline.decode_seconds) for one in alone}
+    widths = sorted(costs)
+    return float(np.interp(width, widths, [costs[at] for at in widths]))
+
+
 def repetition_rate(responses: np.ndarray, n: int = 4) -> float:
     """Share of the n-grams of `responses` [N, T] that stood earlier in the same response: loops flatter any drafter."""
     repeated = total = 0
@@ -90,7 +97,8 @@ def speed_tables(
     responses that are those of autoregressive decoding at the width of verification, the same arithmetic;
     `identical_to_width1` those of passes of width 1, which may break near-ties otherwise: `divergence_gap` is the
     greatest difference of the two highest logits where such responses part. With a rule blocks have at most `gamma`
-    drafts. What `over_controls` adds compares a candidate with the best control.
+    drafts, and passes of several widths are timed: for `identical_to_primary` each prompt is decoded once more by
+    passes of one. What `over_controls` adds compares a candidate with the best control.
     """
     sides = {name: _Side(name, primary, gamma, decode) for name, primary in primaries.items()}
     speculative = {name: sides[one.primary].speculative(one, gamma, decode) for name, one in candidates.items()}
@@ -114,11 +122,19 @@ def speed_tables(
     }
     sizes = (decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
     costs = draft_costs(drafting, prompts, *sizes) if gamma else {}
+    of_one_width = {
+        name: run_prompts(sides[one.primary].speculative(one, gamma, decode, gamma + 1), prompts, *sizes).responses
+        for name, one in candidates.items()
+        if one.rule and sampling_of(decode).greedy
+    }
     shown: list[_Shown] = []
     for side in sides.values():
         shown.append(_Shown(BASELINE, side, side.baseline(outcomes), next(iter(side.plain.values()))))
         own = [name for name, one in candidates.items() if one.primary == side.name]
-        shown += [_Shown(name, side, outcomes[name], speculative[name], costs.get(name)) for name in own]
+        shown += [
+            _Shown(name, side, outcomes[name], speculative[name], costs.get(name), of_one_width.get(name))
+            for name in own
+        ]
     controls = {name: one.control for name, one in candidates.items()}
     tables = {"speed": over_controls([_row(one, outcomes, prompts, decode) for one in shown], controls)}
     if categories:
@@ -147,8 +163,12 @@ class _Side:
     def baseline(self, outcomes: Mapping[str, Outcome]) -> Outcome:
         return fastest(self.baselines, outcomes)
 
-    def speculative(self, one: Candidate, gamma: int, decode: DecodeConfig) -> Method:
-        options = {"sampling": sampling_of(decode), "verification": decode.verification}
+    def verify_cost(self, outcomes: Mapping[str, Outcome], width: float) -> float:
+        return verify_cost([outcomes[key] for key in self.plain], self.baseline(outcomes), width)
+
+    def speculative(self, one: Candidate, gamma: int, decode: DecodeConfig, width: int | None = None) -> Method:
+        width = gamma + 1 if decode.exact else width
+        options = {"sampling": sampling_of(decode), "verification": decode.verification, "width": width}
         return Method.of(self.primary, one.drafter, gamma, rule=one.rule, **options)
 
 
@@ -161,6 +181,7 @@ class _Shown:
     outcome: Outcome
     method: Method
     cost: DraftCost | None = None
+    of_one_width: np.ndarray | None = None  # its responses by passes of one width, where those timed have several
 
 
 def _row(
@@ -187,9 +208,10 @@ def _row(
         "cache_bytes_per_token": cache_bytes_per_token(shown.method),
     }
     if sampling_of(decode).greedy:
+        one_width = outcome if shown.of_one_width is None else replace(outcome, responses=shown.of_one_width)
         gap = divergence_gap(side.primary, prompts, outcome, narrow, decode.num_samples)
         row |= {
-            "identical_to_primary": identical(outcome, baseline if shown.name == BASELINE else exact),
+            "identical_to_primary": identical(one_width, baseline if shown.name == BASELINE else exact),
             "identical_to_width1": identical(outcome, narrow),
             "divergence_gap": gap,
         }
@@ -198,7 +220,7 @@ def _row(
     by_position = acceptance.acceptance_by_position(outcome.blocks)
     tokens, drafts = outcome.tokens_per_primary_run, acceptance.drafts_per_primary_run(outcome.blocks)
     cost_ratio = shown.cost.of(drafts) / baseline.seconds_per_run
-    verify_cost = float(np.median(exact.decode_seconds / baseline.decode_seconds))
+    verify_cost = side.verify_cost(outcomes, outcome.positions_per_primary_run)
     return row | {
         "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
         # Null for a position that no block reached.

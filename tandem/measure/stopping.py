@@ -13,8 +13,8 @@ from tandem.measure import acceptance, theory
 from tandem.measure.costs import measure_costs
 from tandem.measure.draft_cost import draft_costs, lengths_to
 from tandem.measure.pair import RULED, Pair
-from tandem.measure.speed import BASELINE_WIDTHS, fastest, identical
-from tandem.measure.timing import Outcome, by_category, compare, run_prompts, sampling_of, speedup
+from tandem.measure.speed import BASELINE_WIDTHS, fastest, identical, verify_cost
+from tandem.measure.timing import Method, Outcome, by_category, compare, run_prompts, sampling_of, speedup
 
 # Predicted acceptances to try for the router; the paper's is 0.8.
 TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -64,18 +64,19 @@ def tune(
     by_position = acceptance.acceptance_by_position(blocks(StopRule.fixed))
     alphas = [float(np.nan_to_num(alpha)) for alpha in by_position]
 
-    def outcome(stop: StopRule, threshold: float, limit: int) -> tuple[float, float]:
-        """Tokens of a response, and drafts, per run of the primary."""
+    def outcome(stop: StopRule, threshold: float, limit: int) -> tuple[float, float, float]:
+        """Tokens of a response, and drafts, per run of the primary, and what its passes cost, a row alone."""
         if stop is StopRule.fixed:
-            lengths, drafts = theory.block_lengths(alphas[:limit]), float(limit)
+            lengths, drafts, verify = theory.block_lengths(alphas[:limit]), float(limit), costs.verify_at(limit + 1)
         else:
             counts = acceptance.truncated(blocks(stop, threshold), limit)
             lengths, drafts = counts.sum(axis=0), acceptance.drafts_per_primary_run(counts)
-        return theory.tokens_within(lengths, decode.max_new_tokens), drafts
+            verify = costs.verify(counts)
+        return theory.tokens_within(lengths, decode.max_new_tokens), drafts, verify
 
     def proposal(stop: StopRule, threshold: float, limit: int, flat: bool) -> dict[str, Any]:
-        tokens, drafts = outcome(stop, threshold, limit)
-        cost, verify = costs.of_draft(stop, drafts), 1.0 if flat else costs.verify_at(limit + 1)
+        tokens, drafts, verify = outcome(stop, threshold, limit)
+        cost, verify = costs.of_draft(stop, drafts), 1.0 if flat else verify
         return {
             "stop": stop.value,
             "gamma": limit,
@@ -89,12 +90,12 @@ def tune(
 
     def optimal(limit: int, flat: bool) -> float:
         def attained(threshold: float) -> tuple[float, float]:
-            return outcome(StopRule.survival, threshold, limit)
+            return outcome(StopRule.survival, threshold, limit)[:2]
 
-        # What a block takes whatever it drafts is no reason to draft less.
+        # What a block takes whatever it drafts is no reason to draft less; a wider pass for one draft more is.
         more, once = costs.line(StopRule.survival)
-        verify = 1.0 if flat else costs.verify_at(limit + 1)
-        return theory.optimal_threshold(attained, more, verify + once)[0]
+        wider, least = (0.0, 1.0) if flat else costs.verify_line(limit + 1)
+        return theory.optimal_threshold(attained, more + wider, once + least)[0]
 
     def thresholds(stop: StopRule, flat: bool) -> Sequence[float]:
         if stop is StopRule.survival:
@@ -123,7 +124,7 @@ def tune(
         "primary": pair.name,
         "cost_ratio": costs.by_length(StopRule.fixed),
         "cost_ratio_with_router": costs.by_length(StopRule.survival),
-        "verify_cost": {str(width): value for width, value in costs.verify.items()},
+        "verify_cost": {str(width): value for width, value in costs.by_width.items()},
         "primary_seconds": costs.alone,
         "survival": best_survival(False) if pair.router is not None else None,
         "proposals": best[False],
@@ -149,6 +150,8 @@ def stopping_tables(
     `tuned` finds best, with v as measured and with v = 1; fixed lengths of one more and one less; the paper's router at
     `tau`, and the oracle.
 
+    A rule's passes have several widths, `positions_per_primary_run` in the mean; for `identical_to_primary` each prompt
+    is decoded once more by passes of one, as autoregressive decoding does there, since near-ties break otherwise.
     `over_fixed` is the predicted speedup over that of the best fixed block length, `over_fixed_flat` the same at v = 1,
     `over_fixed_decode` and `over_fixed_end_to_end` the same as measured, without the prefill and with it.
     """
@@ -157,14 +160,18 @@ def stopping_tables(
     widths = sorted({*BASELINE_WIDTHS, *(rule.gamma + 1 for rule in chosen)})
     plain = {width: f"autoregressive, width {width}" for width in widths}
     methods = {plain[width]: pair.plain(decode, width) for width in widths}
+    sizes = (decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
+    of_one_width = {}
     for rule in chosen:
         method = pair.method(decode, *rule.asked)
         if rule.stop is StopRule.oracle:
-            known = run_prompts(
-                methods[plain[rule.gamma + 1]], prompts, decode.max_new_tokens, decode.num_samples, decode.batch_size
-            )
-            method = replace(method, reference=known.responses)
+            known = run_prompts(methods[plain[rule.gamma + 1]], prompts, *sizes).responses
+            method = knowing(method, known, prompts, *sizes)
         methods[rule.name] = method
+        if law.greedy:
+            one_width = pair.method(decode, *rule.asked, width=rule.gamma + 1)
+            one_width = replace(one_width, reference=method.reference)
+            of_one_width[rule.name] = run_prompts(one_width, prompts, *sizes).responses
     outcomes = compare(
         methods,
         prompts,
@@ -181,7 +188,6 @@ def stopping_tables(
         lengths = sorted({*lengths_to(limit), *(rule.gamma for rule in chosen if not ruled)})
         kind = StopRule.survival if ruled else StopRule.fixed
         drafting[ruled] = {length: pair.method(decode, length, kind) for length in lengths}
-    sizes = (decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
     costs = draft_costs(drafting, prompts, *sizes)
 
     def rows(numbers: np.ndarray) -> list[dict[str, Any]]:
@@ -190,12 +196,14 @@ def stopping_tables(
             outcome, exact, plainly = (
                 of.of(numbers) for of in (outcomes[rule.name], outcomes[plain[rule.gamma + 1]], baseline)
             )
+            alone = [outcomes[name].of(numbers) for name in plain.values()]
             row = {"name": name, "primary": pair.name, **rule.described}
             row |= {"samples": decode.num_samples, "prompts": len(numbers)}
             cost = costs[rule.ruled].of(acceptance.drafts_per_primary_run(outcome.blocks), numbers)
-            row |= _measures(outcome, exact, plainly, cost / plainly.seconds_per_run)
+            row |= _measures(outcome, alone, plainly, cost / plainly.seconds_per_run)
             if law.greedy:
-                row["identical_to_primary"] = identical(outcome, exact)
+                one_width = replace(outcomes[rule.name], responses=of_one_width[rule.name])
+                row["identical_to_primary"] = identical(one_width.of(numbers), exact)
             made.append(row)
         return _over_fixed(made)
 
@@ -246,15 +254,36 @@ def _chosen(tuned: Mapping[str, Any], stops: Sequence[StopRule], tau: float, lim
     return sorted(set(chosen), key=lambda rule: (order.index(rule.stop), rule.gamma, rule.threshold))
 
 
-def _measures(outcome: Outcome, exact: Outcome, baseline: Outcome, cost: float) -> dict[str, Any]:
-    """What a rule did, and what theory makes of its runs and costs; `exact` is autoregressive decoding at its width."""
+def knowing(
+    method: Method,
+    known: np.ndarray,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+) -> Method:
+    """The oracle's `method` with what it writes itself: from the `known` responses, of passes of another width, its own
+    part at a near-tie, after which it would not know what is right. Each turn it knows them further."""
+    for _ in range(max_new_tokens):
+        method = replace(method, reference=known)
+        written = run_prompts(method, prompts, max_new_tokens, num_samples, batch_size, seed).responses
+        if np.array_equal(written, known):
+            break
+        known = written
+    return method
+
+
+def _measures(outcome: Outcome, alone: Sequence[Outcome], baseline: Outcome, cost: float) -> dict[str, Any]:
+    """What a rule did, and what theory makes of its runs and costs; `alone` are the autoregressive decoders."""
     responses = len(outcome.responses)
-    verify = float(np.median(exact.decode_seconds / baseline.decode_seconds))
+    verify = verify_cost(alone, baseline, outcome.positions_per_primary_run)
     tokens = outcome.tokens_per_primary_run
     drafts = acceptance.drafts_per_primary_run(outcome.blocks)
     return {
         "tokens_per_primary_run": tokens,
         "drafts_per_primary_run": drafts,
+        "positions_per_primary_run": outcome.positions_per_primary_run,
         "acceptance_rate": acceptance.acceptance_rate(outcome.blocks),
         "primary_runs": outcome.primary_runs / responses,
         "secondary_runs": outcome.drafts / responses,

@@ -91,6 +91,7 @@ class Outcome:
 
     responses: np.ndarray  # [prompts · samples, max_new_tokens]
     by_prompt: np.ndarray  # [prompts, γ + 1, γ + 1] runs of the primary, all samples of a prompt together
+    positions: np.ndarray  # [prompts] what those runs read
     seconds: np.ndarray  # [repetitions, prompts, 2] of prefill and of decoding
 
     @property
@@ -117,6 +118,11 @@ class Outcome:
         return acceptance.tokens_per_primary_run(self.responses.size, self.primary_runs)
 
     @property
+    def positions_per_primary_run(self) -> float:
+        """The mean width of a pass."""
+        return int(self.positions.sum()) / self.primary_runs
+
+    @property
     def seconds_per_run(self) -> float:
         """Decoding's time for one run of the primary; of an autoregressive decoder the unit of costs."""
         return float(np.median(self.decode_seconds)) / self.primary_runs
@@ -135,7 +141,7 @@ class Outcome:
         """What was done with the `prompts` of these numbers."""
         count, width = len(self.by_prompt), self.responses.shape[1]
         responses = self.responses.reshape(count, -1, width)[prompts].reshape(-1, width)
-        return Outcome(responses, self.by_prompt[prompts], self.seconds[:, prompts])
+        return Outcome(responses, self.by_prompt[prompts], self.positions[prompts], self.seconds[:, prompts])
 
 
 def run_prompts(
@@ -161,6 +167,7 @@ def _nothing_yet(method: Method, prompts: int, max_new_tokens: int, num_samples:
     return Outcome(
         responses=np.zeros((prompts * num_samples, max_new_tokens), np.int32),
         by_prompt=np.zeros((prompts, width, width), np.int64),
+        positions=np.zeros(prompts, np.int64),
         seconds=np.zeros((1, prompts, 2)),
     )
 
@@ -183,9 +190,11 @@ def _run_batch(
     took = np.asarray(hosts().agree(lambda spent=spent: spent)) / len(group)
     tokens = fetch(state.tokens).reshape(len(group), num_samples, -1)
     blocks = fetch(state.blocks).reshape(len(group), num_samples, *outcome.by_prompt.shape[1:]).sum(axis=1)
+    positions = fetch(state.primary_positions).reshape(len(group), num_samples).sum(axis=1)
     for row, index in enumerate(group):
         responses[index] = tokens[row, :, batch.ends[row] : batch.ends[row] + max_new_tokens]
-        outcome.by_prompt[index], outcome.seconds[0, index] = blocks[row], took
+        outcome.by_prompt[index], outcome.positions[index] = blocks[row], positions[row]
+        outcome.seconds[0, index] = took
 
 
 @dataclass
