@@ -21,7 +21,7 @@ TAUS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 # Probabilities of the drafter's own to try for confidence.
 CONFIDENCES = (0.2, 0.4, 0.6)
 # Thresholds c·θ to try for survival beside the one that theory asks for, which trusts the predictions.
-THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2)
+THRESHOLDS = (0.03, 0.07, 0.14, 0.2, 0.28, 0.4)
 # Limits to try, as far as `decode.gamma` goes.
 LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 # Prompts that are timed; counts of tokens and drafts are taken from all.
