@@ -137,8 +137,8 @@ class Survival:
     """Draft on while P(all drafts so far and the next are accepted) exceeds c·θ* (`weights.threshold`).
 
     θ* is the greatest rate of tokens for the time of a pass of the primary, c what one more draft takes in that unit,
-    the wider pass that verifies it included: it then pays more than it costs (renewal–reward). The state is the probability that all so far are
-    accepted, as if acceptances were independent given what the router sees.
+    the wider pass that verifies it included: it then pays more than it costs (renewal–reward). The state is the
+    probability that all so far are accepted, as if acceptances were independent given what the router sees.
     """
 
     def begin(self, weights: RouterWeights, batch: int) -> jax.Array:
