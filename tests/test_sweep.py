@@ -32,6 +32,9 @@ from launch.fleet.machine import divide, memory_total_gb, visible_gpus
 from launch.fleet.plan import Point, plan, shared_groups, submitted_hash
 from launch.fleet.sweep import estimate
 from launch.graph import Step, topological
+from launch.identity import run_directory
+from launch.steps.speed import Speed
+from launch.store import Store
 from tandem.errors import ConfigurationError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -499,6 +502,19 @@ def test_a_grid_over_gamma_and_tau_shares_everything_but_the_report(tmp_path):
     assert point.overrides[-1] == "tracking.group=sweep-0"
     assert point.expects == submitted_hash(compose(point.overrides))
     assert len(planned.jobs) == 4 + 4
+
+
+def test_a_point_is_done_again_where_a_step_of_it_is_another_by_now(tmp_path, monkeypatch):
+    points = points_of("gamma=2,4", "eval.measures=[speed]", f"runs_dir={tmp_path}")
+    held = {step.fingerprint for point in points for step in topological(build(point.experiment))}
+    monkeypatch.setattr(Store, "find", lambda self, step, _=None: tmp_path if step.fingerprint in held else None)
+    (tmp_path / "store").mkdir()
+    for point in points:
+        run_directory(point.experiment).mkdir()
+        (run_directory(point.experiment) / "results.json").write_text("{}")
+    assert not plan(points, "sweep-0", 5.0).redo
+    monkeypatch.setattr(Speed, "version", Speed.version + 1)
+    assert plan(points, "sweep-0", 5.0).redo == {"p000", "p001"}
 
 
 def test_what_needs_no_accelerator_is_a_job_without_one(tmp_path):

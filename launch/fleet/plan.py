@@ -34,8 +34,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs; `redo` are those whose earlier success is void, since what they made is not in the store any more.
-    `equal` are the points that mean the same as an earlier one, by their titles, and that one's."""
+    """The jobs; `redo` are those whose earlier success is void: the store lacks what they are to make, since it was
+    removed, or since a step, or a file that it reads, is another by now. `equal` are the points that mean the same as
+    an earlier one, by their titles, and that one's.
+    """
 
     jobs: tuple[SweepJob, ...]
     redo: frozenset[str]
@@ -98,7 +100,7 @@ def plan(points: Sequence[Point], sweep: str, start_s: float, plain_machines: bo
         jobs.append(replace(_job(id, title, by_id[id], sweep), waits_for=waits_for, estimate_s=_seconds(own)))
     # Whether this machine sees the store decides whether something missing there is to be made again.
     sees = store.root.is_dir()
-    redo = {_group_id(group) for group in groups} | {id for id, point in by_id.items() if _gone(point)}
+    redo = {_group_id(group) for group in groups} | {id for id in by_id if missing[id] or _gone(by_id[id])}
     return Plan(tuple(jobs), frozenset(redo if sees else ()), equal)
 
 
