@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.store import SHIPPED_STEPS, Store
 from tandem.config import Experiment, Job, Measure
 
+LIST = "list"  # of `eval`: the tasks are printed
 # What a run is called, where it is kept and who watches it do not change what it computes.
 NOT_MEANING = (
     "job", "prompt", "name", "runs_dir", "dry_run", "tracking", "platform", "sweep", "publish", "runs", "use_shipped",
@@ -46,4 +47,5 @@ def as_run(experiment: Experiment) -> Experiment | None:
     """The run that the experiment's job is; None for a job that is no run, and so has neither graph nor directory."""
     if experiment.job is Job.speed:
         return replace(experiment, eval=replace(experiment.eval, measures=[Measure.speed]))
-    return experiment if experiment.job is Job.run else None
+    runs = experiment.job is Job.run or (experiment.job is Job.evaluate and experiment.eval.name != LIST)
+    return experiment if runs else None

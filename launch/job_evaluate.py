@@ -14,6 +14,7 @@ from typing import Any
 
 from launch.experiment import measured, standalone_step
 from launch.graph import Step
+from launch.identity import LIST
 from launch.job_run import carry_out
 from launch.memory import PairSize
 from launch.models import Model, build_models, corpus_step
@@ -33,7 +34,6 @@ from tasks.example import TaskInfo
 from tasks.sources import Settings, declared, fetch, locate, missing
 from tasks.task import Task
 
-LIST = "list"
 # Tokens of prompt and answer of a typical question, and floating-point operations a second that evaluation reaches on
 # two CPU cores, for the dry run's estimates.
 TOKENS = 500

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from launch.checksums import ABOUT
 from launch.compose import compose, from_container
 from launch.fleet.state import SweepDirectory, sweeps_root
 from launch.graph import RESULTS, topological
+from launch.graphs import targets_of
 from launch.holding import SILENCE_S, Watch, lock, reach
 from launch.identity import as_run, store_of
 from launch.named_runs import CONFIG, configuration_of
 from launch.process import Stop
 from launch.progress import duration
 from launch.store import POLL_S, Store, read_json, world_errors
-from launch.unread import GRAPHS
 from tandem.config import Experiment
 from tandem.errors import ConfigurationError, Interrupted, UserError
 
@@ -120,10 +119,7 @@ def _of_words(words: Iterable[str]) -> list[str]:
 
 def _graph(experiment: Experiment) -> list[str]:
     """Of all steps that a run hangs on."""
-    if experiment.job not in GRAPHS:
-        return []
-    module, function = GRAPHS[experiment.job].split(":")
-    return [step.fingerprint for step in topological(getattr(import_module(module), function)(experiment))]
+    return [step.fingerprint for step in topological(targets_of(experiment))]
 
 
 def _with_inputs(store: Store, fingerprints: Iterable[str]) -> Iterator[str]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from launch import tracking
 from launch.compose import from_container
 from launch.drafting import WEIGHTS
 from launch.graph import Step, topological
+from launch.graphs import targets_of
 from launch.identity import configuration_hash, store_of
 from launch.named_runs import configuration_of
 from launch.steps.train import Training
 from launch.store import Store, read_json, read_lines
-from launch.unread import GRAPHS
 from sweeps.section import Source
 from sweeps.table import rows_of, several_primaries
 from sweeps.tables import SOURCES
@@ -131,10 +130,8 @@ def mirror(
 def mirror_again(directory: Path) -> None:
     """A W&B log of a run that is done, made of the files in its directory, for one that could not be written."""
     experiment = from_container(configuration_of(directory))
-    module, function = GRAPHS[experiment.job].split(":")
-    targets = getattr(import_module(module), function)(experiment)
     options = replace(experiment.tracking, mode=TrackingMode.offline)
-    with mirror(replace(experiment, tracking=options), directory, targets, lambda: 0) as mirrored:
+    with mirror(replace(experiment, tracking=options), directory, targets_of(experiment), lambda: 0) as mirrored:
         if (metrics := directory / "metrics.jsonl").exists():
             mirrored.catch_up(read_lines(metrics))
         mirrored.results(read_json(directory / "results.json"), directory / "report.html")

@@ -10,26 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from functools import cache
-from importlib import import_module
 from io import StringIO
 from typing import Any
 
 from launch.compose import compose, groups, keys_of, sources
 from launch.graph import Step
+from launch.graphs import GRAPHS, builder
 from launch.identity import NOT_MEANING, as_run
 from tandem.config import Experiment, Job
 from tandem.errors import ConfigurationError, UserError
 
-# What makes the graph of a job; of the others nothing is known.
-GRAPHS = {
-    Job.run: "launch.experiment:build",
-    Job.speed: "launch.experiment:build",
-    Job.evaluate: "launch.job_evaluate:build",
-    Job.tune: "launch.job_tune:build",
-    Job.compile: "launch.job_compile:build",
-    Job.export: "launch.job_export:build",
-    Job.generate: "launch.job_generate:build",
-}
 ABOUT_RUNS = (Job.tune, Job.export, Job.generate)
 # Groups whose options decide what is read; the first does for the keys at the top. An option that is tried takes a
 # tenth of a second, and so does a word that is left out.
@@ -62,14 +52,13 @@ def reads(experiment: Experiment) -> set[str] | None:
 
 
 def _reads(experiment: Experiment) -> set[str] | None:
-    if experiment.job not in GRAPHS:
+    if (build := builder(experiment.job)) is None:
         return None
-    module, function = GRAPHS[experiment.job].split(":")
     watched = _changed(as_run(experiment) or experiment, dry_run=True)  # nothing is fetched
     read: set[str] = set()
     try:
         with redirect_stderr(StringIO()):  # which the job itself will say
-            targets = getattr(import_module(module), function)(_watched(watched, "", read))
+            targets = build(_watched(watched, "", read))
     except (UserError, ImportError):
         return None  # and that as well
     for step in _all(targets):

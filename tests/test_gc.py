@@ -10,9 +10,14 @@ import pytest
 
 from launch.compose import compose, to_yaml
 from launch.experiment import build
+from launch.fleet.interface import Sweep, SweepJob
+from launch.fleet.state import SweepDirectory
 from launch.graph import topological
+from launch.graphs import targets_of
 from launch.holding import Holder
 from launch.run import main
+from launch.steps.evaluate import Evaluate
+from tasks import invented
 
 
 @pytest.fixture
@@ -68,6 +73,19 @@ def test_what_is_unfinished_stays_for_its_run_and_what_is_worked_on_for_anybody(
         os.close(held)
     assert "the others are being worked on" in capsys.readouterr().out
     assert names(folder) == sorted([begun.name, *(f"thing-{letter * 16}" for letter in "abcd")])
+
+
+def test_what_a_sweeps_evaluation_needs_stays(folder, capsys):
+    invented.write(data := folder / "data")
+    words = ["job=evaluate", "eval.tasks=[boolq_v1]", f"tasks.data_dir={data}", f"runs_dir={folder}"]
+    graph = topological(targets_of(compose(words)))
+    answers = next(step for step in graph if isinstance(step, Evaluate))
+    begun = folder / "store" / f"{answers.kind}-{answers.fingerprint}.partial"
+    begun.mkdir()
+    job = SweepJob("p000", "one", tuple(words), "", ())
+    SweepDirectory(folder / "sweeps" / "sweep-0").write(Sweep("sweep-0", "local", {}, (), "", (job,)))
+    assert collect(folder) == 0
+    assert names(folder) == sorted([begun.name, *(f"thing-{letter * 16}" for letter in "abc")])
 
 
 def test_nothing_is_removed_while_it_cannot_be_told_what_is_needed(folder, capsys):

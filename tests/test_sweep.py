@@ -26,6 +26,7 @@ from within import within
 from hydra_plugins.tandem_local.launcher import LocalLauncherConf
 from launch.compose import CONF, compose, compose_all, expand
 from launch.experiment import build
+from launch.fleet.answer import side_by_side
 from launch.fleet.interface import Sweep, SweepJob
 from launch.fleet.local import LocalOptions
 from launch.fleet.machine import divide, memory_total_gb, visible_gpus
@@ -36,6 +37,7 @@ from launch.identity import run_directory
 from launch.steps.speed import Speed
 from launch.store import Store
 from tandem.errors import ConfigurationError
+from tasks import invented
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -515,6 +517,38 @@ def test_a_point_is_done_again_where_a_step_of_it_is_another_by_now(tmp_path, mo
     assert not plan(points, "sweep-0", 5.0).redo
     monkeypatch.setattr(Speed, "version", Speed.version + 1)
     assert plan(points, "sweep-0", 5.0).redo == {"p000", "p001"}
+
+
+def test_an_evaluation_is_planned_by_its_steps_too(tmp_path):
+    data = tmp_path / "data"
+    words = ("scale=tiny", "job=evaluate", "eval.tasks=[boolq_v1]", "eval.shots=0,1", f"runs_dir={tmp_path}")
+    here = [*words, f"tasks.data_dir={data}", "eval.measures=[]"]
+    data.mkdir()
+    elsewhere = plan(points_of(*here), "sweep-0", 5.0).jobs
+    assert [(job.title, job.estimate_s) for job in elsewhere] == [(f"eval.shots={shots}", 0.0) for shots in (0, 1)]
+    invented.write(data)
+    models, *points = plan(points_of(*here), "sweep-0", 5.0).jobs
+    assert {"corpus", "bison", "gecko_distil", "tandem_distil"} <= set(models.steps)
+    assert [(point.title, point.waits_for) for point in points] == [
+        (f"eval.shots={shots}", (models.id,)) for shots in (0, 1)
+    ]
+    assert min(point.estimate_s for point in points) > 1
+
+
+def test_an_evaluation_is_a_point_with_results(tmp_path):
+    words = ["job=evaluate", "eval.tasks=[boolq_v1]", f"runs_dir={tmp_path}"]
+    folder = run_directory(compose(words))
+    folder.mkdir()
+    (folder / "results.json").write_text('{"downstream": []}')
+    assert side_by_side([words], [("done", "")])[0].results == {"downstream": []}
+    assert side_by_side([["job=evaluate", "eval=list"]], [("done", "")])[0].results is None
+
+
+def test_a_job_of_many_steps_is_named_by_the_first(tmp_path):
+    words = ("drafter=all", "train=distil", "gamma=2,3", f"runs_dir={tmp_path}", "use_shipped=false", "scale=tiny")
+    (first, *_) = plan(points_of(*words), "sweep-0", 5.0).jobs
+    assert len(first.steps) > 8
+    assert first.title == f"{', '.join(first.steps[:8])} and {len(first.steps) - 8} more"
 
 
 def test_what_needs_no_accelerator_is_a_job_without_one(tmp_path):

@@ -9,19 +9,22 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from launch.experiment import build
 from launch.fleet.interface import WORKER, SweepJob
 from launch.graph import Step, needed, topological
+from launch.graphs import targets_of
 from launch.identity import as_run, configuration_hash, run_directory, store_of
-from tandem.config import Experiment, TrackingMode
-from tandem.errors import ConfigurationError
+from tandem.config import Experiment, Job, TrackingMode
+from tandem.errors import ConfigurationError, EnvironmentFailure
 
 # A shared step becomes a job of its own if it takes longer than this many starts of a job.
 STARTS_WORTH = 4
+NAMED = 8  # steps of a job in its title
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,15 @@ def plan(points: Sequence[Point], sweep: str, start_s: float, plain_machines: bo
 
 def _targets(point: Point) -> list[Step]:
     run = as_run(point.experiment)
-    return build(run) if run is not None else []
+    if run is None:
+        return []
+    try:
+        with redirect_stderr(StringIO()):  # which the point itself will say
+            return targets_of(replace(run, dry_run=True))  # nothing is fetched
+    except EnvironmentFailure:
+        if run.job is not Job.evaluate:
+            raise
+        return []  # its questions may be there where it runs
 
 
 def _meaning(point: Point, targets: Sequence[Step]) -> Any:
@@ -185,11 +196,12 @@ def _job(id: str, title: str, point: Point, sweep: str, steps: Sequence[str] = (
 
 
 def _title(names: Sequence[str], users: Sequence[Point], points: Sequence[Point]) -> str:
-    """The steps, and what their points have in common that not all have: `speed, for gamma=2`."""
+    """The steps, or the first of many, and what their points have in common that not all have: `speed, for gamma=2`."""
     everywhere = set.intersection(*(set(point.words) for point in points))
     common = set.intersection(*(set(point.words) for point in users)) - everywhere
     own = " ".join(word for word in users[0].words if word in common)
-    return ", ".join(names) + (f", for {own}" if own else "")
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more + (f", for {own}" if own else "")
 
 
 def _titles(points: Sequence[Point]) -> list[str]:

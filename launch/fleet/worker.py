@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a file: the repository belongs on the pa
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from launch.dispatch import start
-from launch.identity import as_run, store_of
+from launch.identity import store_of
 from launch.platform import on_platform
 from launch.process import Stop, command_line, guarded
 from tandem.config import Experiment
@@ -60,10 +60,10 @@ def do_steps(experiment: Experiment, names: set[str], stop: Stop) -> None:
     By name and not by fingerprint: the decoding type, and with it the meaning of the measuring steps, may be another on
     this machine than where the sweep was planned. Raises `ConfigurationError` if the graph has no step of some name.
     """
-    from launch.experiment import build
     from launch.graph import execute, topological
+    from launch.graphs import targets_of
 
-    graph = topological(build(as_run(experiment) or experiment))
+    graph = topological(targets_of(experiment))
     targets = [step for step in graph if step.name in names]
     unknown = names - {step.name for step in targets}
     if unknown:
