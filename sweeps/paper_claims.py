@@ -15,15 +15,17 @@ from sweeps import paper
 from sweeps.downstream import PAPERS_GAMMA, paper_scores
 from sweeps.plots import finite
 from sweeps.table import Column, Results, Row, Table, caveat, decimals, percent, ratio, rows_of
+from tandem.config import Source
 from tandem.foreign import printable
 
 SAME, OPPOSITE, EVEN, UNKNOWN = "same", "opposite", "even", "–"
 DEEP = (6, 7)
-OWN_PROMPTS, BEST_LENGTH, CLOSE = "own", "best", "close"
+OWN_PROMPTS, BEST_LENGTH, CLOSE, LAYERS = "own", "best", "close", "layers"
 CAVEATS = {
     OWN_PROMPTS: "on the run's prompts, once for all data sets; data.prompts=[lm1b,reddit,cnn_dailymail] measures each",
     BEST_LENGTH: "over the best block length on these prompts, where the paper's is over γ = 7",
     CLOSE: "within the intervals of the two scores",
+    LAYERS: "the secondary alone is layers of its primary as they were there, which were not trained to write",
 }
 DATASETS = {"reddit": "Reddit", "cnn_dailymail": "CNN/DailyMail", "lm1b": "LM1B"}
 
@@ -116,7 +118,8 @@ def _agreement(runs: Sequence[Results]) -> Iterator[Claim]:
                 _value(rows, key, name=mine, gamma=2), _value(rows, key, name=_role(results, other), gamma=None)
             )
             theirs = tuple(_value(paper.TABLES[1].rows, key, name=name) for name in (mine, other))
-            yield Claim(1, f"{mine} : {other}", label, ours, _sure(theirs), write)
+            caveat = LAYERS if ours and other == "gecko" and _is_layers(results) else ""
+            yield Claim(1, f"{mine} : {other}", label, ours, _sure(theirs), write, caveat)
 
 
 def _speed(runs: Sequence[Results]) -> Iterator[Claim]:
@@ -220,7 +223,7 @@ def _scored(runs: Sequence[Results], number: int, theirs: Row) -> Claim:
         if mine and other:
             ours = (mine[0] / 100, other[0] / 100)
             apart = abs(mine[0] - other[0]) > math.hypot(mine[1] or 0, other[1] or 0)
-            caveat = "" if apart else CLOSE
+            caveat = ", ".join(([LAYERS] if _is_layers(results) else []) + ([] if apart else [CLOSE]))
             break
     pair = (theirs["score"], beside["score"])
     return Claim(number, "tandem_distil : gecko", f"{task}, %", ours, pair, percent, caveat)
@@ -239,6 +242,14 @@ def _role(results: Results, name: str) -> str:
     known = {row.get("role"): row.get("name") for row in rows_of(results, "models")}
     own = known.get(roles[role], role)
     return f"{own}_{suffix}" if suffix else str(own)
+
+
+def _is_layers(results: Results) -> bool:
+    """Whether the secondary is made of layers of the primary: untrained it is no model that somebody would use."""
+    return any(
+        row.get("role") == "secondary" and row.get("source") == Source.from_primary
+        for row in rows_of(results, "models")
+    )
 
 
 def _having(runs: Sequence[Results], table: str) -> Results:

@@ -77,6 +77,21 @@ def test_scores_say_where_they_are_too_close_to_tell():
     assert row["tandem_distil : gecko, boolq, %"]["caveat"] == ""
 
 
+def test_layers_cut_out_of_a_primary_are_said_to_be_no_model():
+    """A pair of its own layers has no model as the paper's gecko is; its distilled control is one."""
+    models = [{**model, "source": "from_primary"} if model["role"] == "secondary" else model for model in MODELS]
+    agreement = [
+        {"name": "small", "cross_entropy": 9.0},
+        {"name": "small_distil", "cross_entropy": 3.0},
+        *({"name": f"tandem_{loss}", "gamma": 2, "cross_entropy": 2.9} for loss in ("ce", "distil")),
+    ]
+    table = claims_table([{"models": models, "agreement": agreement}])
+    assert table is not None
+    said = {row["models"]: row["caveat"] for row in table.rows if row.get("what") == "cross entropy"}
+    assert said == {"tandem_ce : gecko": "layers", "tandem_distil : gecko_distil": ""}
+    assert any(note.startswith("Layers: the secondary alone is layers of its primary") for note in table.notes)
+
+
 def test_runs_of_the_models_are_compared_with_the_fastest_block_length():
     def row(stop, gamma, **measured):
         return {"name": "tandem_distil", "stop": stop, "gamma": gamma, **measured}
