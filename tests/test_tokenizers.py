@@ -270,6 +270,18 @@ def test_space_behind_control_tokens_is_as_the_files_say(tmp_path: Path, model: 
         assert tokenizer.decode_response(ids[1:]) == text
 
 
+def test_an_unchanged_file_is_read_once(tmp_path: Path, model: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    first = load_tokenizer(tmp_path)
+    assert load_tokenizer(tmp_path) is first
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+    changed = load_tokenizer(tmp_path)
+    assert (set(first.eos_ids), set(changed.eos_ids)) == ({2}, {2, 3})
+    (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(EnvironmentFailure, match="has neither"):
+        load_tokenizer(tmp_path)
+
+
 def test_what_ends_a_response_is_said_in_several_files(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     write(tmp_path / "special_tokens_map.json", {"eos_token": "<|end|>"})

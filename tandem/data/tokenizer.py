@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from tandem.data.abstract_tokenizer import Tokenizer
@@ -27,10 +28,28 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a checkpoint's folder (`tokenizer.json`, else `tokenizer.model`, else `tokenizer.gguf`), of one
     of these files, of a GGUF file, or of an installed model by its name.
 
-    Special tokens are those of the JSON files beside it. Raises EnvironmentFailure, one line that names the file, where
-    there is none or it is damaged.
+    Special tokens are those of the JSON files beside it. The same as long as none of these files changes. Raises
+    EnvironmentFailure, one line that names the file, where there is none or it is damaged.
     """
     paths = _find(Path(path))
+    if all(file.is_file() for file in paths):
+        return _loaded(tuple(paths), _stamps(tokenizer_files(path)))
+    return _load(paths)  # which says what is missing
+
+
+def _stamps(files: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
+    """What changes with the files."""
+    stats = [(file, file.stat()) for file in files]
+    return tuple((str(file), stat.st_mtime_ns, stat.st_size) for file, stat in stats)
+
+
+@lru_cache(maxsize=8)
+def _loaded(paths: tuple[Path, ...], stamps: tuple[tuple[str, int, int], ...]) -> Tokenizer:
+    """A large vocabulary takes a quarter of a second, and each question of a sweep or an evaluation wants it."""
+    return _load(paths)
+
+
+def _load(paths: Sequence[Path]) -> Tokenizer:
     # Each kind brings a library that the others do not need.
     if paths[0].suffix == ".json":
         from tandem.data import huggingface_tokenizer
