@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONFIG_NAME = "config"
 PROMPT = "prompt="
+MOST_VALUES = 1000  # of a list in a word: Hydra's parser takes seconds for a few thousand
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 # A value, or an element of one, with `~`, which Hydra's grammar has in quotes alone.
 _WITH_TILDE = re.compile(r"(?<=[=,\[])([^=,\[\](){}'\"\\]*~[^=,\[\](){}'\"\\]*)")
@@ -184,6 +186,8 @@ def _parse(word: str) -> Any:
 
     if not is_text(word):
         return f"{word!r} holds bytes that are not UTF-8, or half of a surrogate pair"
+    if (values := 1 + _QUOTED.sub("", word).count(",")) > MOST_VALUES:
+        return f"{shown(word)} has {values:,} values, and a word of the command line at most {MOST_VALUES:,}"
     try:
         parsed = OverridesParser.create().parse_override(word)
         if isinstance(value := parsed.value(), int):
