@@ -287,9 +287,9 @@ def _composed_once(words: tuple[str, ...]) -> tuple[dict[str, Any], str | None]:
 
     try:
         return cast(dict[str, Any], OmegaConf.to_container(_unresolved(words), resolve=True)), None
-    except RecursionError:
-        return {}, f"{shown(' '.join(words))}: values that refer to each other in a circle, or are nested too deep"
-    except (HydraException, OmegaConfBaseException) as error:
+    except (RecursionError, HydraException, OmegaConfBaseException) as error:
+        if "RecursionError" in repr(error):  # OmegaConf makes one of its own of it, about a key that was not set
+            return {}, f"{shown(' '.join(words))}: values that refer to each other in a circle, or are nested too deep"
         if not words:
             raise
         return {}, _first_lines(error)
