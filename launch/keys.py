@@ -67,7 +67,7 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
                 for entry, entry_value in value.items():
                     if not isinstance(entry, str):
                         problems.append(
-                            f"{key}.{shown(entry)} must be called by a name, not by a value of another type"
+                            f"{key}.{shown(entry)} must be a name, not a value of another type"
                         )
                         continue
                     if _too_long(entry_value):

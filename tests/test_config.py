@@ -184,7 +184,7 @@ UNFIT = [
     (f"train.steps={2**63}", f"train.steps={2**63} has a number of more than 64 bits"),
     (f"eval.gammas=[1,{10**400}]", "has a number of more than 64 bits"),
     (f"train.rates.medusa={2**64}", "has a number of more than 64 bits"),
-    ("scale.pretrain={0:{steps:1}}", "scale.pretrain.0 must be called by a name"),
+    ("scale.pretrain={0:{steps:1}}", "scale.pretrain.0 must be a name"),
     ("scale.further.batch_size={0:${train}}", "scale.further.batch_size={0:${train}}.*values that refer to each other"),
     (f"eval.gammas=[{','.join(['1'] * 1001)}]", "1,001 values, and a word of the command line at most 1,000"),
     (f"gamma={10**400}", "has a number that is too long"),
