@@ -66,9 +66,7 @@ def _fill(cls: type, data: Mapping[str, Any], where: str, problems: list[str], k
                 element, fields[name] = typing.get_args(hint)[1], {}
                 for entry, entry_value in value.items():
                     if not isinstance(entry, str):
-                        problems.append(
-                            f"{key}.{shown(entry)} must be a name, not a value of another type"
-                        )
+                        problems.append(f"{key}.{shown(entry)} must be a name, not a value of another type")
                         continue
                     if _too_long(entry_value):
                         problems.append(f"{key}.{entry}={shown(entry_value)} has a number of more than 64 bits")
