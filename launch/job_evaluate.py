@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from launch.estimates import reading_flops, sampling_rate
 from launch.experiment import measured, standalone_step
 from launch.graph import Step
 from launch.identity import LIST
 from launch.job_run import carry_out
-from launch.memory import PairSize
+from launch.memory import BYTES, PairSize
 from launch.models import Model, build_models, corpus_step
 from launch.process import Stop
 from launch.steps.evaluate import Contestant, Evaluate
@@ -34,10 +35,8 @@ from tasks.example import TaskInfo
 from tasks.sources import Settings, declared, fetch, locate, missing
 from tasks.task import Task
 
-# Tokens of prompt and answer of a typical question, and floating-point operations a second that evaluation reaches on
-# two CPU cores, for the dry run's estimates.
+# Tokens of a typical question's prompt, for the dry run's estimates.
 TOKENS = 500
-FLOPS = 3e11
 
 
 def run(experiment: Experiment, stop: Stop) -> None:
@@ -199,7 +198,7 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
             name=f"{info.name} {contestant.name}{at}",
             inputs={**common, **more},
             size=f"{questions:,} questions",
-            estimate_s=_seconds(experiment, contestant, questions),
+            estimate_s=_seconds(experiment, contestant, dtype, questions, info.max_new_tokens),
             memory_bytes=PairSize.of(experiment).serving_bytes(dtype),
             info=asked,
             contestant=contestant,
@@ -235,9 +234,11 @@ def _steps(experiment: Experiment, info: TaskInfo, models: dict[str, Model]) -> 
     return list(made.values())
 
 
-def _seconds(experiment: Experiment, contestant: Contestant, questions: int) -> float:
-    pair = experiment.model
+def _seconds(experiment: Experiment, contestant: Contestant, dtype: str, questions: int, answer_tokens: int) -> float:
+    """Of questions that are read, and answers of so many tokens that are written many at once."""
+    pair, platform = experiment.model, experiment.platform
     known = {side.name: side for side in sides(pair)}
     side = known.get(contestant.name, pair.secondary if contestant.way == "decoder" else pair.primary)
-    read = decoder_of(experiment, side)
-    return 2 * parameter_count(read) * TOKENS * questions / FLOPS
+    weights = parameter_count(decoder_of(experiment, side))
+    reading = 2 * weights * TOKENS * questions / reading_flops(platform, dtype)
+    return reading + questions * answer_tokens / sampling_rate(platform, BYTES[dtype] * weights)
