@@ -15,15 +15,15 @@ import numpy as np
 from tandem.data.batches import bucket
 from tandem.decoding.engine import Engine, fan_out
 from tandem.model.bound import Bound
-from tandem.parallel.sharding import batch_rows, fetch, put
+from tandem.parallel.sharding import fetch, put
 
 # Tokens before the first look at what was written, and most between two looks. A look costs a round trip, and what is
 # written after a stop is lost: many answers are short.
 FIRST_LOOK = 8
 SEGMENT = 32
-# Prompts are padded to these lengths at least, and from there on to one of two to an octave, and prompts with responses
-# likewise: tasks share few shapes, as compiling a shape takes longer than decoding a batch.
-LEAST_PROMPT, LEAST_LENGTH = 128, 256
+# Prompts, and prompts with responses, are padded to these lengths at least and to one size an octave, long ones to one
+# of two: tasks share few shapes, as compiling a shape takes longer than decoding many batches.
+LEAST_PROMPT, LEAST_LENGTH, LONG = 128, 256, 512
 
 
 def generate(
@@ -45,12 +45,10 @@ def generate(
     """
     responses: list[list[np.ndarray]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    # All batches are of one size, so that no other shape is compiled for the last, and little of it is filled up.
-    most = max(1, batch_size // samples)
-    batches = max(1, -(-len(order) // most))
-    rows = min(most, batch_rows(-(-len(order) // batches)))
+    rows = max(1, min(batch_size // samples, len(order)))
     for begin in range(0, len(order), rows):
         indices = order[begin : begin + rows]
+        # The last batch is filled up, so that no other shape is compiled for it.
         filled = indices + [indices[-1]] * (rows - len(indices))
         written = _batch(
             engine, [prompts[i] for i in filled], max_new_tokens, stopped, samples,
@@ -96,7 +94,8 @@ def _batch(
 ) -> list[list[np.ndarray]]:
     definition, weights = engine
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = np.zeros((len(prompts), bucket(int(lengths.max()), 2, LEAST_PROMPT)), np.int32)
+    longest = int(lengths.max())
+    padded = np.zeros((len(prompts), bucket(longest, 2 if longest > LONG else 1, LEAST_PROMPT)), np.int32)
     length = bucket(padded.shape[1] + max_new_tokens, 2, LEAST_LENGTH)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
