@@ -16,7 +16,7 @@ class TunePair(Decoding):
     name, and router_… of it."""
 
     kind: ClassVar[str] = "tune"
-    version: ClassVar[int] = 9
+    version: ClassVar[int] = 10
 
     primary: str  # the name of its row
     drafter: str

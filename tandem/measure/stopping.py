@@ -26,6 +26,10 @@ THRESHOLDS = (0.03, 0.07, 0.14, 0.2, 0.28, 0.4)
 LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 # Prompts that are timed; counts of tokens and drafts are taken from all.
 TIMED_PROMPTS = 8
+# Responses decoded together where nothing is timed: what a row drafts does not hang on the others.
+COUNTED_ROWS = 8
+# How near the survival rule's threshold must come to a fixed point of counts over so few prompts.
+TOLERANCE = 0.01
 
 
 def tune(
@@ -42,7 +46,7 @@ def tune(
     the limit that is configured. Shorter limits are predicted from blocks of the longest.
     """
     gamma_max = decode.gamma
-    total = 10 + len(TAUS) * (pair.router is not None)
+    total = 8 + 1 + len(CONFIDENCES) + (len(TAUS) + len(THRESHOLDS) + 4) * (pair.router is not None)
     costs = measure_costs(
         pair,
         prompts[: max(TIMED_PROMPTS, decode.batch_size)],
@@ -50,15 +54,16 @@ def tune(
         gamma_max,
         lambda done, of: progress(round(8 * done / of), total),
     )
-    done, memory = 8, {}
+    memory: dict[tuple[StopRule, float], np.ndarray] = {}
+    rows = max(decode.batch_size, COUNTED_ROWS // decode.num_samples)
 
     def blocks(stop: StopRule, threshold: float = 0.0) -> np.ndarray:
         key = (stop, round(threshold, 3))
         if key not in memory:
-            progress(min(done, total), total)
             method = pair.method(decode, gamma_max, stop, key[1])
-            outcome = run_prompts(method, prompts, decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
+            outcome = run_prompts(method, prompts, decode.max_new_tokens, decode.num_samples, rows, seed)
             memory[key] = outcome.blocks
+            progress(min(8 + len(memory), total), total)
         return memory[key]
 
     by_position = acceptance.acceptance_by_position(blocks(StopRule.fixed))
@@ -95,7 +100,7 @@ def tune(
         # What a block takes whatever it drafts is no reason to draft less; a wider pass for one draft more is.
         more, once = costs.line(StopRule.survival)
         wider, least = (0.0, 1.0) if flat else costs.verify_line(limit + 1)
-        return theory.optimal_threshold(attained, more + wider, once + least)[0]
+        return theory.optimal_threshold(attained, more + wider, once + least, TOLERANCE)[0]
 
     def thresholds(stop: StopRule, flat: bool) -> Sequence[float]:
         if stop is StopRule.survival:
@@ -116,8 +121,6 @@ def tune(
             for limit in {*(limit for limit in LIMITS if limit < gamma_max), gamma_max}:
                 candidates += [proposal(stop, threshold, limit, flat) for threshold in thresholds(stop, flat)]
             found.append(max(candidates, key=lambda row: row["speedup_predicted"]))
-        done += 1
-        progress(min(done, total), total)
     progress(total, total)
     return {
         "acceptance_by_position": [None if np.isnan(alpha) else alpha for alpha in by_position],
