@@ -24,8 +24,8 @@ CONFIDENCES = (0.2, 0.4, 0.6)
 THRESHOLDS = (0.03, 0.07, 0.14, 0.2, 0.28, 0.4)
 # Limits to try, as far as `decode.gamma` goes.
 LIMITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
-# Prompts that are timed; counts of tokens and drafts are taken from all.
-TIMED_PROMPTS = 8
+# Prompts that are timed, some hundreds of passes of each width; counts of tokens and drafts are taken from all.
+TIMED_PROMPTS = 3
 # Responses decoded together where nothing is timed: what a row drafts does not hang on the others.
 COUNTED_ROWS = 8
 # How near the survival rule's threshold must come to a fixed point of counts over so few prompts.
