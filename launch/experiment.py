@@ -33,7 +33,7 @@ from tandem.pair import CHECKPOINTS, decoder_of, sides, tokenizer_path
 from tandem.validate_drafters import longest_block
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
-ROUTER_TEXTS, TUNE_PROMPTS = 512, 32
+ROUTER_TEXTS, TUNE_PROMPTS = 512, 16
 # For estimates, the ways in which prompts are answered without a drafter, and with blocks of one length.
 ALONE, FIXED_LENGTHS = 4, 8
 PAPER_TAU = 0.8

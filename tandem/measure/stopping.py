@@ -46,7 +46,7 @@ def tune(
     the limit that is configured. Shorter limits are predicted from blocks of the longest.
     """
     gamma_max = decode.gamma
-    total = 8 + 1 + len(CONFIDENCES) + (len(TAUS) + len(THRESHOLDS) + 4) * (pair.router is not None)
+    total = 8 + 1 + len(CONFIDENCES) + (len(TAUS) + len(THRESHOLDS) + 2) * (pair.router is not None)
     costs = measure_costs(
         pair,
         prompts[: max(TIMED_PROMPTS, decode.batch_size)],
@@ -100,7 +100,9 @@ def tune(
         # What a block takes whatever it drafts is no reason to draft less; a wider pass for one draft more is.
         more, once = costs.line(StopRule.survival)
         wider, least = (0.0, 1.0) if flat else costs.verify_line(limit + 1)
-        return theory.optimal_threshold(attained, more + wider, once + least, TOLERANCE)[0]
+        line = more + wider, once + least
+        met = max(theory.speedup(*attained(threshold), *line) for threshold in THRESHOLDS)
+        return theory.optimal_threshold(attained, *line, TOLERANCE, rate=met)[0]
 
     def thresholds(stop: StopRule, flat: bool) -> Sequence[float]:
         if stop is StopRule.survival:

@@ -63,15 +63,16 @@ def optimal_threshold(
     verify_cost: float,
     tolerance: float = 1e-3,
     iterations: int = 8,
+    rate: float = 1.0,
 ) -> tuple[float, float]:
     """The threshold c·θ* of drafting on while P(all drafts so far and the next are accepted) exceeds it, and θ*.
 
     `outcome(threshold)` are the tokens and the drafts of a run of the primary under the rule. θ* is the greatest
     rate E / (d c + v), and the rule with threshold c·θ attains a rate of at least θ as long as θ ≤ θ*: the fixed point
-    of θ ← E / (d c + v) (renewal–reward; Dinkelbach 1967). Where predictions are imperfect the rate may fall again: the
-    best that was met is returned.
+    of θ ← E / (d c + v) (renewal–reward; Dinkelbach 1967), from a `rate` that is known to be had. Where predictions are
+    imperfect the rate may fall again: the best that was met is returned.
     """
-    rate, best = 1.0, (0.0, 0.0)
+    best = (0.0, 0.0)
     for _ in range(iterations):
         threshold = cost_ratio * rate
         attained = speedup(*outcome(threshold), cost_ratio, verify_cost)
