@@ -34,8 +34,8 @@ from tandem.validate_drafters import longest_block
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
 ROUTER_TEXTS, TUNE_PROMPTS = 512, 16
-# For estimates, the ways in which prompts are answered without a drafter, and with blocks of one length.
-ALONE, FIXED_LENGTHS = 4, 8
+# For estimates, the ways in which prompts are answered without a drafter, with blocks of one length, and to tune a pair.
+ALONE, FIXED_LENGTHS, TUNED = 4, 8, 12
 PAPER_TAU = 0.8
 
 
@@ -158,7 +158,7 @@ def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[s
         name=f"tune_{name}",
         inputs={**inputs, name: model.step, f"router_{name}": _router(experiment, name, model, inputs)},
         size=f"{TUNE_PROMPTS} prompts, {decode.max_new_tokens} tokens each",
-        estimate_s=_decoding_seconds(experiment, FIXED_LENGTHS, TUNE_PROMPTS, repeats=1, files=1),
+        estimate_s=_decoding_seconds(experiment, TUNED, TUNE_PROMPTS, repeats=1, files=1),
         primary=experiment.model.primary.name,
         drafter=name,
         drafter_kind=model.kind,

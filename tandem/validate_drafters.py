@@ -70,9 +70,17 @@ def _stopped(experiment: Experiment, entry: str, one: type[Architecture], check:
     decode, stops = experiment.decode, experiment.eval.stops
     learned = decode.stop in (StopRule.router, StopRule.survival) or stops or experiment.job is Job.tune
     if learned and not one.has_law:
-        rule = "has no law for a router to read; use decode.stop=fixed with it"
-        check.wrong("drafter.drafters", entry, rule)
+        with_law = [other for other in experiment.drafter.drafters if _has_law(other)]
+        remedy = f"leave it out: drafter.drafters=[{','.join(with_law)}]" if with_law else "name another"
+        check.wrong("drafter.drafters", entry, f"has no law for a router to read; {remedy}")
         return
     key, longest = longest_block(experiment)
     if key != "gamma" and drafting_is_stopped(experiment) and one.bounded and longest > experiment.drafter.depth:
         check.wrong(key, longest, f"must be at most drafter.depth, the heads of {one.name}")
+
+
+def _has_law(entry: str) -> bool:
+    try:
+        return named(entry)[0].has_law
+    except ValueError:  # refused by itself
+        return False

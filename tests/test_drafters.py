@@ -309,7 +309,12 @@ def test_a_setting_of_prompt_lookup_changes_the_speed_step_alone():
         ),
         (
             ["drafter=prompt_lookup", "eval=stopping"],
-            "drafter.drafters='prompt_lookup' has no law for a router to read",
+            "drafter.drafters='prompt_lookup' has no law for a router to read; name another",
+        ),
+        (
+            ["drafter=shipped", "job=tune"],
+            "drafter.drafters='prompt_lookup' has no law for a router to read; leave it out: "
+            "drafter.drafters=[independent@last,tandem]",
         ),
         (["drafter=eagle", "train=pretrain"], "drafter.drafters='eagle' needs train=ce or train=distil"),
         (["drafter=kv", "train=joint_both"], "drafter.drafters='kv' needs train.primary=frozen"),
