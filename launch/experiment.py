@@ -34,7 +34,7 @@ from tandem.validate_drafters import longest_block
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
 ROUTER_TEXTS, TUNE_PROMPTS = 512, 16
-# For estimates, the ways in which prompts are answered without a drafter, with blocks of one length, and to tune a pair.
+# For estimates, the ways in which prompts are answered without a drafter, with blocks of one length, and in tuning.
 ALONE, FIXED_LENGTHS, TUNED = 4, 8, 12
 PAPER_TAU = 0.8
 
