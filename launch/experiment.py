@@ -34,8 +34,9 @@ from tandem.validate_drafters import longest_block
 
 # Texts of the primary's own that a router learns from, and prompts that rules are tuned on.
 ROUTER_TEXTS, TUNE_PROMPTS = 512, 16
-# For estimates, the ways in which prompts are answered without a drafter, with blocks of one length, and in tuning.
-ALONE, FIXED_LENGTHS, TUNED = 4, 8, 12
+# For estimates, the ways in which prompts are answered without a drafter, with blocks of one length, and in tuning; and
+# the drafts by which a pass that verifies them takes twice as long, on a CPU.
+ALONE, FIXED_LENGTHS, TUNED, DOUBLING = 4, 8, 6, 8
 PAPER_TAU = 0.8
 
 
@@ -153,18 +154,19 @@ def rule_steps(
 
 
 def tune_step(experiment: Experiment, name: str, model: Model, inputs: Mapping[str, Step]) -> Step:
-    decode = experiment.decode
+    decode, (_, longest) = experiment.decode, longest_block(experiment)
+    seconds = _decoding_seconds(experiment, TUNED, TUNE_PROMPTS, repeats=1, files=1)
     return TunePair(
         name=f"tune_{name}",
         inputs={**inputs, name: model.step, f"router_{name}": _router(experiment, name, model, inputs)},
         size=f"{TUNE_PROMPTS} prompts, {decode.max_new_tokens} tokens each",
-        estimate_s=_decoding_seconds(experiment, TUNED, TUNE_PROMPTS, repeats=1, files=1),
+        estimate_s=seconds * (1 + longest / DOUBLING),
         primary=experiment.model.primary.name,
         drafter=name,
         drafter_kind=model.kind,
         sampling=Sampling.of(decode),
         speculation=picked(Speculation, decode),
-        gamma_max=longest_block(experiment)[1],
+        gamma_max=longest,
         prompts=TUNE_PROMPTS,
         after=ROUTER_TEXTS,
         vocabulary=experiment.drafter.vocabulary,
