@@ -117,6 +117,15 @@ def test_the_optimal_threshold_beats_block_lengths_and_other_thresholds():
     threshold, rate = theory.optimal_threshold(outcome, cost, 1.0)
     others = [theory.speedup(*outcome(value), cost, 1.0) for value in np.linspace(0.02, 0.9, 45)]
     assert rate >= max(others) - 1e-4
+    tried: list[float] = []
+
+    def again(threshold: float) -> tuple[float, float]:
+        tried.append(threshold)
+        return outcome(threshold)
+
+    # From a rate that is had already it is one step.
+    assert theory.optimal_threshold(again, cost, 1.0, 0.01, rate=rate)[1] == pytest.approx(rate, rel=0.01)
+    assert len(tried) == 1
     alphas = survival[:, :1].mean(axis=0).tolist()
     alphas += (survival[:, 1:].mean(axis=0) / survival[:, :-1].mean(axis=0)).tolist()
     assert rate > 1.05 * theory.best_gamma(alphas, cost)[1]

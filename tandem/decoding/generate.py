@@ -21,8 +21,8 @@ from tandem.parallel.sharding import fetch, put
 # written after a stop is lost: many answers are short.
 FIRST_LOOK = 8
 SEGMENT = 32
-# Prompts, and prompts with responses, are padded to these lengths at least and to one size an octave, long ones to one
-# of two: tasks share few shapes, as compiling a shape takes longer than decoding many batches.
+# Prompts are padded to these lengths at least and to one size an octave, from `LONG` on to one of two, as they are with
+# their responses: tasks share few shapes, as compiling a shape takes longer than decoding many batches.
 LEAST_PROMPT, LEAST_LENGTH, LONG = 128, 256, 512
 
 
