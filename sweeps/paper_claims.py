@@ -1,7 +1,7 @@
 """What the paper's tables say, claim by claim in its order, and whether the runs at hand say the same.
 
 A claim is that one number is above or below another. Ours stand beside the paper's; "same" means that the difference
-has the same sign, whatever its size.
+has the same sign, whatever its size, "even" that the two are written with the same digits.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from tandem.foreign import printable
 SAME, OPPOSITE, EVEN, UNKNOWN = "same", "opposite", "even", "–"
 DEEP = (6, 7)
 OWN_PROMPTS, BEST_LENGTH, CLOSE, LAYERS = "own", "best", "close", "layers"
+NO_STAGE, NO_MIDDLE, LEFT_OUT = "no stage", "no otter", "left out"
 CAVEATS = {
     OWN_PROMPTS: "on the run's prompts, once for all data sets; data.prompts=[lm1b,reddit,cnn_dailymail] measures each",
     BEST_LENGTH: "over the best block length on these prompts, where the paper's is over γ = 7",
     CLOSE: "within the intervals of the two scores",
     LAYERS: "the secondary alone is layers of its primary as they were there, which were not trained to write",
+    NO_STAGE: "the first stage was not run, as the last is found without it; train=ce has it",
+    NO_MIDDLE: "the pair has no model between its two",
+    LEFT_OUT: "not among the tasks that were evaluated, or its questions are not in tasks.data_dir",
 }
 DATASETS = {"reddit": "Reddit", "cnn_dailymail": "CNN/DailyMail", "lm1b": "LM1B"}
 
@@ -38,7 +42,7 @@ class Claim:
     """That the first of two numbers is above or below the second: ours (None where no run has them) and the paper's.
 
     `models` are whose numbers they are, and `what` is compared of them. `caveat` says in what ours is another
-    measurement, or how sure it is; empty where there is nothing to say.
+    measurement, how sure it is, or why there is none; empty where there is nothing to say.
     """
 
     table: int
@@ -52,7 +56,9 @@ class Claim:
     def row(self) -> Row:
         """The claim as a row of the table."""
         ours = self.ours
-        sign = 0.0 if ours is None else (ours[0] - ours[1]) * (self.theirs[0] - self.theirs[1])
+        sign = 0.0
+        if ours is not None and self.write(ours[0]) != self.write(ours[1]):
+            sign = (ours[0] - ours[1]) * (self.theirs[0] - self.theirs[1])
         return {
             "table": self.table,
             "models": self.models,
@@ -112,6 +118,7 @@ def _agreement(runs: Sequence[Results]) -> Iterator[Claim]:
         ("relative_accuracy", "relative accuracy, %", percent),
         ("total_variation", "total variation", decimals(3)),
     )
+    stages = {"tandem_ce", "tandem_distil"} & {row.get("name") for row in rows}
     for mine, other in (("tandem_ce", "gecko"), ("tandem_distil", "gecko_distil")):
         for key, label, write in fields:
             ours = _both(
@@ -119,6 +126,8 @@ def _agreement(runs: Sequence[Results]) -> Iterator[Claim]:
             )
             theirs = tuple(_value(paper.TABLES[1].rows, key, name=name) for name in (mine, other))
             caveat = LAYERS if ours and other == "gecko" and _is_layers(results) else ""
+            if mine == "tandem_ce" and stages == {"tandem_distil"}:
+                caveat = NO_STAGE
             yield Claim(1, f"{mine} : {other}", label, ours, _sure(theirs), write, caveat)
 
 
@@ -185,7 +194,10 @@ def _suites(runs: Sequence[Results]) -> Iterator[Claim]:
     yield from (_scored(runs, 3, row) for row in scores)
     theirs = tuple(_value(paper.TABLES[3].rows_of(name), "speedup") for name in ("tandem_distil", "otter"))
     ours = next((pair for results in runs if (pair := _latencies(results)) is not None), None)
-    yield Claim(3, "tandem_distil : otter", "speedup alone", ours, _sure(theirs), ratio)
+    measured = [results for results in runs if rows_of(results, "standalone")]
+    alone = measured and not any(row.get("role") == "middle" for r in measured for row in rows_of(r, "models"))
+    caveat = NO_MIDDLE if alone else ""
+    yield Claim(3, "tandem_distil : otter", "speedup alone", ours, _sure(theirs), ratio, caveat)
 
 
 def _tasks(runs: Sequence[Results]) -> Iterator[Claim]:
@@ -225,6 +237,8 @@ def _scored(runs: Sequence[Results], number: int, theirs: Row) -> Claim:
             apart = abs(mine[0] - other[0]) > math.hypot(mine[1] or 0, other[1] or 0)
             caveat = ", ".join(([LAYERS] if _is_layers(results) else []) + ([] if apart else [CLOSE]))
             break
+    else:
+        caveat = LEFT_OUT if any(paper_scores(results) for results in runs) else ""
     pair = (theirs["score"], beside["score"])
     return Claim(number, "tandem_distil : gecko", f"{task}, %", ours, pair, percent, caveat)
 

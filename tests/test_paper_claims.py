@@ -92,6 +92,38 @@ def test_layers_cut_out_of_a_primary_are_said_to_be_no_model():
     assert any(note.startswith("Layers: the secondary alone is layers of its primary") for note in table.notes)
 
 
+def test_what_is_written_with_the_same_digits_is_even():
+    """A speed of two prompts is not known to a thousandth."""
+    control = {"name": "small_distil", "samples": 1, "speedup_decode": 0.8712}
+    for ahead, direction in ((0.8741, EVEN), (0.8791, SAME)):
+        rows = [control, {"name": "tandem_distil", "samples": 1, "speedup_decode": ahead}]
+        claim = next(c for c in claims([{"models": MODELS, "speed": rows}]) if (c.table, c.what[:6]) == (8, "Reddit"))
+        assert claim.row()["direction"] == direction
+
+
+def test_why_a_number_is_missing_is_said():
+    """The last stage is found without the first; a pair may have no middle model; questions may not be at hand."""
+    pair = [model for model in MODELS if model["role"] != "middle"]
+    agreement = [
+        {"name": "tandem_distil", "cross_entropy": 3.0, "gamma": 2},
+        {"name": "small_distil", "cross_entropy": 3.1},
+    ]
+    standalone = [{"name": "tandem_distil", "gamma": 3, "speedup_end_to_end": 2.0}]
+    about = {"suite": "superglue", "task": "boolq_v1", "primary_metric": True, "metric": "accuracy", "n": 10}
+    scores = [{"name": "small", "score": 50.0, "low": 40.0, "high": 60.0, **about}]
+    table = claims_table([{"models": pair, "agreement": agreement, "standalone": standalone, "downstream": scores}])
+    assert table is not None
+    said = {(row["models"], row.get("what")): row.get("caveat", "") for row in table.rows}
+    assert said["tandem_ce : gecko", "cross entropy"] == "no stage"
+    assert said["tandem_distil : gecko_distil", "cross entropy"] == ""
+    assert said["tandem_distil : otter", "speedup alone"] == "no otter"
+    assert said["tandem_distil : gecko", "record, %"] == "left out"
+    for word in ("No stage: the first stage", "No otter: the pair has", "Left out: not among the tasks"):
+        assert any(note.startswith(word) for note in table.notes), word
+    bare = {claim.what: claim.caveat for claim in claims([{"models": MODELS, "agreement": []}])}
+    assert set(bare.values()) == {""}
+
+
 def test_runs_of_the_models_are_compared_with_the_fastest_block_length():
     def row(stop, gamma, **measured):
         return {"name": "tandem_distil", "stop": stop, "gamma": gamma, **measured}

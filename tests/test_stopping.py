@@ -407,10 +407,24 @@ def test_tuning_and_the_comparison_of_rules(pair):
         assert 16 / row["tokens_per_primary_run"] >= np.ceil(16 / (row["gamma"] + 1))
         cost = row["cost_ratio"] * row["drafts_per_primary_run"] + row["verify_cost"]
         assert row["speedup_predicted"] == pytest.approx(row["tokens_per_primary_run"] / cost)
+    said = []
     tables = stopping_tables(
-        "self", pair, tuned, list(StopRule), 0.5, PROMPTS[:3], decode, 1, categories=("text", "code", "text")
+        "self",
+        pair,
+        tuned,
+        list(StopRule),
+        0.5,
+        PROMPTS[:3],
+        decode,
+        1,
+        lambda done, total: said.append((done, total)),
+        categories=("text", "code", "text"),
     )
     rows = tables["stopping"]
+    # Each rule by passes of one width comes first, and counts.
+    assert [done for done, _ in said[: len(rows)]] == [*range(1, len(rows) + 1)]
+    assert sorted(said) == said
+    assert {total for _, total in said} == {said[-1][0]}
     assert {row["stop"] for row in rows} == set(StopRule)
     for row in rows:
         assert (row["identical_to_primary"], row["primary"]) == (1.0, "bison")

@@ -167,6 +167,9 @@ def stopping_tables(
     methods = {plain[width]: pair.plain(decode, width) for width in widths}
     sizes = (decode.max_new_tokens, decode.num_samples, decode.batch_size, seed)
     of_one_width = {}
+    # In turns of one method at all prompts: those of one width, the warm-up of all, their repeats.
+    before, turns = len(chosen) * law.greedy, len(chosen) + len(widths)
+    total = before + (1 + repeats) * turns
     for rule in chosen:
         method = pair.method(decode, *rule.asked)
         if rule.stop is StopRule.oracle:
@@ -177,12 +180,13 @@ def stopping_tables(
             one_width = pair.method(decode, *rule.asked, width=rule.gamma + 1)
             one_width = replace(one_width, reference=method.reference)
             of_one_width[rule.name] = run_prompts(one_width, prompts, *sizes).responses
+            progress(len(of_one_width), total)
     outcomes = compare(
         methods,
         prompts,
         decode.max_new_tokens,
         repeats,
-        progress,
+        lambda done, of: progress(before + turns + round(repeats * turns * done / of), total),
         decode.num_samples,
         decode.batch_size,
         seed,
