@@ -57,7 +57,7 @@ def answer(lm: HFLM, task: Any, example: dict[str, Any]) -> tuple[list[Instance]
     return requests, {
         "id": example["id"],
         "same_question": task.doc_to_text(doc) == example["question"],
-        "same_options": [r.args[1] for r in requests if r.request_type == "loglikelihood"] == example["options"],
+        "options": [r.args[1] for r in requests if r.request_type == "loglikelihood"],
     }
 
 
