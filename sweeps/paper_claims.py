@@ -195,8 +195,10 @@ def _suites(runs: Sequence[Results]) -> Iterator[Claim]:
     theirs = tuple(_value(paper.TABLES[3].rows_of(name), "speedup") for name in ("tandem_distil", "otter"))
     ours = next((pair for results in runs if (pair := _latencies(results)) is not None), None)
     measured = [results for results in runs if rows_of(results, "standalone")]
-    alone = measured and not any(row.get("role") == "middle" for r in measured for row in rows_of(r, "models"))
-    caveat = NO_MIDDLE if alone else ""
+    no_middle = bool(measured) and not any(
+        row.get("role") == "middle" for r in measured for row in rows_of(r, "models")
+    )
+    caveat = NO_MIDDLE if no_middle else ""
     yield Claim(3, "tandem_distil : otter", "speedup alone", ours, _sure(theirs), ratio, caveat)
 
 
