@@ -194,11 +194,8 @@ def _suites(runs: Sequence[Results]) -> Iterator[Claim]:
     yield from (_scored(runs, 3, row) for row in scores)
     theirs = tuple(_value(paper.TABLES[3].rows_of(name), "speedup") for name in ("tandem_distil", "otter"))
     ours = next((pair for results in runs if (pair := _latencies(results)) is not None), None)
-    measured = [results for results in runs if rows_of(results, "standalone")]
-    no_middle = bool(measured) and not any(
-        row.get("role") == "middle" for r in measured for row in rows_of(r, "models")
-    )
-    caveat = NO_MIDDLE if no_middle else ""
+    roles = {row.get("role") for r in runs if rows_of(r, "standalone") for row in rows_of(r, "models")}
+    caveat = NO_MIDDLE if roles and "middle" not in roles else ""
     yield Claim(3, "tandem_distil : otter", "speedup alone", ours, _sure(theirs), ratio, caveat)
 
 
